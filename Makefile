@@ -1,0 +1,63 @@
+# `make run` on a fresh machine does everything; `make help` lists the rest.
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+READY := $(VENV)/.ready
+
+# mlflow runs the project by whatever `python` comes first on the path.
+export PATH := $(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(VENV)
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+PORT ?= 5000
+
+.PHONY: help setup run ui test lint format typecheck run-uv bench lock clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## the virtual environment with the pinned packages, in .venv
+
+# Compiled once here, because without it every start of torch and mlflow compiles them again
+# where PYTHONDONTWRITEBYTECODE is set.
+$(READY): requirements.lock requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "initflow needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements-dev.lock)
+	uv pip install --quiet --compile-bytecode -r requirements.lock -r requirements-dev.lock
+	uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+run: $(READY) ## one network under He initialization, on scikit-learn's digits
+	mlflow run . --env-manager local --experiment-name initflow -P init=he -P dataset=digits
+	@echo "The run is in MLflow: make ui serves its page."
+
+ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1
+	@echo "MLflow's page: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri $(MLFLOW_TRACKING_URI) --default-artifact-root $(CURDIR)/mlruns
+
+test: $(READY) ## the whole test suite
+	python -m pytest
+
+lint: $(READY) ## the linter
+	ruff check .
+
+format: $(READY) ## is everything formatted? (ruff format . does it)
+	ruff format --check --diff .
+
+typecheck: $(READY) ## the type checker
+	mypy
+
+run-uv: $(READY) ## one real run in the environment that MLflow builds from conda.yaml
+	mlflow run . --env-manager uv --experiment-name initflow -P init=he -P dataset=digits
+
+bench: $(READY) ## speed against the usual way, both sides in one run
+	python -m bench
+
+# The CUDA libraries are left out: torch pins its own, and its CPU build needs none of them.
+COMPILE := uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate
+lock: $(READY) ## pin the newest packages that pyproject.toml allows
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	sed -i -E '/^(cuda-|nvidia-|triton=)/d' requirements.lock
+	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove the environment and the tools' caches, keep the runs
+	rm -rf $(VENV) .mlflow-envs .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info

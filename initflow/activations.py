@@ -1,0 +1,105 @@
+"""The activations: one value each, for the network, its backward pass, theory and measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+
+LEAKY_RELU_SLOPE = 0.01
+# Klambauer et al. 2017, "Self-Normalizing Neural Networks", to double precision.
+SELU_ALPHA = 1.6732632423543772848170429916717
+SELU_SCALE = 1.0507009873554804934193349852946
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function φ and its derivative.
+
+    ``function(x)`` gives φ(x). ``forward(x, y)`` writes φ(x) into ``y``, and
+    ``backward(grad, x, y, out)`` writes ``grad`` · φ′(x) into ``out``, given ``y`` = φ(x).
+    Both are the kernels that autograd itself runs, so that a backward pass written out
+    with them has autograd's bits.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor, Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """φ′(x), elementwise; at a kink the value that autograd uses."""
+        return self.backward(torch.ones_like(x), x, self.function(x), torch.empty_like(x))
+
+
+def _elu(name: str, alpha: float, scale: float) -> Activation:
+    return Activation(
+        name,
+        lambda x: _aten.elu(x, alpha, scale),
+        lambda x, y: _aten.elu.out(x, alpha, scale, out=y),
+        lambda grad, x, y, out: _aten.elu_backward.grad_input(
+            grad, alpha, scale, 1, False, x, grad_input=out
+        ),
+    )
+
+
+_ALL = (
+    Activation(
+        "sigmoid",
+        torch.sigmoid,
+        lambda x, y: torch.sigmoid(x, out=y),
+        lambda grad, x, y, out: _aten.sigmoid_backward.grad_input(grad, y, grad_input=out),
+    ),
+    Activation(
+        "tanh",
+        torch.tanh,
+        lambda x, y: torch.tanh(x, out=y),
+        lambda grad, x, y, out: _aten.tanh_backward.grad_input(grad, y, grad_input=out),
+    ),
+    Activation(
+        "relu",
+        torch.relu,
+        lambda x, y: torch.clamp_min(x, 0, out=y),
+        lambda grad, x, y, out: _aten.threshold_backward.grad_input(grad, y, 0, grad_input=out),
+    ),
+    Activation(
+        "leaky_relu",
+        lambda x: _aten.leaky_relu(x, LEAKY_RELU_SLOPE),
+        lambda x, y: _aten.leaky_relu.out(x, LEAKY_RELU_SLOPE, out=y),
+        lambda grad, x, y, out: _aten.leaky_relu_backward.grad_input(
+            grad, x, LEAKY_RELU_SLOPE, False, grad_input=out
+        ),
+    ),
+    Activation(
+        "gelu",
+        torch.nn.functional.gelu,
+        lambda x, y: _aten.gelu.out(x, out=y),
+        lambda grad, x, y, out: _aten.gelu_backward.grad_input(grad, x, grad_input=out),
+    ),
+    Activation(
+        "silu",
+        torch.nn.functional.silu,
+        lambda x, y: _aten.silu.out(x, out=y),
+        lambda grad, x, y, out: _aten.silu_backward.grad_input(grad, x, grad_input=out),
+    ),
+    _elu("selu", SELU_ALPHA, SELU_SCALE),
+    _elu("elu", 1.0, 1.0),
+    Activation(
+        "softplus",
+        torch.nn.functional.softplus,
+        lambda x, y: _aten.softplus.out(x, out=y),
+        lambda grad, x, y, out: _aten.softplus_backward.grad_input(grad, x, 1, 20, grad_input=out),
+    ),
+    Activation(
+        "linear",
+        lambda x: x,
+        lambda x, y: y.copy_(x),
+        lambda grad, x, y, out: out.copy_(grad),
+    ),
+)
+
+ACTIVATIONS = {activation.name: activation for activation in _ALL}

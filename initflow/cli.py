@@ -1,0 +1,148 @@
+"""The ``initflow`` command: the only module that prints or exits.
+
+What is heavy (torch, mlflow, matplotlib) is imported by a command when it runs, so that
+``--help`` and a wrong argument answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from initflow import __version__
+from initflow.config import TrainConfig
+from initflow.errors import InitflowError
+
+INTERRUPTED = 130
+
+
+def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().meta["debug"] = True
+
+
+_debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_remember_debug,
+    help="Show the traceback of an error.",
+)
+
+
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each setting of :class:`TrainConfig`, which reads and checks its text."""
+    for setting in reversed(fields(TrainConfig)):
+        kind = setting.metadata["kind"]
+        command = click.option(
+            f"--{setting.name.replace('_', '-')}",
+            setting.name,
+            metavar=kind.metavar,
+            default=kind.format(setting.default),
+            show_default=True,
+            help=setting.metadata["meaning"][0].upper() + setting.metadata["meaning"][1:] + ".",
+        )(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="initflow", message="%(prog)s %(version)s")
+@_debug
+def cli() -> None:
+    """How a network's weights start: train, measure and compare initializations.
+
+    \b
+    Example:
+      initflow train --init he --dataset digits
+    """
+
+
+@cli.command()
+@_training_options
+@click.option(
+    "--experiment",
+    metavar="NAME",
+    help="MLflow experiment.  [default: MLFLOW_EXPERIMENT_NAME or _ID, else initflow]",
+)
+@_debug
+def train(experiment: str | None, **settings: str) -> None:
+    """Train one network under one scheme, as one MLflow run.
+
+    \b
+    Examples:
+      initflow train --init he
+      initflow train --init normal:std=0.05 --activation tanh --hidden 300,100
+    """
+    config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("loading PyTorch and MLflow", total=None)
+        from initflow import experiment as experiments
+        from initflow import report
+
+        _quieten_libraries()
+        result = experiments.train_one(
+            config,
+            experiment=experiment,
+            progress=lambda what, done, of: bar.update(
+                task, description=what, completed=done, total=of
+            ),
+        )
+    console.print(report.closing_table(result))
+    console.print(experiments.outcome_sentence(result), highlight=False)
+    console.print(f"Next, hold it against: {report.next_command(config)}", highlight=False, soft_wrap=True)
+
+
+def _quieten_libraries() -> None:
+    """MLflow tells of every step of making its database, and of each model's requirements."""
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; a user's mistake ends it with one line and no traceback."""
+    signal.signal(signal.SIGTERM, _terminated)  # so that an open run is closed on the way out
+    meta: dict[str, Any] = {}
+    try:
+        with cli.make_context("initflow", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            meta = context.meta
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
+    except InitflowError as error:
+        if meta.get("debug"):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as interruption:
+        notes = getattr(interruption, "__notes__", [])
+        click.echo("; ".join(["Interrupted", *notes]), err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(0)

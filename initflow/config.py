@@ -1,0 +1,229 @@
+"""The settings of a training run: their names, defaults, meaning and valid values.
+
+:class:`TrainConfig` is the only home of the defaults. Every value may be given as
+text, as the command line and MLflow give it, or as the Python value itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from initflow.errors import SettingError, unknown
+
+ACTIVATIONS = (
+    "sigmoid",
+    "tanh",
+    "relu",
+    "leaky_relu",
+    "gelu",
+    "silu",
+    "selu",
+    "elu",
+    "softplus",
+    "linear",
+)
+DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
+BIAS_INITS = ("pytorch", "zeros")
+NORMALIZATIONS = ("unit", "half", "standard")
+
+MAX_LAYERS = 1_000
+MAX_WIDTH = 65_536
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting takes: how to read them, write them, and describe them."""
+
+    metavar: str
+    expected: str
+    parse: Callable[[object], Any]  # raises ValueError or TypeError for anything unexpected
+    format: Callable[[Any], str] = str
+
+
+def _number(expected: str, is_valid: Callable[[float], bool]) -> Kind:
+    def parse(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise TypeError
+        number = float(value)
+        if not (math.isfinite(number) and is_valid(number)):
+            raise ValueError
+        return number
+
+    return Kind("NUMBER", expected, parse)
+
+
+def _integer(minimum: int, maximum: int | None = None) -> Kind:
+    top = "" if maximum is None else f" and at most {maximum}"
+
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise TypeError
+        number = int(value)
+        if number < minimum or (maximum is not None and number > maximum):
+            raise ValueError
+        return number
+
+    return Kind("INTEGER", f"a whole number, at least {minimum}{top}", parse)
+
+
+def _choice(valid: tuple[str, ...]) -> Kind:
+    def parse(value: object) -> str:
+        if value not in valid:
+            raise ValueError
+        return str(value)
+
+    return Kind(f"[{'|'.join(valid)}]", f"one of {', '.join(valid)}", parse)
+
+
+def _or_word(word: str, kind: Kind) -> Kind:
+    """``kind``, or ``word``, which stands for None."""
+
+    def parse(value: object) -> object:
+        return None if value is None or value == word else kind.parse(value)
+
+    def write(value: object) -> str:
+        return word if value is None else kind.format(value)
+
+    return Kind(f"{word}|{kind.metavar}", f"'{word}' or {kind.expected}", parse, write)
+
+
+def _parse_boolean(value: object) -> bool:
+    return {"true": True, "false": False}[str(value).lower()]
+
+
+def _parse_text(value: object) -> str:
+    text = str(value).strip()
+    if not text:
+        raise ValueError
+    return text
+
+
+def _parse_path(value: object) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise TypeError
+    return Path(value).expanduser()
+
+
+def _parse_device(value: object) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(value)):
+        raise ValueError
+    return str(value)
+
+
+def parse_widths(value: object) -> tuple[int, ...]:
+    """Hidden widths from ``100``, ``300,100``, ``100x20`` (20 layers of 100) or ``none``."""
+    if isinstance(value, str) and value.strip() == "none":
+        return ()
+    if isinstance(value, (list, tuple)):
+        widths = [_integer(1).parse(width) for width in value]
+    else:
+        widths = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"\s*(\d{1,6})(?:x(\d{1,6}))?\s*", part)
+            if not match:
+                raise ValueError
+            width, count = int(match[1]), int(match[2] or 1)
+            if count < 1 or len(widths) + count > MAX_LAYERS:
+                raise ValueError
+            widths += [width] * count
+    if len(widths) > MAX_LAYERS or any(not 1 <= width <= MAX_WIDTH for width in widths):
+        raise ValueError
+    return tuple(widths)
+
+
+def format_widths(widths: tuple[int, ...]) -> str:
+    """The text that :func:`parse_widths` reads back: ``300,100x3``."""
+    runs = ((width, len(list(run))) for width, run in groupby(widths))
+    return ",".join(f"{width}x{n}" if n > 1 else f"{width}" for width, n in runs) or "none"
+
+
+_BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
+_TEXT = Kind("TEXT", "a name", _parse_text)
+_FOLDER = Kind("FOLDER", "a folder", _parse_path)
+_DEVICE = Kind("auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", _parse_device)
+_WIDTHS = Kind(
+    "WIDTHS",
+    "widths such as 100, 300,100 or 100x20 (20 layers of 100), or none"
+    f" (at most {MAX_LAYERS} layers of at most {MAX_WIDTH})",
+    parse_widths,
+    format_widths,
+)
+_RATE = _number("a number above 0", lambda x: x > 0)
+_DECAY = _number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
+_MOMENTUM = _number("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+
+
+def _setting(default: object, kind: Kind, meaning: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of one training run; invalid ones raise :class:`SettingError`.
+
+    ``init`` is only known to be text here: which schemes there are is for
+    :mod:`initflow.initializers` to say.
+    """
+
+    init: str = _setting("he", _TEXT, "initialization scheme, with arguments after a colon")
+    activation: str = _setting("relu", _choice(ACTIVATIONS), "activation of every hidden layer")
+    dataset: str = _setting("mnist", _choice(DATASETS), "images to learn")
+    data_dir: Path | None = _setting(
+        None,
+        _or_word("none", _FOLDER),
+        "data folder (none: INITFLOW_DATA_DIR, else the user's cache)",
+    )
+    hidden: tuple[int, ...] = _setting(
+        (100,), _WIDTHS, "hidden widths: 100, 300,100, 100x20 for 20 layers of 100, or none"
+    )
+    epochs: int = _setting(5, _integer(1), "passes over the training images")
+    batch_size: int = _setting(100, _integer(1), "images per update")
+    lr: float = _setting(0.1, _RATE, "learning rate of the first epoch")
+    gamma: float = _setting(0.96, _DECAY, "factor on the learning rate after each epoch")
+    momentum: float = _setting(0.9, _MOMENTUM, "momentum of SGD (0: plain SGD)")
+    nesterov: bool = _setting(True, _BOOLEAN, "Nesterov's form of the momentum")
+    bias_init: str = _setting(
+        "pytorch", _choice(BIAS_INITS), "biases: U(±1/√fan_in) as in PyTorch, or zeros"
+    )
+    normalize: str = _setting(
+        "unit",
+        _choice(NORMALIZATIONS),
+        "pixels: unit = [0, 1], half = [-1, 1], standard = mean 0 and std 1 over the data set",
+    )
+    validation: int = _setting(0, _integer(0), "training images held out for validation")
+    eval_every: int = _setting(500, _integer(1), "iterations between evaluations")
+    seed: int = _setting(0, _integer(0, 2**63 - 1), "seed of the weights and the batch order")
+    device: str = _setting("auto", _DEVICE, "where to train (auto: CUDA when there is one)")
+    threads: int | None = _setting(
+        None, _or_word("auto", _integer(1, 1024)), "CPU threads (auto: as many as PyTorch takes)"
+    )
+    log_model: bool = _setting(True, _BOOLEAN, "log the trained model")
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            kind: Kind = setting.metadata["kind"]
+            value = getattr(self, setting.name)
+            try:
+                parsed = kind.parse(value)
+            except (ValueError, TypeError, KeyError):
+                raise _invalid(setting.name, kind, value) from None
+            object.__setattr__(self, setting.name, parsed)
+
+    def as_text(self) -> dict[str, str]:
+        """Every setting by name, as the text that gives it back."""
+        return {
+            setting.name: setting.metadata["kind"].format(getattr(self, setting.name))
+            for setting in fields(self)
+        }
+
+
+def _invalid(name: str, kind: Kind, value: object) -> SettingError:
+    if kind.expected.startswith("one of "):
+        return unknown(name, value, kind.metavar.strip("[]").split("|"))
+    return SettingError(f"{name} must be {kind.expected}, not '{value}'")

@@ -1,0 +1,34 @@
+"""The errors a user can meet; each message is one line that names what was wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InitflowError(Exception):
+    """The root of all errors of this package; raised only through its leaves."""
+
+    exit_code = 1
+
+
+class SettingError(InitflowError):
+    """An argument is wrong: an unknown name, a value out of range, an odd combination."""
+
+    exit_code = 2
+
+
+class DataError(InitflowError):
+    """A data set is missing, damaged, or not what it says it is."""
+
+
+class TrackingError(InitflowError):
+    """MLflow could not be reached or refused what was to be logged."""
+
+
+def unknown(what: str, value: object, valid: Iterable[str]) -> SettingError:
+    """The error for a ``value`` that is none of the ``valid`` names of a ``what``."""
+    valid = list(valid)
+    close = difflib.get_close_matches(str(value), valid, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    return SettingError(f"{what} must be one of {', '.join(valid) or '(none)'}, not '{value}'{hint}")

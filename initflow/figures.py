@@ -1,0 +1,101 @@
+"""The figures of a run: plain values in, a matplotlib figure out, nothing shown or saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+History = Mapping[str, Sequence[tuple[int, float]]]
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; one colour a meaning.
+COLORS = {
+    "train": "#7f7f7f",
+    "validation": "#E69F00",
+    "test": "#0072B2",
+    "before": "#0072B2",
+    "after": "#D55E00",
+}
+MAX_HISTOGRAMS = 8
+DPI = 150
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def learning_curves(history: History, title: str) -> Figure:
+    """Accuracy and loss over iterations; ``history`` maps metric keys to (step, value) pairs."""
+    figure = _figure(9, 3.8, title)
+    accuracy, loss = figure.subplots(1, 2)
+    for key, points in history.items():
+        quantity, _, split = key.partition("/")
+        if quantity not in ("accuracy", "loss") or not points:
+            continue
+        axes = accuracy if quantity == "accuracy" else loss
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, "o-", color=COLORS[split], label=split, markersize=4)
+    accuracy.set(xlabel="iteration", ylabel="accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    loss.set(xlabel="iteration", ylabel="cross-entropy (nats)")
+    if any(value > 0 for key, points in history.items() if "loss" in key for _, value in points):
+        loss.set_yscale("log")
+    for axes in (accuracy, loss):
+        _tidy(axes)
+        if axes.lines:
+            axes.legend(frameon=False)
+    return figure
+
+
+def weight_histograms(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], title: str
+) -> Figure:
+    """Each layer's weights before and after training; of a deep network, evenly chosen layers."""
+    names = [name for name in before if name.endswith(".weight")]
+    chosen = names
+    if len(names) > MAX_HISTOGRAMS:
+        at = np.linspace(0, len(names) - 1, MAX_HISTOGRAMS).round().astype(int)
+        chosen = [names[i] for i in at]
+        title += f" ({len(chosen)} of {len(names)} layers)"
+    columns = min(len(chosen), 4)
+    rows = -(-len(chosen) // columns)
+    figure = _figure(max(9, 3 * columns), 0.6 + 3.2 * rows, title)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, name in zip(grid, chosen, strict=False):
+        drawn = {
+            "before": before[name].flatten().double().numpy(),
+            "after": after[name].flatten().double().numpy(),
+        }
+        drawn = {when: values[np.isfinite(values)] for when, values in drawn.items()}
+        bins = np.histogram_bin_edges(np.concatenate(list(drawn.values())), bins=60)
+        for when, values in drawn.items():
+            share = np.full(len(values), 1 / max(len(values), 1))
+            style = {"histtype": "stepfilled", "alpha": 0.35} if when == "before" else {}
+            axes.hist(
+                values,
+                bins,
+                weights=share,
+                color=COLORS[when],
+                label=f"{when}: std {values.std():.3g}",
+                **{"histtype": "step", "linewidth": 1.5, **style},
+            )
+        axes.set(title=name.removesuffix(".weight"), xlabel="weight", yscale="log")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _tidy(axes)
+        axes.legend(frameon=False, fontsize=8, loc="lower center")
+    for axes in grid[len(chosen) :]:
+        axes.set_visible(False)
+    for axes in grid[::columns]:
+        axes.set_ylabel("share of the weights")
+    return figure

@@ -1,0 +1,160 @@
+"""MLflow: the only module that imports it. A run is opened, written to, and always closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import mlflow.data.meta_dataset
+import mlflow.pytorch
+import numpy as np
+import torch
+from filelock import FileLock
+from matplotlib.figure import Figure
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from initflow.data import Splits
+from initflow.errors import SettingError, TrackingError
+
+EXPERIMENT = "initflow"
+DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
+STORE_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open MLflow run; every call is one request, or one batch of them."""
+
+    id: str
+    experiment_id: str
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        mlflow.log_metrics(dict(values), step=step)
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        mlflow.set_tags(dict(tags))
+
+    def describe(self, text: str) -> None:
+        """Set the description, Markdown, that MLflow's page shows above all else."""
+        mlflow.set_tag("mlflow.note.content", text)
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        mlflow.log_figure(figure, f"{name}.png", save_kwargs={"dpi": figure.dpi})
+
+    def log_data(self, splits: Splits) -> None:
+        """The data set as MLflow dataset inputs, each split with its shape, by a real digest."""
+        source = CodeDatasetSource(tags={"source": splits.source})
+        for context in ("train", "validation", "test"):
+            split = getattr(splits, context)
+            if split is None:
+                continue
+            schema = Schema(
+                [
+                    TensorSpec(np.dtype(np.float32), tuple(split.images.shape), "images"),
+                    TensorSpec(np.dtype(np.int64), tuple(split.labels.shape), "labels"),
+                ]
+            )
+            dataset = mlflow.data.meta_dataset.MetaDataset(
+                source, name=splits.name, digest=splits.digest[:DIGEST_LENGTH], schema=schema
+            )
+            mlflow.log_input(dataset, context="training" if context == "train" else context)
+
+    def log_model(self, module: torch.nn.Module, pixels: int) -> None:
+        """``module`` as an MLflow model: (n, pixels) float32 in, (n, classes) logits out.
+
+        The requirements are stated, because guessing them takes MLflow 12 to 17 s.
+        """
+        example = np.zeros((2, pixels), dtype=np.float32)  # a batch of 1 would fix the size at 1
+        with torch.no_grad():
+            classes = module(torch.from_numpy(example)).shape[1]
+        tensor = np.dtype(np.float32)
+        mlflow.pytorch.log_model(
+            module,
+            name="model",
+            input_example=example,
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(tensor, (-1, pixels))]),
+                outputs=Schema([TensorSpec(tensor, (-1, classes))]),
+            ),
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in ("mlflow", "torch")],
+        )
+
+
+@contextlib.contextmanager
+def start(
+    *,
+    name: str,
+    description: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, object],
+    experiment: str | None = None,
+) -> Iterator[Run]:
+    """Open a run, and close it as FINISHED, FAILED or, when interrupted, KILLED.
+
+    Inside ``mlflow run`` it is the run that MLflow made, whose parameters are left as they
+    are. Elsewhere it is a new one, in ``experiment`` or else in the one that MLflow's own
+    environment variables name or else in ``initflow``. What MLflow refuses is raised as
+    :class:`TrackingError`.
+    """
+    resumed = os.environ.get("MLFLOW_RUN_ID")
+    if resumed and experiment:
+        raise SettingError(
+            f"experiment '{experiment}' cannot be chosen inside mlflow run, which has made the run "
+            "already; give mlflow run --experiment-name instead"
+        )
+    try:
+        if resumed:
+            active = mlflow.start_run()
+        else:
+            _choose_experiment(experiment)
+            active = mlflow.start_run(run_name=name)
+        try:
+            there = active.data.params
+            mlflow.log_params({key: value for key, value in params.items() if key not in there})
+            mlflow.set_tags({**tags, "mlflow.note.content": description})
+            yield Run(active.info.run_id, active.info.experiment_id)
+        except (KeyboardInterrupt, SystemExit) as interruption:
+            mlflow.end_run("KILLED")
+            interruption.add_note(f"what was measured so far is in run {active.info.run_id}")
+            raise
+        except BaseException:
+            mlflow.end_run("FAILED")
+            raise
+        mlflow.end_run("FINISHED")
+    except MlflowException as error:
+        reason = " ".join(str(error).split())
+        raise TrackingError(f"MLflow at '{mlflow.get_tracking_uri()}' refused: {reason}") from error
+
+
+def _choose_experiment(experiment: str | None) -> None:
+    """Select the experiment, making it, and an SQLite store, first if they are not there.
+
+    MLflow creates both without a lock: several processes that start at once on an empty
+    store would fail.
+    """
+    uri = mlflow.get_tracking_uri()
+    lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if uri.startswith("sqlite:///"):
+        store = Path(uri.removeprefix("sqlite:///"))
+        if not store.parent.is_dir():
+            raise TrackingError(f"MLflow's store '{uri}' cannot be made: no folder '{store.parent}'")
+        lock = FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
+    with lock:
+        named = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
+        if experiment or not named:
+            mlflow.set_experiment(experiment or EXPERIMENT)
+        else:
+            mlflow.search_experiments(max_results=1)
+
+
+def _public_version(distribution: str) -> str:
+    """The version without a local part (``+cpu``), which no package index holds."""
+    return version(distribution).partition("+")[0]
