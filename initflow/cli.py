@@ -7,6 +7,7 @@ What is heavy (torch, mlflow, matplotlib) is imported by a command when it runs,
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(__version__, prog_name="initflow", message="%(prog)s %(version)s")
 @_debug
 def cli() -> None:
-    """How a network's weights start: train, measure and compare initializations.
+    r"""How a network's weights start: train, measure and compare initializations.
 
     \b
     Example:
@@ -74,7 +75,7 @@ def cli() -> None:
 )
 @_debug
 def train(experiment: str | None, **settings: str) -> None:
-    """Train one network under one scheme, as one MLflow run.
+    r"""Train one network under one scheme, as one MLflow run.
 
     \b
     Examples:
@@ -110,7 +111,8 @@ def train(experiment: str | None, **settings: str) -> None:
         )
     console.print(report.closing_table(result))
     console.print(experiments.outcome_sentence(result), highlight=False)
-    console.print(f"Next, hold it against: {report.next_command(config)}", highlight=False, soft_wrap=True)
+    following = report.next_command(config, by_mlflow="MLFLOW_RUN_ID" in os.environ)
+    console.print(f"Next, hold it against: {following}", highlight=False, soft_wrap=True)
 
 
 def _quieten_libraries() -> None:
@@ -119,7 +121,7 @@ def _quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+def _terminated(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
@@ -128,7 +130,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)  # so that an open run is closed on the way out
     meta: dict[str, Any] = {}
     try:
-        with cli.make_context("initflow", list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with cli.make_context(
+            "initflow", list(sys.argv[1:] if arguments is None else arguments)
+        ) as context:
             meta = context.meta
             cli.invoke(context)
     except click.exceptions.Exit as done:

@@ -88,8 +88,11 @@ class Splits:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """A data set as it comes: ``tensors`` holds ``{train,test}_{images,labels}``, all uint8,
-    images as (n, pixels) with values from 0 to ``white``."""
+    """A data set as it comes.
+
+    ``tensors`` holds ``{train,test}_{images,labels}``, all uint8, the images as (n, pixels)
+    with values from 0 to ``white``.
+    """
 
     tensors: dict[str, Tensor]
     white: int
@@ -287,8 +290,6 @@ def _parse(raw: Path) -> dict[str, Tensor]:
             raise _damaged(path, "truncated, or not an IDX file of the kind its name says") from (
                 error
             )
-        if not len(tensor):
-            raise _damaged(path, "empty")
         return tensor.flatten(start_dim=1) if tensor.ndim > 1 else tensor
 
     tensors = {}
@@ -320,7 +321,7 @@ def _content_digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy())
+        digest.update(tensors[name].numpy().data)
     return digest.hexdigest()
 
 

@@ -31,4 +31,6 @@ def unknown(what: str, value: object, valid: Iterable[str]) -> SettingError:
     valid = list(valid)
     close = difflib.get_close_matches(str(value), valid, n=1)
     hint = f" (did you mean '{close[0]}'?)" if close else ""
-    return SettingError(f"{what} must be one of {', '.join(valid) or '(none)'}, not '{value}'{hint}")
+    return SettingError(
+        f"{what} must be one of {', '.join(valid) or '(none)'}, not '{value}'{hint}"
+    )

@@ -50,7 +50,7 @@ def train_one(
     config: TrainConfig,
     *,
     experiment: str | None = None,
-    progress: Progress = lambda what, done, of: None,
+    progress: Progress = lambda *_: None,
 ) -> Result:
     """Train one network as ``config`` says, as one MLflow run, and log all that a run carries.
 
@@ -63,9 +63,7 @@ def train_one(
     progress("loading the data", 0, 1)
     splits = data.load(config)
     widths = (splits.pixels, *config.hidden, data.CLASSES)
-    initial = model.initialize(
-        widths, scheme, bias_init=config.bias_init, seed=config.seed
-    )
+    initial = model.initialize(widths, scheme, bias_init=config.bias_init, seed=config.seed)
     total = train.iterations(len(splits.train), config.batch_size, config.epochs)
     summary = _summary(config, scheme, widths, len(splits.train))
 
@@ -73,8 +71,7 @@ def train_one(
         run_context = track.start(
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
             description=summary,
-            params=config.as_text()
-            | {"resolved.device": device, "resolved.threads": str(threads)},
+            params=config.as_text() | {"resolved.device": device, "resolved.threads": str(threads)},
             tags={
                 "initflow.version": initflow.__version__,
                 "initflow.scheme": scheme.spec,
@@ -87,11 +84,16 @@ def train_one(
             run.log_data(splits)
             parameters = initial.copy_to(device)
             history, step, diverged_at, seconds = _train_and_measure(
-                run, config, parameters, splits.to(torch.device(device)), total, progress
+                run=run,
+                config=config,
+                parameters=parameters,
+                splits=splits.to(torch.device(device)),
+                total=total,
+                progress=progress,
             )
             progress("drawing and logging", 0, 1)
             trained = parameters.copy_to("cpu").state()
-            title = f"{scheme.spec}, {config.activation}, {format_widths(widths)}, {config.dataset}"
+            title = f"{scheme.spec}, {config.activation}, {_shape(widths)}, {config.dataset}"
             run.log_figure("learning_curves", figures.learning_curves(history, title))
             run.log_figure(
                 "weight_histograms", figures.weight_histograms(initial.state(), trained, title)
@@ -100,9 +102,7 @@ def train_one(
             if diverged_at is None:
                 run.set_tags({"initflow.outcome": "finished"})
                 if config.log_model:
-                    module = model.to_module(
-                        trained, activation, mean=splits.mean, std=splits.std
-                    )
+                    module = model.to_module(trained, activation, mean=splits.mean, std=splits.std)
                     run.log_model(module, splits.pixels)
             else:
                 run.set_tags(
@@ -123,6 +123,7 @@ def train_one(
 
 
 def _train_and_measure(
+    *,
     run: track.Run,
     config: TrainConfig,
     parameters: model.Parameters,
@@ -199,18 +200,20 @@ def _threads(asked: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _summary(
-    config: TrainConfig, scheme: Scheme, widths: tuple[int, ...], images: int
-) -> str:
+def _summary(config: TrainConfig, scheme: Scheme, widths: tuple[int, ...], images: int) -> str:
     """The settings as a sentence."""
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     return (
-        f"A {'-'.join(format_widths((width,)) for width in widths)} network with "
-        f"{config.activation}, initialized by **{scheme.spec}**, on {images:,} images of "
-        f"{config.dataset}: {config.epochs} epochs of batches of {config.batch_size}, SGD with "
-        f"lr {config.lr:g}, gamma {config.gamma:g}{momentum if config.momentum else ''}; "
-        f"seed {config.seed}."
+        f"A {_shape(widths)} network with {config.activation}, initialized by **{scheme.spec}**, "
+        f"on {images:,} images of {config.dataset}: {config.epochs} epochs of batches of "
+        f"{config.batch_size}, SGD with lr {config.lr:g}, gamma {config.gamma:g}"
+        f"{momentum if config.momentum else ''}; seed {config.seed}."
     )
+
+
+def _shape(widths: tuple[int, ...]) -> str:
+    """``784-100-10``; of deep networks ``784-100x20-10``."""
+    return format_widths(widths).replace(",", "-")
 
 
 def outcome_sentence(result: Result) -> str:

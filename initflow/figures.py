@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from torch import Tensor
+
+__all__ = ["Figure", "learning_curves", "weight_histograms"]
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -35,6 +37,16 @@ def _tidy(axes: Axes) -> None:
     axes.grid(alpha=0.25)
 
 
+def _log_scale(axes: Axes, unit: str = "", factor: float = 1.0) -> None:
+    """A logarithmic y axis that is labelled with plain numbers: 0.1, not 10⁻¹."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    digits = (1.0,) if high / low > 1_000 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=digits))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{factor * y:g}{unit}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def learning_curves(history: History, title: str) -> Figure:
     """Accuracy and loss over iterations; ``history`` maps metric keys to (step, value) pairs."""
     figure = _figure(9, 3.8, title)
@@ -45,12 +57,15 @@ def learning_curves(history: History, title: str) -> Figure:
             continue
         axes = accuracy if quantity == "accuracy" else loss
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, "o-", color=COLORS[split], label=split, markersize=4)
+        last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3g}"
+        axes.plot(
+            steps, values, "o-", color=COLORS[split], label=f"{split}, at last {last}", markersize=4
+        )
     accuracy.set(xlabel="iteration", ylabel="accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     loss.set(xlabel="iteration", ylabel="cross-entropy (nats)")
     if any(value > 0 for key, points in history.items() if "loss" in key for _, value in points):
-        loss.set_yscale("log")
+        _log_scale(loss)
     for axes in (accuracy, loss):
         _tidy(axes)
         if axes.lines:
@@ -90,10 +105,11 @@ def weight_histograms(
                 label=f"{when}: std {values.std():.3g}",
                 **{"histtype": "step", "linewidth": 1.5, **style},
             )
-        axes.set(title=name.removesuffix(".weight"), xlabel="weight", yscale="log")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set(title=name.removesuffix(".weight"), xlabel="weight")
+        _log_scale(axes, "%", 100)
+        axes.set_ylim(top=10 * axes.get_ylim()[1])  # room for the legend above the peak
         _tidy(axes)
-        axes.legend(frameon=False, fontsize=8, loc="lower center")
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
     for axes in grid[len(chosen) :]:
         axes.set_visible(False)
     for axes in grid[::columns]:

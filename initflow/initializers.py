@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from initflow.scheme import Scheme, resolve
+from initflow.scheme import Scheme, Value, ask, resolve
 
 Distribution = Literal["normal", "uniform", "truncated_normal"]
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
@@ -55,9 +55,10 @@ def _scaled(distribution: Distribution) -> Callable[[Callable[..., float]], Sche
             fan_in: int,
             fan_out: int,
             generator: torch.Generator,
-            **arguments: float | str,
+            **arguments: Value,
         ) -> None:
-            draw(weight, variance(fan_in, fan_out, **arguments), distribution, generator)
+            fans = {"fan_in": fan_in, "fan_out": fan_out}
+            draw(weight, ask(variance, fans, arguments), distribution, generator)
 
         return Scheme(variance.__name__, fill, variance, signature=variance)
 
@@ -83,7 +84,7 @@ def _at_least_zero(name: str, value: float) -> float:
     return value
 
 
-@_filled(lambda fan_in, fan_out: 0.0)
+@_filled(lambda: 0.0)
 def zero(weight: Tensor) -> None:
     """All weights 0: variance 0, nothing is drawn.
 
@@ -93,14 +94,14 @@ def zero(weight: Tensor) -> None:
     weight.zero_()
 
 
-@_filled(lambda fan_in, fan_out, value=0.1: 0.0)
+@_filled(lambda **_: 0.0)
 def constant(weight: Tensor, *, value: float = 0.1) -> None:
     """All weights equal ``value``: variance 0, nothing is drawn. Symmetric, as ``zero`` is."""
     weight.fill_(value)
 
 
 @_scaled("normal")
-def normal(fan_in: int, fan_out: int, *, std: float = 1.0) -> float:
+def normal(*, std: float = 1.0) -> float:
     """N(0, std²), not truncated: variance std², whatever the fans.
 
     With std 1 the variance of a unit's input grows with their number, fan_in.
@@ -109,7 +110,7 @@ def normal(fan_in: int, fan_out: int, *, std: float = 1.0) -> float:
 
 
 @_scaled("normal")
-def random(fan_in: int, fan_out: int, *, std: float = 0.01) -> float:
+def random(*, std: float = 0.01) -> float:
     """N(0, std²), not truncated: variance std², small by default (std 0.01).
 
     The small Gaussian of many courses (and of Krizhevsky et al. 2012); in deep networks
@@ -119,13 +120,13 @@ def random(fan_in: int, fan_out: int, *, std: float = 0.01) -> float:
 
 
 @_scaled("uniform")
-def uniform(fan_in: int, fan_out: int, *, bound: float = 1.0) -> float:
+def uniform(*, bound: float = 1.0) -> float:
     """U(−bound, bound): variance bound²/3, whatever the fans."""
     return _at_least_zero("bound", bound) ** 2 / 3
 
 
 @_scaled("truncated_normal")
-def truncated_normal(fan_in: int, fan_out: int, *, std: float = 1.0) -> float:
+def truncated_normal(*, std: float = 1.0) -> float:
     """N(0, std²) truncated at ±2·std: variance (0.87962566103423978·std)².
 
     ``std`` is that of the normal before it is cut, as in ``torch.nn.init.trunc_normal_``.
@@ -134,7 +135,7 @@ def truncated_normal(fan_in: int, fan_out: int, *, std: float = 1.0) -> float:
 
 
 @_scaled("normal")
-def lecun(fan_in: int, fan_out: int) -> float:
+def lecun(fan_in: int) -> float:
     """N(0, 1/fan_in), not truncated: variance 1/fan_in.
 
     Keeps the variance of a linear (or, near 0, tanh) layer. LeCun, Bottou, Orr and Müller
@@ -145,7 +146,7 @@ def lecun(fan_in: int, fan_out: int) -> float:
 
 
 @_scaled("uniform")
-def lecun_uniform(fan_in: int, fan_out: int) -> float:
+def lecun_uniform(fan_in: int) -> float:
     """U(±√(3/fan_in)): variance 1/fan_in, as ``lecun``. LeCun et al. 1998."""
     return 1 / fan_in
 
@@ -171,9 +172,7 @@ def xavier_uniform(fan_in: int, fan_out: int, *, gain: float = 1.0) -> float:
 
 
 @_scaled("normal")
-def he(
-    fan_in: int, fan_out: int, *, mode: Mode = "fan_in", negative_slope: float = 0.0
-) -> float:
+def he(fan_in: int, fan_out: int, *, mode: Mode = "fan_in", negative_slope: float = 0.0) -> float:
     """N(0, 2/((1 + a²)·fan)), not truncated: variance 2/((1 + a²)·fan).
 
     Keeps the second moment through ReLU layers (a = 0) and leaky ReLU of slope
@@ -193,7 +192,7 @@ def he_uniform(
 
 
 @_scaled("uniform")
-def pytorch(fan_in: int, fan_out: int) -> float:
+def pytorch(fan_in: int) -> float:
     """U(±1/√fan_in): variance 1/(3·fan_in), what ``torch.nn.Linear`` starts with.
 
     PyTorch writes it as ``kaiming_uniform_(a=√5)``. It is often called LeCun's, whose
@@ -203,14 +202,12 @@ def pytorch(fan_in: int, fan_out: int) -> float:
 
 
 @_filled(lambda fan_in, fan_out, gain=1.0: gain**2 / max(fan_in, fan_out))
-def orthogonal(
-    weight: Tensor, generator: torch.Generator, *, gain: float = 1.0
-) -> None:
+def orthogonal(weight: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
     """gain times a uniformly (Haar) drawn matrix of orthonormal rows or columns.
 
-    Variance gain²/max(fan_in, fan_out). A convolution's kernel is flattened into its
-    inputs. Saxe, McClelland and Ganguli 2013, "Exact solutions to the nonlinear dynamics of
-    learning in deep linear neural networks".
+    Variance gain²/max(fan_in, fan_out) in a fully connected layer; a convolution's kernel
+    is flattened into its inputs. Saxe, McClelland and Ganguli 2013, "Exact solutions to the
+    nonlinear dynamics of learning in deep linear neural networks".
     """
     matrix = weight.flatten(start_dim=1)
     rows, columns = matrix.shape
@@ -220,9 +217,7 @@ def orthogonal(
     weight.copy_((q if rows >= columns else q.T).reshape(weight.shape)).mul_(gain)
 
 
-def _sparse_variance(
-    fan_in: int, fan_out: int, nonzero: int = 15, std: float = 1.0
-) -> float:
+def _sparse_variance(fan_in: int, nonzero: int = 15, std: float = 1.0) -> float:
     return std**2 * min(nonzero, fan_in) / fan_in
 
 
@@ -288,5 +283,5 @@ BUILT_IN = {scheme.name: scheme for scheme in _ALL}
 
 
 def find(spec: str) -> Scheme:
-    """The scheme that ``spec`` names, with its arguments; :class:`SettingError` if there is none."""
+    """The scheme that ``spec`` names, with its arguments, or a :class:`SettingError`."""
     return resolve(spec, BUILT_IN)

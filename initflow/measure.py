@@ -26,7 +26,7 @@ def evaluate(parameters: Parameters, activation: Activation, split: Split) -> li
     """Each network's loss and accuracy over ``split``."""
     loss = torch.zeros(parameters.members, dtype=torch.float64)
     correct = torch.zeros(parameters.members, dtype=torch.int64)
-    chunks = zip(split.images.split(CHUNK), split.labels.split(CHUNK), strict=True)
+    chunks = zip(torch.split(split.images, CHUNK), torch.split(split.labels, CHUNK), strict=True)
     for images, labels in chunks:
         forward = Pass(parameters, activation, len(labels))
         predicted = forward.forward(images).argmax(dim=2)

@@ -34,7 +34,7 @@ class Parameters:
             for size in (fan_out * fan_in, fan_out)
         ]
         self.flat = torch.zeros(sum(sizes), device=device)
-        views = iter(self.flat.split(sizes))
+        views = iter(torch.split(self.flat, sizes))
         self.weights: list[Tensor] = []
         self.biases: list[Tensor] = []
         for fan_in, fan_out in pairwise(widths):
@@ -69,9 +69,7 @@ def layer_names(depth: int) -> list[str]:
     return [f"fc{layer}" for layer in range(1, depth + 1)]
 
 
-def initialize(
-    widths: tuple[int, ...], scheme: Scheme, *, bias_init: str, seed: int
-) -> Parameters:
+def initialize(widths: tuple[int, ...], scheme: Scheme, *, bias_init: str, seed: int) -> Parameters:
     """One network under ``scheme``, on the CPU, so that every device starts from the same bits.
 
     Weights and biases are drawn from streams of their own: networks of one seed have the
@@ -108,9 +106,9 @@ class _Elementwise(nn.Module):
 def to_module(
     state: Mapping[str, Tensor], activation: Activation, *, mean: float = 0.0, std: float = 1.0
 ) -> nn.Sequential:
-    """A plain PyTorch module with a copy of ``state``: (n, pixels in [0, 1]) to (n, classes) logits.
+    """A plain PyTorch module with a copy of ``state``: (n, pixels) to (n, classes) logits.
 
-    It starts with the normalization that its data had, so that it takes raw pixels.
+    It takes pixels in [0, 1]: it starts with the normalization that its data had.
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     if (mean, std) != (0.0, 1.0):
@@ -131,5 +129,5 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False))
+        digest.update(tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False).data)
     return digest.hexdigest()

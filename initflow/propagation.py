@@ -15,7 +15,7 @@ from torch import Tensor
 from initflow.activations import Activation
 from initflow.model import Parameters
 
-_log_softmax_backward = torch.ops.aten._log_softmax_backward_data.out
+_log_softmax_backward = torch.ops.aten._log_softmax_backward_data.out  # noqa: SLF001
 
 
 class Pass:

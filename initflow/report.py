@@ -14,37 +14,37 @@ from initflow.experiment import Result
 def closing_table(result: Result) -> Table:
     """Scheme, accuracy, time and run id of one training."""
     table = Table()
-    for column in ("scheme", "activation", "iterations", "test accuracy", "time", "run id"):
+    table.add_column("scheme", overflow="fold")
+    for column in ("test accuracy", "time", "run id"):
         table.add_column(column, no_wrap=True)
     accuracy = result.last("accuracy/test")
-    shown = "-" if accuracy is None else f"{accuracy:.2%}"
+    shown = "not measured" if accuracy is None else f"{accuracy:.2%}"
     if result.diverged_at is not None:
         shown = f"diverged at {result.diverged_at:,}"
-    table.add_row(
-        result.scheme.spec,
-        result.config.activation,
-        f"{result.step:,}",
-        shown,
-        f"{result.seconds:.1f} s",
-        result.run_id,
-    )
+    table.add_row(result.scheme.spec, shown, f"{result.seconds:.1f} s", result.run_id)
     return table
 
 
-def next_command(config: TrainConfig) -> str:
+def next_command(config: TrainConfig, *, by_mlflow: bool) -> str:
     """The same training under a scheme worth holding this one against."""
     other = "he" if config.activation not in ("tanh", "sigmoid") else "xavier"
     if config.init == other:
         other = "normal"
-    return train_command(replace(config, init=other))
+    return train_command(replace(config, init=other), by_mlflow=by_mlflow)
 
 
-def train_command(config: TrainConfig) -> str:
-    """The command line that trains as ``config`` says; defaults are left out."""
+def train_command(config: TrainConfig, *, by_mlflow: bool) -> str:
+    """The command line that trains as ``config`` says, by ``initflow`` or by ``mlflow run``.
+
+    Settings at their defaults are left out.
+    """
     defaults = TrainConfig().as_text()
-    options = [
-        f"--{name.replace('_', '-')} {shlex.quote(text)}"
+    chosen = {
+        name: shlex.quote(text)
         for name, text in config.as_text().items()
         if text != defaults[name] or name == "init"
-    ]
+    }
+    if by_mlflow:
+        return " ".join(["mlflow run .", *(f"-P {name}={text}" for name, text in chosen.items())])
+    options = (f"--{name.replace('_', '-')} {text}" for name, text in chosen.items())
     return " ".join(["initflow train", *options])

@@ -6,27 +6,28 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from initflow.errors import SettingError, unknown
 
-# What a scheme's function may ask for, by parameter name; its other parameters are arguments.
+# What a scheme's functions may ask for, by parameter name; other parameters are arguments.
 GIVEN = ("weight", "fan_in", "fan_out", "generator")
 
 Value = bool | int | float | str
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Scheme:
     """A way to fill one layer's weights, with the arguments it was given.
 
-    ``fill`` writes into ``weight`` in place; it gets those of :data:`GIVEN` that it names.
-    ``stated_variance(fan_in, fan_out, **arguments)`` is the variance of a weight tensor's
-    entries: of the distribution they are drawn from or, where nothing is drawn, of the
-    entries themselves. None where a scheme states none.
+    ``fill`` writes into ``weight`` in place. ``stated_variance`` gives the variance of a
+    weight tensor's entries: of the distribution they are drawn from or, where nothing is
+    drawn, of the entries themselves; it is None where a scheme states none. Either gets
+    those of :data:`GIVEN` that it names (a variance only the fans), and the arguments.
 
     ``signature`` is the function whose keyword parameters are the scheme's arguments, with
     their defaults and types; ``provider`` says who offers the scheme.
@@ -62,7 +63,7 @@ class Scheme:
         """The stated variance of the weights of a layer with these fans, or None."""
         if self.stated_variance is None:
             return None
-        return self.stated_variance(fan_in, fan_out, **self.arguments)
+        return ask(self.stated_variance, {"fan_in": fan_in, "fan_out": fan_out}, self.arguments)
 
     @torch.no_grad()
     def initialize(self, weight: Tensor, generator: torch.Generator) -> None:
@@ -71,17 +72,14 @@ class Scheme:
         All randomness is drawn from ``generator``, on the weight's device.
         """
         fan_in, fan_out = fans(weight.shape)
-        given = {
-            "weight": weight,
-            "fan_in": fan_in,
-            "fan_out": fan_out,
-            "generator": generator,
-        }
-        asked = inspect.signature(self.fill).parameters
-        self.fill(**{k: v for k, v in given.items() if k in asked}, **self.arguments)
+        ask(
+            self.fill,
+            {"weight": weight, "fan_in": fan_in, "fan_out": fan_out, "generator": generator},
+            self.arguments,
+        )
 
     def bind(self, arguments: Mapping[str, str]) -> Scheme:
-        """This scheme with ``arguments``, given as text; :class:`SettingError` if they are wrong."""
+        """The scheme with ``arguments``, given as text, or a :class:`SettingError`."""
         types = get_type_hints(self.signature)
         bound = {}
         for name, text in arguments.items():
@@ -90,11 +88,24 @@ class Scheme:
             bound[name] = _read(f"{self.name}:{name}", text, types[name])
         scheme = replace(self, arguments=bound)
         try:  # on a small layer, so that a value out of range is found before any real work
+            small = torch.empty(3, 4)
+            scheme.initialize(small, torch.Generator())
             scheme.variance(4, 3)
-            scheme.initialize(torch.empty(3, 4), torch.Generator())
         except ValueError as error:
             raise SettingError(f"scheme '{scheme.spec}': {error}") from error
+        except (OverflowError, RuntimeError) as error:
+            raise SettingError(f"scheme '{scheme.spec}' cannot fill a layer: {error}") from error
+        if not small.isfinite().all():
+            raise SettingError(f"scheme '{scheme.spec}' gives weights that are not finite")
         return scheme
+
+
+def ask(
+    function: Callable[..., T], given: Mapping[str, object], arguments: Mapping[str, Value]
+) -> T:
+    """Call ``function`` with those of ``given`` that it names, and with ``arguments``."""
+    named = inspect.signature(function).parameters
+    return function(**{key: value for key, value in given.items() if key in named}, **arguments)
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -143,7 +154,7 @@ def _read(what: str, text: str, kind: object) -> Value:
     expected = {bool: "true or false", int: "a whole number", float: "a finite number"}
     if kind not in expected:
         return text
-    raise SettingError(f"{what} must be {expected[kind]}, not '{text}'")  # type: ignore[index]
+    raise SettingError(f"{what} must be {expected[kind]}, not '{text}'")
 
 
 def _write(value: Value) -> str:

@@ -15,7 +15,6 @@ import mlflow.pytorch
 import numpy as np
 import torch
 from filelock import FileLock
-from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -23,6 +22,7 @@ from mlflow.types import Schema, TensorSpec
 
 from initflow.data import Splits
 from initflow.errors import SettingError, TrackingError
+from initflow.figures import Figure
 
 EXPERIMENT = "initflow"
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
@@ -50,22 +50,25 @@ class Run:
         mlflow.log_figure(figure, f"{name}.png", save_kwargs={"dpi": figure.dpi})
 
     def log_data(self, splits: Splits) -> None:
-        """The data set as MLflow dataset inputs, each split with its shape, by a real digest."""
-        source = CodeDatasetSource(tags={"source": splits.source})
-        for context in ("train", "validation", "test"):
-            split = getattr(splits, context)
-            if split is None:
-                continue
-            schema = Schema(
-                [
-                    TensorSpec(np.dtype(np.float32), tuple(split.images.shape), "images"),
-                    TensorSpec(np.dtype(np.int64), tuple(split.labels.shape), "labels"),
-                ]
-            )
-            dataset = mlflow.data.meta_dataset.MetaDataset(
-                source, name=splits.name, digest=splits.digest[:DIGEST_LENGTH], schema=schema
-            )
-            mlflow.log_input(dataset, context="training" if context == "train" else context)
+        """The data set as an MLflow dataset input, by a digest of all its pixels and labels."""
+        train = len(splits.train) + len(splits.validation or ())
+        schema = Schema(
+            [
+                TensorSpec(np.dtype(np.uint8), shape, name)
+                for part, images in (("train", train), ("test", len(splits.test)))
+                for name, shape in (
+                    (f"{part}_images", (images, splits.pixels)),
+                    (f"{part}_labels", (images,)),
+                )
+            ]
+        )
+        dataset = mlflow.data.meta_dataset.MetaDataset(  # type: ignore[abstract]
+            CodeDatasetSource(tags={"source": splits.source}),
+            name=splits.name,
+            digest=splits.digest[:DIGEST_LENGTH],
+            schema=schema,
+        )
+        mlflow.log_input(dataset, context="training")
 
     def log_model(self, module: torch.nn.Module, pixels: int) -> None:
         """``module`` as an MLflow model: (n, pixels) float32 in, (n, classes) logits out.
@@ -145,7 +148,9 @@ def _choose_experiment(experiment: str | None) -> None:
     if uri.startswith("sqlite:///"):
         store = Path(uri.removeprefix("sqlite:///"))
         if not store.parent.is_dir():
-            raise TrackingError(f"MLflow's store '{uri}' cannot be made: no folder '{store.parent}'")
+            raise TrackingError(
+                f"MLflow's store '{uri}' cannot be made: no folder '{store.parent}'"
+            )
         lock = FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
     with lock:
         named = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()

@@ -89,7 +89,7 @@ def train(
         return Checkpoint(step, lr, taken, diverged)
 
     for epoch, rate in enumerate(rates):
-        for batch in order(epoch).to(device).split(batch_size):
+        for batch in torch.split(order(epoch).to(device), batch_size):
             if step % eval_every == 0:
                 yield checkpoint()
             x = torch.index_select(data.images, 0, batch, out=images[: len(batch)])
@@ -103,7 +103,14 @@ def train(
             losses.append(loss)
             both.backward(x, y, gradient)
             lr = rate
-            _sgd(parameters.flat, gradient.flat, velocity.flat, lr, momentum, nesterov)
+            _sgd(
+                parameters.flat,
+                gradient.flat,
+                velocity.flat,
+                lr=lr,
+                momentum=momentum,
+                nesterov=nesterov,
+            )
             step += 1
     yield checkpoint()
 
@@ -113,7 +120,13 @@ def _batch_buffers(data: Split, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def _sgd(
-    parameters: Tensor, gradient: Tensor, velocity: Tensor, lr: float, momentum: float, nesterov: bool
+    parameters: Tensor,
+    gradient: Tensor,
+    velocity: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
 ) -> None:
     """One step of ``torch.optim.SGD`` in place, in its order of operations; spends ``gradient``."""
     if momentum:

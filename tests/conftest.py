@@ -1,0 +1,98 @@
+"""What tests share: a clean environment, small data on disk, real MNIST, a store of their own."""
+
+import gzip
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean_environment():
+    """No setting of the machine reaches a test, and MLflow tells nobody of it."""
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "INITFLOW_DATA", "INITFLOW_PLUGINS")):
+            del os.environ[name]
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+
+def _find_mnist():
+    for folder in (os.environ.get("INITFLOW_DATA_DIR"), ROOT.parent / "shared" / "mnist"):
+        if folder and (Path(folder) / "MNIST" / "raw").is_dir():
+            return Path(folder).resolve()
+    return None
+
+
+MNIST = _find_mnist()
+
+
+def pytest_collection_modifyitems(items):
+    """Without MNIST at hand its tests are skipped, and say so."""
+    for item in items:
+        if MNIST is None and item.get_closest_marker("mnist"):
+            item.add_marker(pytest.mark.skip(reason="MNIST is not in INITFLOW_DATA_DIR"))
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """The folder that holds the real MNIST."""
+    return MNIST
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache folder that is empty."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty working folder whose MLflow store is a new SQLite file."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    yield uri
+    mlflow.set_tracking_uri(None)
+
+
+def idx(array):
+    """``array`` of uint8 as the bytes of an IDX file."""
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def small_mnist(train=200, test=50, side=28):
+    """The four files of an MNIST of random images, by name."""
+    random = np.random.default_rng(0)
+
+    def part(n):
+        return random.integers(0, 256, (n, side, side)), np.arange(n) % 10
+
+    (train_images, train_labels), (test_images, test_labels) = part(train), part(test)
+    return {
+        "train-images-idx3-ubyte": idx(train_images),
+        "train-labels-idx1-ubyte": idx(train_labels),
+        "t10k-images-idx3-ubyte": idx(test_images),
+        "t10k-labels-idx1-ubyte": idx(test_labels),
+    }
+
+
+def write_raw(folder, files, *, packed=False):
+    """Write ``files`` as torchvision keeps them, and return their folder."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in files.items():
+        if packed:
+            (raw / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+        else:
+            (raw / name).write_bytes(content)
+    return raw
