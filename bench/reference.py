@@ -66,7 +66,7 @@ def train(
         for images, labels in DataLoader(dataset, batch_size, sampler=order.tolist()):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images), labels)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             after_iteration(model, len(losses))

@@ -1,0 +1,87 @@
+"""All benches, one after the other, each a ratio of two sides timed in turn in this run.
+
+The machine may be shared: read the medians and the ratios, not single seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+
+from bench import training
+from initflow import data
+
+ROUNDS = 3
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
+    agree = _training()
+    _command()
+    _help()
+    if not agree:
+        sys.exit("the losses differ from the usual loop's")
+
+
+def _training() -> bool:
+    results = training.rounds(ROUNDS)
+    usual, ours, agree = zip(*results, strict=True)
+    print("the tutorial's training (3,000 iterations, tested every 500)")
+    print(f"  DataLoader, nn.Module, torch.optim   {statistics.median(usual):6.2f} s")
+    print(f"  initflow                             {statistics.median(ours):6.2f} s")
+    ratios = [slow / fast for slow, fast in zip(usual, ours, strict=True)]
+    print(f"  times faster                         {_spread(ratios)}   (to hold: at least 6)")
+    print(f"  losses bit-identical                 {'yes' if all(agree) else 'NO'}\n")
+    return all(agree)
+
+
+def _command() -> None:
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        _seconds("initflow", "train", cwd=folder)  # makes the store, once for all runs
+        for _ in range(ROUNDS):
+            whole = _seconds("initflow", "train", cwd=folder)
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.parts", folder],
+                env=_environment(),
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            parts = json.loads(done.stdout)
+            ratios.append(whole / sum(parts.values()))
+            shown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+            print(f"initflow train {whole:.1f} s; its unavoidable parts {shown}")
+    print(f"  whole / parts                        {_spread(ratios)}   (to hold: at most 1.3)\n")
+
+
+def _help() -> None:
+    seconds = [_seconds("initflow", "--help") for _ in range(5)]
+    print(f"initflow --help                        {_spread(seconds)} s (to hold: under 1)")
+
+
+def _seconds(*command: str, cwd: str | None = None) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=cwd, env=_environment(), check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def _environment() -> dict[str, str]:
+    environment = os.environ | {"INITFLOW_DATA_DIR": str(data.data_dir(None).resolve())}
+    environment.pop("MLFLOW_TRACKING_URI", None)  # each folder gets a store of its own
+    return environment
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):5.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()

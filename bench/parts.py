@@ -1,0 +1,50 @@
+"""What `initflow train` cannot do without, timed in one fresh process: ``python -m bench.parts``.
+
+Importing torch and mlflow, training, exporting the model into an MLflow run. Prints the
+seconds of each as JSON.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+clock = [time.perf_counter()]
+
+import torch  # noqa: E402, F401
+
+clock.append(time.perf_counter())
+
+import mlflow.pytorch  # noqa: E402
+
+clock.append(time.perf_counter())
+
+from bench.training import CONFIG, ours  # noqa: E402
+from initflow import data, model, track  # noqa: E402
+from initflow.activations import ACTIVATIONS  # noqa: E402
+from initflow.initializers import find  # noqa: E402
+
+
+def main() -> None:
+    splits = data.load(CONFIG)
+    initial = model.initialize(
+        (splits.pixels, *CONFIG.hidden, data.CLASSES), find("he"), bias_init="pytorch", seed=0
+    )
+    training, _ = ours(initial, splits)
+    module = model.to_module(initial.state(), ACTIVATIONS[CONFIG.activation])
+    mlflow.set_tracking_uri(f"sqlite:///{Path(sys.argv[1]).resolve()}/mlflow.db")
+    with track.start(name="parts", description="", params={}, tags={}) as run:
+        started = time.perf_counter()
+        run.log_model(module, splits.pixels)
+        exporting = time.perf_counter() - started
+    parts = {
+        "import torch": clock[1] - clock[0],
+        "import mlflow": clock[2] - clock[1],
+        "train": training,
+        "export": exporting,
+    }
+    print(json.dumps(parts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Training the tutorial's network: the DataLoader loop of the experiment against initflow's."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+from bench import reference
+from initflow import data, measure, model, train
+from initflow.activations import ACTIVATIONS
+from initflow.config import TrainConfig
+from initflow.initializers import find
+
+CONFIG = TrainConfig()  # the defaults are the tutorial's he: relu
+
+
+def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[float, list[float]]:
+    """Seconds and losses of torchvision's data set in a DataLoader, tested every 500 updates."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import MNIST
+    from torchvision.transforms import ToTensor
+
+    folder = data.data_dir(CONFIG.data_dir)
+    images = MNIST(folder, train=True, transform=ToTensor())
+    tested = DataLoader(MNIST(folder, train=False, transform=ToTensor()), CONFIG.batch_size)
+
+    def test(network: nn.Module, iteration: int) -> None:
+        if iteration % CONFIG.eval_every == 0:
+            with torch.no_grad():
+                for x, y in tested:
+                    (network(x).argmax(1) == y).sum().item()
+
+    started = time.perf_counter()
+    losses, _ = reference.train(state, CONFIG.activation, images, orders, after_iteration=test)
+    return time.perf_counter() - started, losses
+
+
+def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[float]]:
+    """Seconds and losses of initflow's loop on the same weights and batches, tested as often."""
+    parameters = initial.copy_to("cpu")
+    activation = ACTIVATIONS[CONFIG.activation]
+    losses: list[float] = []
+    started = time.perf_counter()
+    for checkpoint in train.train(
+        parameters,
+        activation,
+        splits.train,
+        order=lambda epoch: train.batch_order(len(splits.train), CONFIG.seed, epoch),
+        rates=train.learning_rates(CONFIG.lr, CONFIG.gamma, CONFIG.epochs),
+        batch_size=CONFIG.batch_size,
+        momentum=CONFIG.momentum,
+        nesterov=CONFIG.nesterov,
+        eval_every=CONFIG.eval_every,
+    ):
+        measure.evaluate(parameters, activation, splits.test)
+        losses += [loss for (loss,) in checkpoint.losses]
+    return time.perf_counter() - started, losses
+
+
+def rounds(n: int) -> list[tuple[float, float, bool]]:
+    """``n`` times: seconds the usual way, seconds with initflow, and whether losses agree."""
+    splits = data.load(CONFIG)
+    initial = model.initialize(
+        (splits.pixels, *CONFIG.hidden, data.CLASSES),
+        find(CONFIG.init),
+        bias_init=CONFIG.bias_init,
+        seed=CONFIG.seed,
+    )
+    orders = [train.batch_order(len(splits.train), CONFIG.seed, e) for e in range(CONFIG.epochs)]
+    results = []
+    for _ in range(n):
+        usual_seconds, expected = usual(initial.state(), orders)
+        our_seconds, losses = ours(initial, splits)
+        results.append((usual_seconds, our_seconds, losses == expected))
+    return results
