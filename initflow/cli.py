@@ -61,7 +61,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(__version__, prog_name="initflow", message="%(prog)s %(version)s")
 @_debug
 def cli() -> None:
-    r"""How a network's weights start: train, measure and compare initializations.
+    """How a network's weights start: train, measure and compare initializations.
 
     \b
     Example:
@@ -78,7 +78,7 @@ def cli() -> None:
 )
 @_debug
 def train(experiment: str | None, **settings: str) -> None:
-    r"""Train one network under one scheme, as one MLflow run.
+    """Train one network under one scheme, as one MLflow run.
 
     \b
     Examples:

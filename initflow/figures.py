@@ -102,7 +102,7 @@ def weight_histograms(
                 bins,
                 weights=share,
                 color=COLORS[when],
-                label=f"{when}: std {values.std():.3g}",
+                label=f"{when}: std {values.std():.3g}" if len(values) else f"{when}: not finite",
                 **{"histtype": "step", "linewidth": 1.5, **style},
             )
         axes.set(title=name.removesuffix(".weight"), xlabel="weight")

@@ -19,6 +19,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 from initflow.data import Splits
 from initflow.errors import SettingError, TrackingError
@@ -104,8 +105,8 @@ def start(
 
     Inside ``mlflow run`` it is the run that MLflow made, whose parameters are left as they
     are. Elsewhere it is a new one, in ``experiment`` or else in the one that MLflow's own
-    environment variables name or else in ``initflow``. What MLflow refuses is raised as
-    :class:`TrackingError`.
+    environment variables name or else in ``initflow``. What MLflow or its store
+    refuses is raised as :class:`TrackingError`.
     """
     resumed = os.environ.get("MLFLOW_RUN_ID")
     if resumed and experiment:
@@ -117,8 +118,7 @@ def start(
         if resumed:
             active = mlflow.start_run()
         else:
-            _choose_experiment(experiment)
-            active = mlflow.start_run(run_name=name)
+            active = mlflow.start_run(run_name=name, experiment_id=_experiment_id(experiment))
         try:
             there = active.data.params
             mlflow.log_params({key: value for key, value in params.items() if key not in there})
@@ -132,32 +132,41 @@ def start(
             mlflow.end_run("FAILED")
             raise
         mlflow.end_run("FINISHED")
-    except MlflowException as error:
-        reason = " ".join(str(error).split())
-        raise TrackingError(f"MLflow at '{mlflow.get_tracking_uri()}' refused: {reason}") from error
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TrackingError(f"MLflow at '{mlflow.get_tracking_uri()}' failed: {reason}") from error
 
 
-def _choose_experiment(experiment: str | None) -> None:
-    """Select the experiment, making it, and an SQLite store, first if they are not there.
+def _experiment_id(name: str | None) -> str | None:
+    """The experiment to open a run in, made if it is not there; None for MLflow's own choice.
 
-    MLflow creates both without a lock: several processes that start at once on an empty
-    store would fail.
+    MLflow makes experiments, and an SQLite store, without a lock: several processes that
+    start at once on an empty store would fail.
     """
     uri = mlflow.get_tracking_uri()
-    lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if uri.startswith("sqlite:///"):
-        store = Path(uri.removeprefix("sqlite:///"))
-        if not store.parent.is_dir():
-            raise TrackingError(
-                f"MLflow's store '{uri}' cannot be made: no folder '{store.parent}'"
-            )
-        lock = FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
-    with lock:
-        named = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
-        if experiment or not named:
-            mlflow.set_experiment(experiment or EXPERIMENT)
-        else:
-            mlflow.search_experiments(max_results=1)
+    with _store_lock(uri):
+        client = mlflow.MlflowClient(uri)  # makes the store
+        if not name and {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
+            return None
+        name = name or EXPERIMENT
+        found = client.get_experiment_by_name(name)
+        if found:
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # made by another, on a server
+            if not found:
+                raise
+            return str(found.experiment_id)
+
+
+def _store_lock(uri: str) -> contextlib.AbstractContextManager[object]:
+    if not uri.startswith("sqlite:///"):
+        return contextlib.nullcontext()
+    store = Path(uri.removeprefix("sqlite:///"))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
 
 
 def _public_version(distribution: str) -> str:

@@ -1,0 +1,158 @@
+"""The command line: options, errors, exit codes, and what is printed."""
+
+import re
+import shlex
+from dataclasses import fields
+
+import pytest
+
+from initflow import __version__, cli
+from initflow.config import TrainConfig
+from initflow.report import next_command, train_command
+
+QUICK = ["--dataset", "digits", "--log-model", "false"]
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of ``initflow ARGUMENTS``."""
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_version(capsys):
+    """The package's own."""
+    assert run(capsys, "--version") == (0, f"initflow {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "-h"]], ids=str)
+def test_help_has_examples(capsys, arguments):
+    """For the group and for each command."""
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert "Example" in out
+    assert "  initflow train --init" in out
+
+
+def test_every_setting_is_an_option_with_its_default_and_meaning():
+    """The options come from the configuration."""
+    options = {option.name: option for option in cli.train.params}
+    defaults = TrainConfig().as_text()
+    for setting in fields(TrainConfig):
+        option = options.pop(setting.name)
+        assert option.opts == [f"--{setting.name.replace('_', '-')}"]
+        assert option.default == defaults[setting.name]
+        assert setting.metadata["meaning"].lower() in option.help.lower()
+    assert set(options) == {"experiment", "debug"}
+
+
+def test_help_examples_are_valid(capsys):
+    """Every example in a help text is a command line that would run."""
+    for arguments in (["--help"], ["train", "--help"]):
+        _, out, _ = run(capsys, *arguments)
+        examples = re.findall(r"^ +initflow train (.*)$", out, re.MULTILINE)
+        assert examples
+        for example in examples:
+            context = cli.train.make_context("train", shlex.split(example))
+            context.params.pop("experiment")
+            TrainConfig(**context.params)
+
+
+ERRORS = [
+    (["train", "--lr", "abc"], 2, "Error: lr must be a number above 0, not 'abc'"),
+    (["train", "--init", "hee", *QUICK], 2, "not 'hee' (did you mean 'he'?)"),
+    (["train", "--init", "normal:std=x", *QUICK], 2, "normal:std must be a finite number"),
+    (["train", "--activation", "rleu"], 2, "(did you mean 'relu'?)"),
+    (["train", "--device", "cuda:99", *QUICK], 2, "device must be auto or cpu, not 'cuda:99'"),
+    (["train", "--nonsense"], 2, "Error: No such option '--nonsense'"),
+    (["train", "extra"], 2, "Error: Got unexpected extra argument (extra)"),
+    (["train", "--lr"], 2, "Error: Option '--lr' requires an argument."),
+    (["tarin"], 2, "Error: No such command 'tarin'"),
+    (["train", "--validation", "1430", *QUICK], 2, "not '1430'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), ERRORS, ids=str)
+def test_mistakes_end_with_one_line(capsys, store, arguments, code, message):
+    """On standard error, naming the value and what would be right, without a traceback."""
+    actual, out, err = run(capsys, *arguments)
+    assert actual == code
+    assert message in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_what_goes_wrong_later_exits_1(capsys, store, tmp_path, monkeypatch):
+    """A data set that is not there is no argument's fault."""
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    code, out, err = run(capsys, "train", "--data-dir", tmp_path / "none")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: mnist is not in ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--debug", "train", "--lr", "x"], ["train", "--lr", "x", "--debug"]], ids=str
+)
+def test_debug_shows_the_traceback(arguments):
+    """Wherever the option stands."""
+    with pytest.raises(cli.InitflowError, match="lr must be a number"):
+        cli.main(arguments)
+
+
+def test_training_prints_a_table_a_sentence_and_the_next_command(capsys, store):
+    """And no progress bar, because this is no terminal."""
+    code, out, err = run(capsys, "train", *QUICK, "--init", "lecun")
+    assert (code, err) == (0, "")
+    table, sentence, following = out.strip().rpartition("It ended at ")[0], *out.splitlines()[-2:]
+    assert re.search(r"lecun .*\d\d\.\d\d% .*\d\.\d s .*[0-9a-f]{32}", table)
+    assert re.fullmatch(r"It ended at \d\d\.\d\d% test accuracy after 75 iterations\.", sentence)
+    assert following == (
+        "Next, hold it against: initflow train --init he --dataset digits --log-model false"
+    )
+    assert "\x1b" not in out
+
+
+def test_a_diverged_training_says_so(capsys, store):
+    """In the table and in the sentence; it is a result, not an error."""
+    code, out, _ = run(
+        capsys, "train", *QUICK, "--init", "normal", "--lr", "1e6", "--activation", "linear"
+    )
+    assert code == 0
+    assert re.search(r"diverged at \d+", out)
+    assert re.search(r"It diverged: the loss was not finite at iteration \d+\.", out)
+
+
+def test_the_next_command_is_another_scheme_with_the_same_settings():
+    """By the command that the user came with; reading it back gives the settings."""
+    config = TrainConfig(init="he:mode=fan_out", hidden="100x3", lr=0.05, data_dir="a b")
+    assert next_command(config, by_mlflow=False) == (
+        "initflow train --init he --data-dir 'a b' --hidden 100x3 --lr 0.05"
+    )
+    assert next_command(TrainConfig(), by_mlflow=True) == "mlflow run . -P init=normal"
+    tanh = TrainConfig(activation="tanh")
+    assert next_command(tanh, by_mlflow=True) == "mlflow run . -P init=xavier -P activation=tanh"
+    command = shlex.split(train_command(config, by_mlflow=False))[2:]
+    context = cli.train.make_context("train", command)
+    context.params.pop("experiment")
+    assert TrainConfig(**context.params) == config
+
+
+def test_an_interruption_is_told_with_the_run(capsys, store, monkeypatch):
+    """Exit 130, and where the measurements are."""
+    from initflow import experiment
+
+    def interrupted(*_, **__):
+        error = KeyboardInterrupt()
+        error.add_note("what was measured so far is in run abc")
+        raise error
+
+    monkeypatch.setattr(experiment, "train_one", interrupted)
+    assert run(capsys, "train", *QUICK) == (
+        130,
+        "",
+        "Interrupted; what was measured so far is in run abc\n",
+    )

@@ -1,0 +1,304 @@
+"""One tracked run: what it carries in MLflow, however it ends."""
+
+import math
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+import initflow
+from initflow import data, experiment, model
+from initflow.activations import ACTIVATIONS
+from initflow.config import TrainConfig
+from initflow.errors import InitflowError, SettingError, TrackingError
+
+QUICK = {"dataset": "digits", "log_model": False, "eval_every": 20}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run on the digits, with validation and a normalization, and its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        config = TrainConfig(
+            init="xavier:gain=1.5",
+            activation="tanh",
+            dataset="digits",
+            hidden="32,16",
+            validation=100,
+            normalize="standard",
+            eval_every=20,
+            threads=1,
+            seed=3,
+        )
+        told = []
+        result = experiment.train_one(config, progress=lambda *what: told.append(what))
+        yield result, mlflow.get_run(result.run_id), told
+        mlflow.set_tracking_uri(None)
+
+
+def test_metrics_are_the_contracts(finished):
+    """Names, steps from before the first update to the last, and finite fractions."""
+    result, run, _ = finished
+    assert set(run.data.metrics) == {
+        "accuracy/test",
+        "accuracy/validation",
+        "loss/test",
+        "loss/train",
+        "loss/validation",
+        "lr",
+    }
+    client = mlflow.MlflowClient()
+    for key in run.data.metrics:
+        logged = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+        assert sorted(logged) == result.history[key]
+        assert [step for step, _ in sorted(logged)] == [0, 20, 40, 60, 70]
+        assert all(math.isfinite(value) for _, value in logged)
+    assert 0.85 < run.data.metrics["accuracy/test"] <= 1
+    assert result.last("accuracy/test") == run.data.metrics["accuracy/test"]
+    assert result.last("loss/nothing") is None
+
+
+def test_params_are_the_whole_configuration_and_what_auto_became(finished):
+    """As text that gives the configuration back."""
+    result, run, _ = finished
+    resolved = {k: v for k, v in run.data.params.items() if k.startswith("resolved.")}
+    assert resolved == {"resolved.device": "cpu", "resolved.threads": "1"}
+    params = {k: v for k, v in run.data.params.items() if k not in resolved}
+    assert TrainConfig(**params) == result.config
+
+
+def test_tags_name_version_scheme_outcome_and_weights(finished):
+    """The hashes are those of the network that was trained, before and after."""
+    result, run, _ = finished
+    tags = {k: v for k, v in run.data.tags.items() if k.startswith("initflow.")}
+    initial = model.initialize((64, 32, 16, 10), result.scheme, bias_init="pytorch", seed=3)
+    final = tags.pop("initflow.weights_sha256")
+    assert tags == {
+        "initflow.version": initflow.__version__,
+        "initflow.scheme": "xavier:gain=1.5",
+        "initflow.provider": "built-in",
+        "initflow.outcome": "finished",
+        "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
+    }
+    logged = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
+    weights = {k: v for k, v in logged.state_dict().items() if k.startswith("fc")}
+    assert model.weights_sha256(weights) == final
+
+
+def test_the_description_reads_as_a_sentence(finished):
+    """It says what was trained and what came of it."""
+    result, run, _ = finished
+    accuracy = f"{result.last('accuracy/test'):.2%}"
+    assert run.data.tags["mlflow.note.content"] == (
+        "A 64-32-16-10 network with tanh, initialized by **xavier:gain=1.5**, on 1,337 images of "
+        "digits: 5 epochs of batches of 100, SGD with lr 0.1, gamma 0.96, Nesterov momentum 0.9; "
+        f"seed 3. It ended at {accuracy} test accuracy after 70 iterations."
+    )
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "xavier:gain=1.5 tanh digits seed 3"
+    assert mlflow.get_experiment(run.info.experiment_id).name == "initflow"
+
+
+def test_the_data_set_is_an_input_with_a_real_digest(finished):
+    """Of all pixels and labels, not of the first ones."""
+    _, run, _ = finished
+    (logged,) = run.inputs.dataset_inputs
+    splits = data.load(TrainConfig(dataset="digits"))
+    assert (logged.dataset.name, logged.dataset.digest) == ("digits", splits.digest[:32])
+    assert "load_digits" in logged.dataset.source
+    assert "[1437, 64]" in logged.dataset.schema
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_the_logged_model_takes_any_batch(finished, batch):
+    """Raw pixels in [0, 1] in, logits out: those of the network that was trained."""
+    result, run, _ = finished
+    images = np.random.default_rng(0).random((batch, 64), dtype=np.float32)
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    predicted = loaded.predict(images)
+    assert predicted.shape == (batch, 10)
+    splits = data.load(result.config)
+    plain = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model").state_dict()
+    weights = {k: v for k, v in plain.items() if k.startswith("fc")}
+    module = model.to_module(weights, ACTIVATIONS["tanh"], mean=splits.mean, std=splits.std)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_logged_model_reaches_the_logged_accuracy(finished):
+    """On the test images, as they come from the data set."""
+    _, run, _ = finished
+    splits = data.load(TrainConfig(dataset="digits"))
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    predicted = loaded.predict(splits.test.images.numpy()).argmax(axis=1)
+    accuracy = (predicted == splits.test.labels.numpy()).mean()
+    assert accuracy == pytest.approx(run.data.metrics["accuracy/test"])
+
+
+def test_the_models_requirements_are_stated_not_guessed(finished):
+    """Exactly the two that it needs, without a local version that no index has."""
+    _, run, _ = finished
+    file = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/model/requirements.txt")
+    names = sorted(line.partition("==")[0] for line in Path(file).read_text().splitlines())
+    assert names == ["mlflow", "torch"]
+
+
+def test_figures_are_artifacts(finished):
+    """PNG files, whole."""
+    _, run, _ = finished
+    for name in ("learning_curves.png", "weight_histograms.png"):
+        file = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}")
+        assert Path(file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_progress_is_told_to_the_end(finished):
+    """What is being done, and how much of it."""
+    _, _, told = finished
+    assert [(done, of) for what, done, of in told if what == "training"][-1] == (70, 70)
+
+
+def test_the_same_configuration_gives_the_same_run(store):
+    """Every number and both hashes, whatever happened before in the process."""
+    config = TrainConfig(**QUICK, threads=1)
+    first = experiment.train_one(config)
+    torch.manual_seed(99)
+    second = experiment.train_one(config)
+    assert first.history == second.history
+    tags = [mlflow.get_run(r.run_id).data.tags for r in (first, second)]
+    for tag in ("initflow.weights_sha256", "initflow.initial_weights_sha256"):
+        assert tags[0][tag] == tags[1][tag]
+
+
+def test_schemes_of_one_seed_see_the_same_batches_and_biases(store, monkeypatch):
+    """What one scheme draws changes nothing else."""
+    seen = []
+    order = experiment.train.batch_order
+    monkeypatch.setattr(
+        experiment.train, "batch_order", lambda *args: seen.append(args) or order(*args)
+    )
+    for init in ("zero", "he"):
+        experiment.train_one(TrainConfig(**QUICK, init=init))
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
+
+
+def test_a_diverging_run_keeps_what_was_measured_and_says_when(store):
+    """Finite values only, no model, a tag with the step, and a finished run."""
+    config = TrainConfig(
+        dataset="digits", init="normal", activation="linear", hidden="50x4", lr=5, eval_every=2
+    )
+    result = experiment.train_one(config)
+    run = mlflow.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["initflow.outcome"] == "diverged"
+    assert run.data.tags["initflow.diverged_at_step"] == str(result.diverged_at)
+    assert result.diverged_at == result.step > 0
+    assert all(math.isfinite(v) for points in result.history.values() for _, v in points)
+    assert result.history["accuracy/test"][0][0] == 0
+    assert f"not finite at iteration {result.diverged_at}" in run.data.tags["mlflow.note.content"]
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
+
+
+def test_a_run_that_fails_is_closed_as_failed(store, monkeypatch):
+    """With its first measurements, and the error that caused it."""
+
+    def fail(*_):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(experiment.figures, "learning_curves", fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        experiment.train_one(TrainConfig(**QUICK))
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "FAILED"
+    assert "accuracy/test" in run.data.metrics
+    assert mlflow.active_run() is None
+
+
+def test_an_interrupted_run_is_closed_as_killed(store):
+    """And says in which run the measurements are."""
+
+    def interrupt(what, done, _):
+        if what == "training" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interruption:
+        experiment.train_one(TrainConfig(**QUICK), progress=interrupt)
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "KILLED"
+    assert {"accuracy/test", "loss/train"} <= set(run.data.metrics)
+    assert run.info.run_id in interruption.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init": "hee"},
+        {"init": "he:mode=x"},
+        {"device": "cuda:99"},
+        {"validation": 1_430},
+    ],
+    ids=str,
+)
+def test_wrong_settings_make_no_run(store, settings):
+    """One error, before anything is written."""
+    with pytest.raises(SettingError):
+        experiment.train_one(TrainConfig(**(QUICK | settings)))
+    assert mlflow.search_experiments(filter_string="name = 'initflow'") == []
+
+
+def test_missing_data_makes_no_run(store, tmp_path, monkeypatch):
+    """The same for what is not on disk."""
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    with pytest.raises(InitflowError, match="cannot be downloaded"):
+        experiment.train_one(TrainConfig(data_dir=tmp_path / "none"))
+    assert mlflow.search_experiments(filter_string="name = 'initflow'") == []
+
+
+def test_the_experiment_is_the_option_or_the_variable_or_ours(store, monkeypatch):
+    """In that order."""
+    config = TrainConfig(**QUICK, epochs=1)
+
+    def name(**options):
+        result = experiment.train_one(config, **options)
+        return mlflow.get_experiment(result.experiment_id).name
+
+    assert name() == "initflow"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by-variable")
+    assert name() == "by-variable"
+    assert name(experiment="by-option") == "by-option"
+
+
+def test_an_experiment_cannot_be_chosen_inside_mlflow_run(store, monkeypatch):
+    """MLflow has made the run by then."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(SettingError, match="give mlflow run --experiment-name instead"):
+        experiment.train_one(TrainConfig(**QUICK), experiment="mine")
+
+
+def test_what_mlflow_refuses_is_one_error_with_the_address(store, tmp_path):
+    """A store that cannot be made, and one that is none."""
+    (tmp_path / "file").write_text("")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(TrackingError, match=r"file/mlflow.db' failed: .*File exists"):
+        experiment.train_one(TrainConfig(**QUICK))
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/damaged.db")
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 100)
+    with pytest.raises(TrackingError, match=r"damaged.db' failed: .*not a database"):
+        experiment.train_one(TrainConfig(**QUICK))
+
+
+def test_threads_are_set_for_the_run_and_put_back(store):
+    """A caller's own setting survives."""
+    before = torch.get_num_threads()
+    result = experiment.train_one(TrainConfig(**QUICK, threads=3, epochs=1))
+    assert mlflow.get_run(result.run_id).data.params["resolved.threads"] == "3"
+    assert torch.get_num_threads() == before

@@ -1,0 +1,104 @@
+"""MLproject, conda.yaml, the pins and the packaging say the same as the code."""
+
+import re
+import tomllib
+from dataclasses import fields
+
+import pytest
+import yaml
+from mlflow.projects import utils
+from mlflow.utils.environment import _PythonEnv
+from packaging.requirements import Requirement
+
+from initflow.config import TrainConfig
+from tests.conftest import ROOT
+
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = [
+    Requirement(line)
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
+
+
+def test_mlflow_reads_the_project():
+    """With its name and its entry points."""
+    project = utils.load_project(str(ROOT))
+    assert project.name == "initflow"
+    assert set(project._entry_points) == {"main", "train"}
+
+
+@every_entry_point
+def test_parameters_and_defaults_are_those_of_the_configuration(name):
+    """None missing, none besides, each default the same text."""
+    parameters = PROJECT["entry_points"][name]["parameters"]
+    assert {key: str(p["default"]) for key, p in parameters.items()} == TrainConfig().as_text()
+
+
+@every_entry_point
+def test_every_parameter_is_passed_to_its_option(name):
+    """Once, and nothing else is."""
+    command = PROJECT["entry_points"][name]["command"]
+    passed = re.findall(r"--([a-z-]+) \{([a-z_]+)\}", command)
+    assert passed == [(s.name.replace("_", "-"), s.name) for s in fields(TrainConfig)]
+    assert re.sub(r" --[a-z-]+ \{[a-z_]+\}", "", command) == "python -m initflow train"
+
+
+@every_entry_point
+def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
+    """From the project's defaults to the configuration's, through MLflow's own quoting."""
+    entry_point = utils.load_project(str(ROOT)).get_entry_point(name)
+    command = entry_point.compute_command({"init": "normal:std=0.05"}, str(tmp_path))
+    from initflow import cli
+
+    context = cli.train.make_context("train", command.split()[4:])
+    context.params.pop("experiment")
+    assert TrainConfig(**context.params) == TrainConfig(init="normal:std=0.05")
+
+
+def test_the_three_managers_read_the_same_from_conda_yaml():
+    """What uv and virtualenv take of it is all that conda installs, but for pip itself."""
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
+    *packages, pip = conda["dependencies"]
+    read = _PythonEnv.from_conda_yaml(str(ROOT / "conda.yaml"))
+    assert packages == [f"python={read.python}", *read.build_dependencies]
+    assert pip == {"pip": read.dependencies}
+    assert read.dependencies == ["-r requirements.lock"]
+
+
+def test_the_environment_holds_everything_declared_and_not_the_project():
+    """Every dependency is pinned within its bounds; the source is the checkout's."""
+    pinned = {}
+    for requirement in LOCK:
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "=="
+        pinned.setdefault(requirement.name, []).append(specifier.version)
+    for declared in map(Requirement, PYPROJECT["project"]["dependencies"]):
+        assert declared.name in pinned
+        assert all(declared.specifier.contains(version) for version in pinned[declared.name])
+        assert str(declared.specifier).startswith(">=")
+    assert "initflow" not in pinned
+
+
+def test_the_pins_name_no_index_no_host_no_path():
+    """And none of the CUDA libraries, which torch pins itself and its CPU build does not need."""
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"://|--|file:|@", text)
+    assert not any(r.name.startswith(("nvidia-", "cuda-")) for r in LOCK)
+
+
+def test_this_environment_is_the_pinned_one():
+    """The tests run with what `mlflow run` installs."""
+    from importlib.metadata import version
+
+    for requirement in LOCK:
+        if requirement.marker is None or requirement.marker.evaluate():
+            assert requirement.specifier.contains(version(requirement.name)), requirement
+
+
+def test_there_is_no_uv_lock():
+    """It would make `mlflow run --env-manager uv` ignore conda.yaml and fail."""
+    assert not (ROOT / "uv.lock").exists()
