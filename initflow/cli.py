@@ -86,6 +86,7 @@ def train(experiment: str | None, **settings: str) -> None:
       initflow train --init normal:std=0.05 --activation tanh --hidden 300,100
     """
     config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
+    by_mlflow = "MLFLOW_RUN_ID" in os.environ  # MLflow takes it out when it resumes the run
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -114,7 +115,7 @@ def train(experiment: str | None, **settings: str) -> None:
         )
     console.print(report.closing_table(result))
     console.print(experiments.outcome_sentence(result), highlight=False)
-    following = report.next_command(config, by_mlflow="MLFLOW_RUN_ID" in os.environ)
+    following = report.next_command(config, by_mlflow=by_mlflow)
     console.print(f"Next, hold it against: {following}", highlight=False, soft_wrap=True)
 
 

@@ -213,7 +213,9 @@ def _summary(config: TrainConfig, scheme: Scheme, widths: tuple[int, ...], image
 
 def _shape(widths: tuple[int, ...]) -> str:
     """``784-100-10``; of deep networks ``784-100x20-10``."""
-    return format_widths(widths).replace(",", "-")
+    pixels, *hidden, classes = widths
+    parts = format_widths(tuple(hidden)).split(",") if hidden else []
+    return "-".join([str(pixels), *parts, str(classes)])
 
 
 def outcome_sentence(result: Result) -> str:

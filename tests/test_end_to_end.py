@@ -1,0 +1,311 @@
+"""Real processes: mlflow run, a model server, signals, many at once, no network, an install."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.end_to_end
+
+BIN = Path(sys.executable).parent
+TIMEOUT_S = 240
+
+
+def environment(folder, **more):
+    """A shell's, with this Python first and a store of its own in ``folder``."""
+    return os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        **more,
+    }
+
+
+def run(folder, *command, **more):
+    """Run ``command`` in ``folder`` to its end."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=environment(folder, **more),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+
+def mlflow_run(folder, *parameters, **more):
+    options = [option for parameter in parameters for option in ("-P", parameter)]
+    command = ("mlflow", "run", ROOT, "--env-manager", "local", "--experiment-name", "e2e")
+    return run(folder, *command, *options, **more)
+
+
+def runs(folder):
+    """Every MLflow run in the store of ``folder``."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments))
+
+
+@pytest.fixture(scope="module")
+def project_run(tmp_path_factory):
+    """`mlflow run . -P init=he` on the digits, with one parameter in an odd spelling."""
+    folder = tmp_path_factory.mktemp("project")
+    done = mlflow_run(folder, "init=he", "dataset=digits", "lr=0.10", "hidden=64,32")
+    return folder, done
+
+
+def test_mlflow_run_leaves_one_complete_run(project_run):
+    """The run that MLflow made carries all of the contract, and no parameter was fought over."""
+    folder, done = project_run
+    assert done.returncode == 0, done.stderr
+    (logged,) = runs(folder)
+    assert logged.info.status == "FINISHED"
+    params = logged.data.params
+    assert (params["lr"], params["hidden"], params["data_dir"]) == ("0.10", "64,32", "none")
+    assert params["resolved.device"] in ("cpu", "cuda:0")
+    assert {"accuracy/test", "loss/test", "loss/train", "lr"} == set(logged.data.metrics)
+    assert logged.data.metrics["accuracy/test"] > 0.9
+    assert logged.data.tags["initflow.outcome"] == "finished"
+    assert logged.data.tags["mlflow.project.entryPoint"] == "main"
+    assert logged.data.tags["mlflow.note.content"].startswith("A 64-64-32-10 network with relu")
+    artifacts = {
+        path.name for path in Path(logged.info.artifact_uri.removeprefix("file://")).iterdir()
+    }
+    assert artifacts == {"learning_curves.png", "weight_histograms.png"}
+    assert logged.outputs.model_outputs
+
+
+def test_mlflow_run_prints_what_came_of_it(project_run):
+    """The table, and the next command in the form that the user came with."""
+    _, done = project_run
+    assert re.search(r"he .*\d\d\.\d\d% .* s .*[0-9a-f]{32}", done.stdout)
+    following = "mlflow run . -P init=normal -P dataset=digits -P hidden=64,32"
+    assert following in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@contextlib.contextmanager
+def served(folder, model):
+    """The address of a server of ``model``, up and answering."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "--host", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command, "-m", model, "-p", str(port)],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as server:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + TIMEOUT_S
+            while time.monotonic() < deadline:
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/ping"):
+                    break
+                assert server.poll() is None, "the server ended"
+                time.sleep(0.3)
+            yield address
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+def test_the_logged_model_is_served(project_run):
+    """`mlflow models serve --env-manager local` answers batches of 1 and of 7."""
+    folder, _ = project_run
+    (logged,) = runs(folder)
+    model = f"runs:/{logged.info.run_id}/model"
+    images = np.random.default_rng(0).random((7, 64), dtype=np.float32)
+    with served(folder, model) as address:
+        answers = []
+        for batch in (images[:1], images):
+            request = urllib.request.Request(  # noqa: S310 - the address is ours
+                f"{address}/invocations",
+                json.dumps({"inputs": batch.tolist()}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request) as answer:  # noqa: S310 - as above
+                answers.append(np.array(json.load(answer)["predictions"]))
+    assert answers[0].shape == (1, 10)
+    assert answers[1].shape == (7, 10)
+    np.testing.assert_allclose(answers[0], answers[1][:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.mnist
+def test_mlflow_run_on_the_real_mnist(tmp_path, mnist):
+    """The main job: 97.0 to 98.2 % after 3,000 iterations."""
+    done = mlflow_run(tmp_path, "init=he", f"data_dir={mnist}", "log_model=false")
+    assert done.returncode == 0, done.stderr
+    (logged,) = runs(tmp_path)
+    assert 0.970 <= logged.data.metrics["accuracy/test"] <= 0.982
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    history = client.get_metric_history(logged.info.run_id, "accuracy/test")
+    assert max(metric.step for metric in history) == 3_000
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("lr=abc", "Error: lr must be a number above 0, not 'abc'"),
+        ("init=hee", "(did you mean 'he'?)"),
+        ("nonsense=1", "Error: No such option '--nonsense'"),
+    ],
+)
+def test_a_mistake_in_mlflow_run_fails_its_run(tmp_path, parameter, message):
+    """One line, and nothing is left RUNNING."""
+    done = mlflow_run(tmp_path, "dataset=digits", parameter)
+    assert done.returncode == 1
+    assert message in done.stderr
+    (logged,) = runs(tmp_path)
+    assert logged.info.status == "FAILED"
+
+
+def metrics_in(folder):
+    """How many metrics the store holds by now."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{folder}/mlflow.db?mode=ro", uri=True)
+        ) as db:
+            return db.execute("SELECT count(*) FROM metrics WHERE step > 0").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"),
+    [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")],
+)
+def test_a_stopped_training_is_closed_as_killed(tmp_path, sent, code, word):
+    """With all that was measured so far, and one line that says where it is."""
+    command = ["initflow", "train", "--dataset", "digits", "--epochs", "1000000"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as training:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not metrics_in(tmp_path) and time.monotonic() < deadline:
+            assert training.poll() is None, training.stderr.read()
+            time.sleep(0.2)
+        training.send_signal(sent)
+        out, err = training.communicate(timeout=TIMEOUT_S)
+    (logged,) = runs(tmp_path)
+    assert training.returncode == code
+    assert err == f"{word}; what was measured so far is in run {logged.info.run_id}\n"
+    assert out == ""
+    assert logged.info.status == "KILLED"
+    assert logged.data.metrics["accuracy/test"] > 0.9
+    assert "initflow.outcome" not in logged.data.tags
+
+
+def test_many_at_once_on_an_empty_store(tmp_path):
+    """Four first uses at the same moment: four whole runs in one experiment."""
+    command = ["initflow", "train", "--dataset", "digits", "--log-model", "false", "--threads", "1"]
+    started = [
+        subprocess.Popen(
+            [*command, "--seed", str(seed)],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(4)
+    ]
+    errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 4, errors
+    logged = runs(tmp_path)
+    assert {run.info.status for run in logged} == {"FINISHED"}
+    assert sorted(run.data.params["seed"] for run in logged) == ["0", "1", "2", "3"]
+    assert len({run.info.experiment_id for run in logged}) == 1
+
+
+NO_NETWORK = '''
+"""Loaded by Python at its start: nothing beyond this machine can be reached."""
+import socket
+
+def refuse(*_):
+    raise OSError("no network")
+
+real = socket.socket.connect
+def connect(self, address):
+    if self.family != socket.AF_UNIX:
+        refuse()
+    return real(self, address)
+
+socket.socket.connect = connect
+socket.getaddrinfo = refuse
+'''
+
+
+def test_training_needs_no_network(tmp_path):
+    """On the digits all works; a data set that is not there ends with what to do."""
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    offline = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "XDG_CACHE_HOME": str(tmp_path)}
+    done = run(tmp_path, "initflow", "train", "--dataset", "digits", **offline)
+    assert done.returncode == 0, done.stderr
+    assert len(runs(tmp_path)) == 1
+    done = run(tmp_path, "initflow", "train", "--dataset", "kmnist", **offline)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"Error: kmnist is not in '.*' and cannot be downloaded \(.*no network.*\); point data_dir "
+        r"or INITFLOW_DATA_DIR to a folder that holds KMNIST/raw, or use dataset=digits, .*\n",
+        done.stderr,
+    )
+    assert len(runs(tmp_path)) == 1
+
+
+def test_an_edit_of_the_checkout_is_never_stale(tmp_path):
+    """`mlflow run` of a copy runs the copy's source, not what is installed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "initflow", copy / "initflow")
+    for name in ("MLproject", "conda.yaml"):
+        shutil.copy(ROOT / name, copy)
+    init = copy / "initflow" / "__init__.py"
+    init.write_text(init.read_text().replace('__version__ = "', '__version__ = "edited-'))
+    command = ("mlflow", "run", copy, "--env-manager", "local", "-P", "dataset=digits")
+    done = run(tmp_path, *command, "-P", "log_model=false", PYTHONPATH="")
+    assert done.returncode == 0, done.stderr
+    (logged,) = runs(tmp_path)
+    assert logged.data.tags["initflow.version"].startswith("edited-")
+
+
+def test_the_package_installs_and_gives_the_command(tmp_path):
+    """`pip install .` of the checkout, run from elsewhere, without the checkout's source."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "initflow", source / "initflow")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = ("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index")
+    done = run(tmp_path, sys.executable, *pip, "--prefix", tmp_path / "there", source)
+    assert done.returncode == 0, done.stderr
+    (site,) = (tmp_path / "there").rglob("site-packages")
+    command = tmp_path / "there" / "bin" / "initflow"
+    done = run(tmp_path, command, "--version", PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"initflow {__import__('initflow').__version__}\n"
+    where = "import initflow; print(initflow.__file__)"
+    done = run(tmp_path, sys.executable, "-c", where, PYTHONPATH=str(site))
+    assert done.stdout.strip() == str(site / "initflow" / "__init__.py")
+    assert (site / "initflow" / "py.typed").is_file()
