@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 from torch import Tensor
 
 __all__ = ["Figure", "learning_curves", "weight_histograms"]
@@ -21,6 +29,10 @@ COLORS = {
     "test": "#0072B2",
     "before": "#0072B2",
     "after": "#D55E00",
+}
+STYLES: dict[str, dict[str, Any]] = {
+    "before": {"fill": True, "alpha": 0.35},
+    "after": {"linewidth": 1.5},
 }
 MAX_HISTOGRAMS = 8
 DPI = 150
@@ -85,33 +97,40 @@ def weight_histograms(
         title += f" ({len(chosen)} of {len(names)} layers)"
     columns = min(len(chosen), 4)
     rows = -(-len(chosen) // columns)
-    figure = _figure(max(9, 3 * columns), 0.6 + 3.2 * rows, title)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure = _figure(max(9, 3 * columns), 0.9 + 3 * rows, title)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, name in zip(grid, chosen, strict=False):
-        drawn = {
-            "before": before[name].flatten().double().numpy(),
-            "after": after[name].flatten().double().numpy(),
-        }
-        drawn = {when: values[np.isfinite(values)] for when, values in drawn.items()}
+        drawn = {"before": _finite(before[name]), "after": _finite(after[name])}
         bins = np.histogram_bin_edges(np.concatenate(list(drawn.values())), bins=60)
         for when, values in drawn.items():
-            share = np.full(len(values), 1 / max(len(values), 1))
-            style = {"histtype": "stepfilled", "alpha": 0.35} if when == "before" else {}
-            axes.hist(
-                values,
+            counts, _ = np.histogram(values, bins)
+            share = counts / max(len(values), 1)
+            axes.stairs(
+                share,
                 bins,
-                weights=share,
                 color=COLORS[when],
-                label=f"{when}: std {values.std():.3g}" if len(values) else f"{when}: not finite",
-                **{"histtype": "step", "linewidth": 1.5, **style},
+                label=f"{when} training",
+                **STYLES[when],
+                baseline=0,
             )
-        axes.set(title=name.removesuffix(".weight"), xlabel="weight")
-        _log_scale(axes, "%", 100)
-        axes.set_ylim(top=10 * axes.get_ylim()[1])  # room for the legend above the peak
+        spreads = [f"{values.std():.3g}" if len(values) else "?" for values in drawn.values()]
+        layer = name.removesuffix(".weight")
+        axes.set_title(f"{layer}: std {' → '.join(spreads)}", fontsize=11)
+        axes.set_xlabel("weight")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         _tidy(axes)
-        axes.legend(frameon=False, fontsize=9, loc="upper left")
+    largest = max(before[name].numel() for name in chosen)
+    grid[0].set_ylim(0.8 / largest, 1.2)  # from a single weight to all of them
+    _log_scale(grid[0], "%", 100)
     for axes in grid[len(chosen) :]:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel("share of the weights")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _finite(weights: Tensor) -> npt.NDArray[np.float64]:
+    values = weights.flatten().double().numpy()
+    return values[np.isfinite(values)]

@@ -58,20 +58,28 @@ def test_weight_histograms_are_one_a_layer_or_evenly_chosen(depth, drawn):
     figure = figures.weight_histograms(state, state, "he")
     titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
     assert len(titles) == drawn
-    assert (titles[0], titles[-1]) == ("fc1", f"fc{depth}")
+    assert titles[0].startswith("fc1: ")
+    assert titles[-1].startswith(f"fc{depth}: ")
     assert (f"8 of {depth} layers" in figure.get_suptitle()) == (depth > 8)
     assert saved(figure)
 
 
 def test_histograms_state_the_standard_deviation_before_and_after():
-    """As numbers in the legend."""
+    """As numbers above each, and once for all which is which."""
     before = {"fc1.weight": torch.tensor([[-1.0, 1.0]])}
     after = {"fc1.weight": torch.tensor([[-2.0, 2.0]])}
+    figure = figures.weight_histograms(before, after, "he")
+    assert figure.axes[0].get_title() == "fc1: std 1 → 2"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["before training", "after training"]
+
+
+def test_histograms_count_every_weight_once():
+    """The shares of each side add up to one."""
+    before = {"fc1.weight": torch.randn(30, 40)}
+    after = {"fc1.weight": 2 * torch.randn(30, 40) + 1}
     (axes,) = figures.weight_histograms(before, after, "he").axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "before: std 1",
-        "after: std 2",
-    ]
+    assert [patch.get_data().values.sum() for patch in axes.patches] == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
