@@ -105,14 +105,8 @@ def weight_histograms(
         for when, values in drawn.items():
             counts, _ = np.histogram(values, bins)
             share = counts / max(len(values), 1)
-            axes.stairs(
-                share,
-                bins,
-                color=COLORS[when],
-                label=f"{when} training",
-                **STYLES[when],
-                baseline=0,
-            )
+            label = f"{when} training"
+            axes.stairs(share, bins, color=COLORS[when], label=label, **STYLES[when])
         spreads = [f"{values.std():.3g}" if len(values) else "?" for values in drawn.values()]
         layer = name.removesuffix(".weight")
         axes.set_title(f"{layer}: std {' → '.join(spreads)}", fontsize=11)
@@ -132,5 +126,5 @@ def weight_histograms(
 
 
 def _finite(weights: Tensor) -> npt.NDArray[np.float64]:
-    values = weights.flatten().double().numpy()
-    return values[np.isfinite(values)]
+    finite: npt.NDArray[np.float64] = weights[weights.isfinite()].double().numpy()
+    return finite

@@ -1,0 +1,150 @@
+"""The README is true: its commands run, its tables are the code's, its places are there."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import fields
+
+import mlflow
+import pytest
+
+from initflow.config import ACTIVATIONS, DATASETS, TrainConfig
+from initflow.initializers import BUILT_IN
+from tests.conftest import ROOT
+from tests.test_end_to_end import environment, run, runs
+
+README = (ROOT / "README.md").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+COMMANDS = re.findall(
+    r"^\$ (.*)$", "".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL)), re.MULTILINE
+)
+
+# Where else a command of the README is run; all others are run here, in a folder of their own.
+ELSEWHERE = {
+    "make run": "step make run\n",
+    "mlflow run . --env-manager uv -P init=he -P dataset=digits": "step make run-uv\n",
+}
+IN_TESTS = {
+    "make ui": "test_make_ui_serves_the_runs_on_this_machine_only",
+    "pip install .": "test_the_package_installs_and_gives_the_command",
+    "export INITFLOW_DATA_DIR=/path/to/data": "test_the_folder_is_the_option_then_the_variable",
+    "mlflow run . --env-manager local -P init=he -P data_dir=/path/to/data": (
+        "test_mlflow_run_on_the_real_mnist"
+    ),
+}
+HERE = [c for c in COMMANDS if c not in ELSEWHERE | IN_TESTS]
+
+
+def test_every_command_is_run_somewhere():
+    """By .ci/run, by a test of its own, or below; and no entry is left of one that is gone."""
+    assert COMMANDS
+    assert set(COMMANDS) >= ELSEWHERE.keys() | IN_TESTS.keys()
+    for step in ELSEWHERE.values():
+        assert step in CI
+    assert (
+        "mlflow run . --env-manager uv --experiment-name initflow -P init=he -P dataset=digits"
+        in (MAKEFILE)
+    )
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for name in IN_TESTS.values():
+        assert f"def {name}" in tests
+    assert all(command.startswith("initflow ") for command in HERE)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("command", HERE)
+def test_commands_of_the_command_line(tmp_path, command):
+    """As they stand, each in an empty folder."""
+    done = run(tmp_path, *shlex.split(command))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "Error" not in done.stdout
+
+
+@pytest.mark.end_to_end
+def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
+    """MLflow's page answers on 127.0.0.1, with the store it is given."""
+    port = "5987"
+    with subprocess.Popen(
+        ["make", "ui", f"PORT={port}"],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert f"http://127.0.0.1:{port}/" in server.stdout.readline()
+            deadline = time.monotonic() + 120
+            page = ""
+            while not page and time.monotonic() < deadline:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+                        page = answer.read().decode()
+                except OSError:
+                    assert server.poll() is None
+                    time.sleep(0.5)
+            assert "<title>MLflow</title>" in page
+            assert "--host 127.0.0.1" in MAKEFILE
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+    assert (tmp_path / "mlflow.db").is_file()
+
+
+@pytest.mark.end_to_end
+def test_the_python_example(tmp_path):
+    """It prints the id of a run that is there, and its accuracy."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = run(tmp_path, sys.executable, "-c", example)
+    assert done.returncode == 0, done.stderr
+    (logged,) = runs(tmp_path)
+    accuracy = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(logged.info.run_id)
+    assert done.stdout.split() == [
+        logged.info.run_id,
+        str(accuracy.data.metrics["accuracy/test"]),
+    ]
+
+
+def test_the_table_of_parameters_is_the_configuration():
+    """Names, defaults and meanings, in order."""
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.*) \|$", README, re.MULTILINE)
+    defaults = TrainConfig().as_text()
+    assert rows == [(s.name, defaults[s.name], s.metadata["meaning"]) for s in fields(TrainConfig)]
+
+
+def test_the_table_of_schemes_is_the_built_in_ones():
+    """Names in order, arguments with their defaults."""
+    table = README.partition("### Schemes")[2].partition("## Your own")[0]
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| .* \| (.*) ?\|$", table, re.MULTILINE)
+    told = {}
+    for names, arguments in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            told[name] = dict(re.findall(r"`(\w+)` \(([^)]+)\)", arguments))
+    assert list(told) == list(BUILT_IN)
+    for name, scheme in BUILT_IN.items():
+        assert told[name] == {key: str(p.default) for key, p in scheme.parameters.items()}
+
+
+def test_activations_and_data_sets_are_all_named():
+    """As the configuration has them."""
+    for name in (*ACTIVATIONS, *DATASETS):
+        assert f"`{name}`" in README
+
+
+def test_links_and_places_are_there():
+    """Every relative link, and every file and folder of the table."""
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    places = re.findall(r"`([\w./-]+)`", README.partition("## Where things are")[2])
+    names = [place for place in places if "/" in place or "." in place or place[0].isupper()]
+    assert links
+    assert names
+    for name in {*links, *names}:
+        assert (ROOT / name).exists(), name
