@@ -100,12 +100,17 @@ def test_mlflow_run_prints_what_came_of_it(project_run):
     assert "Traceback" not in done.stderr
 
 
+def free_port():
+    """One that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def served(folder, model):
     """The address of a server of ``model``, up and answering."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["mlflow", "models", "serve", "--env-manager", "local", "--host", "127.0.0.1"]
     with subprocess.Popen(
         [*command, "-m", model, "-p", str(port)],
