@@ -255,7 +255,12 @@ def _download(name: str, folder: Path) -> None:
             arriving.mkdir(parents=True)
             for packed in raw.glob("*.gz"):  # torchvision checks these and unpacks them
                 shutil.copy(packed, arriving)
-            with _socket_timeout(DOWNLOAD_TIMEOUT_S), contextlib.redirect_stdout(io.StringIO()):
+            said = io.StringIO()  # the terminal is the command line's
+            with (
+                _socket_timeout(DOWNLOAD_TIMEOUT_S),
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(said),
+            ):
                 dataset(scratch, download=True)
             for file in _raw_files(arriving):
                 file.replace(raw / file.name)

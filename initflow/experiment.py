@@ -60,7 +60,7 @@ def train_one(
     scheme = initializers.find(config.init)
     activation = ACTIVATIONS[config.activation]
     device = _device(config.device)
-    progress("loading the data", 0, 1)
+    progress("loading the data, downloaded at its first use", 0, 1)
     splits = data.load(config)
     widths = (splits.pixels, *config.hidden, data.CLASSES)
     initial = model.initialize(widths, scheme, bias_init=config.bias_init, seed=config.seed)

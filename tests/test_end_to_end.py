@@ -28,7 +28,8 @@ TIMEOUT_S = 240
 
 def environment(folder, **more):
     """A shell's, with this Python first and a store of its own in ``folder``."""
-    return os.environ | {
+    shell = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return shell | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",

@@ -1,6 +1,8 @@
 """MLproject, conda.yaml, the pins and the packaging say the same as the code."""
 
+import os
 import re
+import subprocess
 import tomllib
 from dataclasses import fields
 
@@ -102,3 +104,24 @@ def test_this_environment_is_the_pinned_one():
 def test_there_is_no_uv_lock():
     """It would make `mlflow run --env-manager uv` ignore conda.yaml and fail."""
     assert not (ROOT / "uv.lock").exists()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_second_make_installs_nothing(tmp_path, ready):
+    """Once the environment is there and newer than the pins; else it is made."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-dev.lock"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    if ready:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / ".ready").touch()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "--dry-run", "run"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert ("pip install" in done.stdout) != ready
+    assert "mlflow run . --env-manager local" in done.stdout
