@@ -28,7 +28,7 @@ $(READY): requirements.lock requirements-dev.lock pyproject.toml
 
 run: $(READY) ## one network under He initialization, on scikit-learn's digits
 	mlflow run . --env-manager local --experiment-name initflow -P init=he -P dataset=digits
-	@echo "The run is in MLflow: make ui serves its page."
+	@echo "The run is in MLflow: make ui serves its page. For the next command: source .venv/bin/activate"
 
 ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1
 	@echo "MLflow's page: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"

@@ -11,10 +11,13 @@ import contextlib
 import gc
 import logging
 import os
+import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import fields
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -23,8 +26,10 @@ from initflow import __version__
 from initflow.config import TrainConfig
 from initflow.errors import InitflowError
 
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
+# Signals that end the command, with the run closed on the way out.
+STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    STOPS[signal.SIGHUP] = "Hung up"
 
 
 def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -86,7 +91,6 @@ def train(experiment: str | None, **settings: str) -> None:
       initflow train --init normal:std=0.05 --activation tanh --hidden 300,100
     """
     config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    by_mlflow = "MLFLOW_RUN_ID" in os.environ  # MLflow takes it out when it resumes the run
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -114,9 +118,11 @@ def train(experiment: str | None, **settings: str) -> None:
             ),
         )
     console.print(report.closing_table(result))
-    console.print(experiments.outcome_sentence(result), highlight=False)
-    following = report.next_command(config, by_mlflow=by_mlflow)
-    console.print(f"Next, hold it against: {following}", highlight=False, soft_wrap=True)
+    following = report.next_command(config, result.run.launcher)
+    if experiment:
+        following += f" --experiment {shlex.quote(experiment)}"
+    for line in (experiments.outcome_sentence(result), f"Next, hold it against: {following}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _quieten_libraries() -> None:
@@ -131,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     A user's mistake ends with one line on standard error, and no traceback.
     """
     meta: dict[str, Any] = {}
+    code = 0
     try:
         with cli.make_context(
             "initflow", list(sys.argv[1:] if arguments is None else arguments)
@@ -138,33 +145,44 @@ def main(arguments: list[str] | None = None) -> int:
             meta = context.meta
             cli.invoke(context)
     except click.exceptions.Exit as done:
-        return done.exit_code
+        code = done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = error.exit_code
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
-        return error.exit_code
+        code = error.exit_code
     except InitflowError as error:
         if meta.get("debug"):
-            raise
+            traceback.print_exc()
         click.echo(f"Error: {error}", err=True)
-        return error.exit_code
+        code = error.exit_code
     except (KeyboardInterrupt, click.Abort) as interruption:
-        return _stopped("Interrupted", interruption, INTERRUPTED)
-    except _Terminated as termination:
-        return _stopped("Terminated", termination, TERMINATED)
-    return 0
-
-
-def _stopped(how: str, cause: BaseException, code: int) -> int:
-    click.echo("; ".join([how, *getattr(cause, "__notes__", [])]), err=True)
+        code = _stopped(signal.SIGINT, interruption)
+    except _Stopped as stop:
+        code = _stopped(stop.number, stop)
+    except BrokenPipeError:  # who read the output has gone
+        code = 1
     return code
 
 
-class _Terminated(SystemExit):
-    """SIGTERM arrived; raised so that an open run is closed on the way out."""
+class _Stopped(SystemExit):
+    """A signal other than Ctrl-C's arrived."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = signal.Signals(number)
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated(TERMINATED)
+def _stopped(number: signal.Signals, cause: BaseException) -> int:
+    click.echo("; ".join([STOPS[number], *getattr(cause, "__notes__", [])]), err=True)
+    return 128 + number
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    for stop in STOPS:  # a second one would cut off the closing of the run
+        signal.signal(stop, signal.SIG_IGN)
+    raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
 
 
 def entry() -> NoReturn:
@@ -174,7 +192,8 @@ def entry() -> NoReturn:
     collector would look through again and again, and once more on the way out: together
     some 3 of 13 s of a training of MNIST.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for stop in STOPS:
+        signal.signal(stop, _stop)
     gc.set_threshold(100_000, 50, 100)
     code = main()
     atexit._run_exitfuncs()  # noqa: SLF001 - os._exit would leave them out

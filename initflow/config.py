@@ -7,16 +7,17 @@ text, as the command line and MLflow give it, or as the Python value itself.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 from initflow.errors import SettingError, unknown
 
-ACTIVATIONS = (
+ACTIVATION_NAMES = (
     "sigmoid",
     "tanh",
     "relu",
@@ -28,12 +29,13 @@ ACTIVATIONS = (
     "softplus",
     "linear",
 )
-DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
+DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
 BIAS_INITS = ("pytorch", "zeros")
 NORMALIZATIONS = ("unit", "half", "standard")
 
 MAX_LAYERS = 1_000
 MAX_WIDTH = 65_536
+MAX_WEIGHTS = 2**28  # between the hidden layers; training holds three copies in memory
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Kind:
     expected: str
     parse: Callable[[object], Any]  # raises ValueError or TypeError for anything unexpected
     format: Callable[[Any], str] = str
+    choices: tuple[str, ...] = ()
 
 
 def _number(expected: str, is_valid: Callable[[float], bool]) -> Kind:
@@ -78,7 +81,7 @@ def _choice(valid: tuple[str, ...]) -> Kind:
             raise ValueError
         return str(value)
 
-    return Kind(f"[{'|'.join(valid)}]", f"one of {', '.join(valid)}", parse)
+    return Kind(f"[{'|'.join(valid)}]", f"one of {', '.join(valid)}", parse, choices=valid)
 
 
 def _or_word(word: str, kind: Kind) -> Kind:
@@ -107,7 +110,7 @@ def _parse_text(value: object) -> str:
 def _parse_path(value: object) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise TypeError
-    return Path(value).expanduser()
+    return Path(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown ~user as it is
 
 
 def _parse_device(value: object) -> str:
@@ -132,7 +135,10 @@ def parse_widths(value: object) -> tuple[int, ...]:
             if count < 1 or len(widths) + count > MAX_LAYERS:
                 raise ValueError
             widths += [width] * count
-    if len(widths) > MAX_LAYERS or any(not 1 <= width <= MAX_WIDTH for width in widths):
+    weights = sum(fan_in * fan_out for fan_in, fan_out in pairwise(widths))
+    if len(widths) > MAX_LAYERS or weights > MAX_WEIGHTS:
+        raise ValueError
+    if any(not 1 <= width <= MAX_WIDTH for width in widths):
         raise ValueError
     return tuple(widths)
 
@@ -150,11 +156,11 @@ _DEVICE = Kind("auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", _parse_devic
 _WIDTHS = Kind(
     "WIDTHS",
     "widths such as 100, 300,100 or 100x20 (20 layers of 100), or none"
-    f" (at most {MAX_LAYERS} layers of at most {MAX_WIDTH})",
+    f" (at most {MAX_LAYERS} layers of at most {MAX_WIDTH}, {MAX_WEIGHTS} weights between them)",
     parse_widths,
     format_widths,
 )
-_RATE = _number("a number above 0", lambda x: x > 0)
+_RATE = _number("a number above 0 and at most 1e30", lambda x: 0 < x <= 1e30)
 _DECAY = _number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 _MOMENTUM = _number("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
 
@@ -172,8 +178,10 @@ class TrainConfig:
     """
 
     init: str = _setting("he", _TEXT, "initialization scheme, with arguments after a colon")
-    activation: str = _setting("relu", _choice(ACTIVATIONS), "activation of every hidden layer")
-    dataset: str = _setting("mnist", _choice(DATASETS), "images to learn")
+    activation: str = _setting(
+        "relu", _choice(ACTIVATION_NAMES), "activation of every hidden layer"
+    )
+    dataset: str = _setting("mnist", _choice(DATASET_NAMES), "images to learn")
     data_dir: Path | None = _setting(
         None,
         _or_word("none", _FOLDER),
@@ -182,8 +190,8 @@ class TrainConfig:
     hidden: tuple[int, ...] = _setting(
         (100,), _WIDTHS, "hidden widths: 100, 300,100, 100x20 for 20 layers of 100, or none"
     )
-    epochs: int = _setting(5, _integer(1), "passes over the training images")
-    batch_size: int = _setting(100, _integer(1), "images per update")
+    epochs: int = _setting(5, _integer(1, 1_000_000), "passes over the training images")
+    batch_size: int = _setting(100, _integer(1, 1_000_000_000), "images per update")
     lr: float = _setting(0.1, _RATE, "learning rate of the first epoch")
     gamma: float = _setting(0.96, _DECAY, "factor on the learning rate after each epoch")
     momentum: float = _setting(0.9, _MOMENTUM, "momentum of SGD (0: plain SGD)")
@@ -224,6 +232,6 @@ class TrainConfig:
 
 
 def _invalid(name: str, kind: Kind, value: object) -> SettingError:
-    if kind.expected.startswith("one of "):
-        return unknown(name, value, kind.metavar.strip("[]").split("|"))
+    if kind.choices:
+        return unknown(name, value, kind.choices)
     return SettingError(f"{name} must be {kind.expected}, not '{value}'")

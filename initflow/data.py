@@ -54,6 +54,11 @@ class Split:
     def to(self, device: torch.device) -> Split:
         return Split(self.images.to(device), self.labels.to(device))
 
+    def take(self, indices: Tensor) -> Split:
+        """The images and labels at ``indices``, (k,) int64."""
+        indices = indices.to(self.labels.device)
+        return Split(self.images[indices], self.labels[indices])
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -112,6 +117,8 @@ def load(config: TrainConfig) -> Splits:
         pixels = _idx(config.dataset, data_dir(config.data_dir))
     tensors = pixels.tensors
     mean, std = _normalization(config.normalize, tensors["train_images"], pixels.white)
+    if not std:
+        raise DataError(f"normalize=standard: all training pixels in '{pixels.source}' are equal")
 
     def split(images: Tensor, labels: Tensor) -> Split:
         scaled = images.to(torch.float32).div_(pixels.white)
@@ -123,8 +130,7 @@ def load(config: TrainConfig) -> Splits:
     validation = None
     if config.validation:
         kept, held_out = _hold_out(train.labels, config.validation, config.seed)
-        validation = Split(train.images[held_out], train.labels[held_out])
-        train = Split(train.images[kept], train.labels[kept])
+        train, validation = train.take(kept), train.take(held_out)
     return Splits(
         name=config.dataset,
         train=train,
@@ -142,7 +148,7 @@ def data_dir(given: Path | None) -> Path:
     if given is not None:
         return given
     if os.environ.get("INITFLOW_DATA_DIR"):
-        return Path(os.environ["INITFLOW_DATA_DIR"]).expanduser()
+        return Path(os.path.expanduser(os.environ["INITFLOW_DATA_DIR"]))  # noqa: PTH111 - as given
     return platformdirs.user_cache_path("initflow") / "data"
 
 
@@ -169,12 +175,17 @@ def _hold_out(labels: Tensor, validation: int, seed: int) -> tuple[Tensor, Tenso
             f"validation must be 0 or from {CLASSES} to {len(labels) - CLASSES} of the "
             f"{len(labels)} training images, not '{validation}'"
         )
-    kept, held_out = train_test_split(
-        range(len(labels)),
-        test_size=validation,
-        stratify=labels.numpy(),
-        random_state=stream_seed(seed, "validation") % 2**32,
-    )
+    try:
+        kept, held_out = train_test_split(
+            range(len(labels)),
+            test_size=validation,
+            stratify=labels.numpy(),
+            random_state=stream_seed(seed, "validation") % 2**32,
+        )
+    except ValueError as error:
+        raise SettingError(
+            f"validation must be 0 for these training images, not '{validation}': {error}"
+        ) from error
     return torch.tensor(sorted(kept)), torch.tensor(sorted(held_out))
 
 
@@ -242,12 +253,18 @@ def _download(name: str, folder: Path) -> None:
     from torchvision import datasets
 
     raw = folder / TORCHVISION[name] / "raw"
+    lock = folder / f".{TORCHVISION[name]}.lock"
     dataset = getattr(datasets, TORCHVISION[name])
+    new = not folder.exists()
+    said = io.StringIO()  # torchvision tells the terminal, which is the command line's
     try:
-        raw.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with (
-            FileLock(folder / f".{TORCHVISION[name]}.lock"),
+            FileLock(lock),
             tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch,
+            _socket_timeout(DOWNLOAD_TIMEOUT_S),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
         ):
             if _is_complete(raw):  # another process was first
                 return
@@ -255,16 +272,15 @@ def _download(name: str, folder: Path) -> None:
             arriving.mkdir(parents=True)
             for packed in raw.glob("*.gz"):  # torchvision checks these and unpacks them
                 shutil.copy(packed, arriving)
-            said = io.StringIO()  # the terminal is the command line's
-            with (
-                _socket_timeout(DOWNLOAD_TIMEOUT_S),
-                contextlib.redirect_stdout(said),
-                contextlib.redirect_stderr(said),
-            ):
-                dataset(scratch, download=True)
+            dataset(scratch, download=True)
+            raw.mkdir(parents=True, exist_ok=True)
             for file in _raw_files(arriving):
                 file.replace(raw / file.name)
     except (OSError, RuntimeError) as error:
+        if new:  # perhaps a slip of the pen: leave no trace of it
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
+                folder.rmdir()
         raise DataError(
             f"{name} is not in '{folder}' and cannot be downloaded "
             f"({' '.join(str(error).split())}); point data_dir or INITFLOW_DATA_DIR to a folder "

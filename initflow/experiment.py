@@ -14,31 +14,36 @@ import torch
 
 import initflow
 from initflow import data, figures, initializers, measure, model, track, train
-from initflow.activations import ACTIVATIONS
+from initflow.activations import ACTIVATIONS, Activation
 from initflow.config import TrainConfig, format_widths
 from initflow.errors import SettingError
 from initflow.scheme import Scheme
 
 # Told what is being done, and how much of it: (what, done, of).
 Progress = Callable[[str, int, int], None]
+History = dict[str, list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
 class Result:
     """What came of a run; ``history`` maps metric keys to (step, value) pairs.
 
-    ``diverged_at`` is the step whose loss was not finite, None for a finished training.
-    ``seconds`` is the time that training and evaluating took.
+    ``step`` counts the updates made. ``diverged_at`` is the step whose loss was not finite,
+    None for a finished training. ``seconds`` is the time that training and evaluating took,
+    without what MLflow took to log it.
     """
 
     config: TrainConfig
     scheme: Scheme
-    run_id: str
-    experiment_id: str
+    run: track.Run
+    history: History
     step: int
     diverged_at: int | None
     seconds: float
-    history: dict[str, list[tuple[int, float]]]
+
+    @property
+    def run_id(self) -> str:
+        return self.run.id
 
     def last(self, metric: str) -> float | None:
         """The metric's last value, or None where none was measured."""
@@ -54,8 +59,8 @@ def train_one(
 ) -> Result:
     """Train one network as ``config`` says, as one MLflow run, and log all that a run carries.
 
-    A wrong setting or missing data is an error before a run is made. Raises the errors of
-    :mod:`initflow.errors`; whatever is raised, the run is closed with what was measured.
+    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
+    made. Whatever is raised later, the run is closed with what was measured.
     """
     scheme = initializers.find(config.init)
     activation = ACTIVATIONS[config.activation]
@@ -63,15 +68,15 @@ def train_one(
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = data.load(config)
     widths = (splits.pixels, *config.hidden, data.CLASSES)
-    initial = model.initialize(widths, scheme, bias_init=config.bias_init, seed=config.seed)
-    total = train.iterations(len(splits.train), config.batch_size, config.epochs)
     summary = _summary(config, scheme, widths, len(splits.train))
 
-    with _threads(config.threads) as threads:
-        run_context = track.start(
+    with _threads(config.threads) as threads:  # around the drawing too: QR depends on them
+        initial = model.initialize(widths, scheme, bias_init=config.bias_init, seed=config.seed)
+        resolved = {"resolved.device": device, "resolved.threads": str(threads)}
+        tracked = track.start(
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
             description=summary,
-            params=config.as_text() | {"resolved.device": device, "resolved.threads": str(threads)},
+            params=config.as_text() | resolved,
             tags={
                 "initflow.version": initflow.__version__,
                 "initflow.scheme": scheme.spec,
@@ -80,61 +85,49 @@ def train_one(
             },
             experiment=experiment,
         )
-        with run_context as run:
+        with tracked as run:
+            # Params may hold MLflow's own spelling of what it was given; this is ours.
+            run.log_json("config", config.as_text() | resolved)
             run.log_data(splits)
             parameters = initial.copy_to(device)
-            history, step, diverged_at, seconds = _train_and_measure(
-                run=run,
-                config=config,
-                parameters=parameters,
-                splits=splits.to(torch.device(device)),
-                total=total,
-                progress=progress,
+            on_device = splits.to(torch.device(device))
+            result = _train_and_measure(
+                config, scheme, parameters, on_device, run=run, progress=progress
             )
             progress("drawing and logging", 0, 1)
             trained = parameters.copy_to("cpu").state()
-            title = f"{scheme.spec}, {config.activation}, {_shape(widths)}, {config.dataset}"
-            run.log_figure("learning_curves", figures.learning_curves(history, title))
-            run.log_figure(
-                "weight_histograms", figures.weight_histograms(initial.state(), trained, title)
-            )
-            run.set_tags({"initflow.weights_sha256": model.weights_sha256(trained)})
-            if diverged_at is None:
-                run.set_tags({"initflow.outcome": "finished"})
-                if config.log_model:
-                    module = model.to_module(trained, activation, mean=splits.mean, std=splits.std)
-                    run.log_model(module, splits.pixels)
-            else:
-                run.set_tags(
-                    {"initflow.outcome": "diverged", "initflow.diverged_at_step": diverged_at}
-                )
-            result = Result(
-                config,
-                scheme,
-                run.id,
-                run.experiment_id,
-                step,
-                diverged_at,
-                seconds,
-                history,
+            run.set_tags(
+                {
+                    "initflow.weights_sha256": model.weights_sha256(trained),
+                    **_outcome_tags(result),
+                }
             )
             run.describe(f"{summary} {outcome_sentence(result)}")
+            if config.log_model and result.diverged_at is None:
+                module = model.to_module(trained, activation, mean=splits.mean, std=splits.std)
+                run.log_model(module, splits.pixels)
+            title = f"{scheme.spec}, {config.activation}, {_shape(widths)}, {config.dataset}"
+            curves = figures.learning_curves(result.history, title)
+            histograms = figures.weight_histograms(initial.state(), trained, title)
+            run.log_figure("learning_curves", curves)
+            run.log_figure("weight_histograms", histograms)
     return result
 
 
 def _train_and_measure(
-    *,
-    run: track.Run,
     config: TrainConfig,
+    scheme: Scheme,
     parameters: model.Parameters,
     splits: data.Splits,
-    total: int,
+    *,
+    run: track.Run,
     progress: Progress,
-) -> tuple[dict[str, list[tuple[int, float]]], int, int | None, float]:
-    """Train to the end, logging one batch of metrics at each checkpoint."""
+) -> Result:
+    """Train ``parameters`` to the end, logging one batch of metrics at each checkpoint."""
     activation = ACTIVATIONS[config.activation]
-    history: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    diverged_at = None
+    total = train.iterations(len(splits.train), config.batch_size, config.epochs)
+    history: History = defaultdict(list)
+    step, diverged_at, seconds = 0, None, 0.0
     started = time.perf_counter()
 
     def order(epoch: int) -> torch.Tensor:
@@ -151,28 +144,42 @@ def _train_and_measure(
         nesterov=config.nesterov,
         eval_every=config.eval_every,
     ):
-        values = {"lr": checkpoint.lr}
+        step = checkpoint.step
+        values = {}
+        if not checkpoint.diverged:
+            values = {"lr": checkpoint.lr, **_evaluations(parameters, activation, splits)}
         if checkpoint.losses:
             values["loss/train"] = statistics.fmean(losses[0] for losses in checkpoint.losses)
-        if checkpoint.diverged:
-            diverged_at = checkpoint.step
-        else:
-            if checkpoint.step == 0:  # no batch was trained on yet: the first one, untrained
-                first = order(0)[: config.batch_size].to(splits.train.labels.device)
-                batch = data.Split(splits.train.images[first], splits.train.labels[first])
-                values["loss/train"] = measure.evaluate(parameters, activation, batch)[0].loss
-            for name, split in (("validation", splits.validation), ("test", splits.test)):
-                if split is not None:
-                    evaluation = measure.evaluate(parameters, activation, split)[0]
-                    if math.isfinite(evaluation.loss):  # else it predicts nothing
-                        values[f"loss/{name}"] = evaluation.loss
-                        values[f"accuracy/{name}"] = evaluation.accuracy
-        values = {key: value for key, value in values.items() if math.isfinite(value)}
+        elif step == 0:  # no batch was trained on yet: the first one, untrained
+            first = splits.train.take(order(0)[: config.batch_size])
+            values["loss/train"] = measure.evaluate(parameters, activation, first)[0].loss
+        # An accuracy beside a loss that is not finite means nothing.
+        lost = {key.partition("/")[2] for key, value in values.items() if not math.isfinite(value)}
+        values = {key: v for key, v in values.items() if key.partition("/")[2] not in lost}
+        if checkpoint.diverged or lost:
+            diverged_at = step
         for key, value in values.items():
-            history[key].append((checkpoint.step, value))
-        run.log_metrics(checkpoint.step, values)
-        progress("training", checkpoint.step, total)
-    return dict(history), checkpoint.step, diverged_at, time.perf_counter() - started
+            history[key].append((step, value))
+        seconds += time.perf_counter() - started
+        run.log_metrics(step, values)
+        progress("training", step, total)
+        if diverged_at is not None:
+            break
+        started = time.perf_counter()
+    return Result(config, scheme, run, dict(history), step, diverged_at, seconds)
+
+
+def _evaluations(
+    parameters: model.Parameters, activation: Activation, splits: data.Splits
+) -> dict[str, float]:
+    """Loss and accuracy over the images that are not trained on, by metric key."""
+    values = {}
+    for name, split in (("validation", splits.validation), ("test", splits.test)):
+        if split is not None:
+            evaluation = measure.evaluate(parameters, activation, split)[0]
+            values[f"loss/{name}"] = evaluation.loss
+            values[f"accuracy/{name}"] = evaluation.accuracy
+    return values
 
 
 def _device(asked: str) -> str:
@@ -218,11 +225,15 @@ def _shape(widths: tuple[int, ...]) -> str:
     return "-".join([str(pixels), *parts, str(classes)])
 
 
+def _outcome_tags(result: Result) -> dict[str, object]:
+    if result.diverged_at is None:
+        return {"initflow.outcome": "finished"}
+    return {"initflow.outcome": "diverged", "initflow.diverged_at_step": result.diverged_at}
+
+
 def outcome_sentence(result: Result) -> str:
     """What came of the run, in a sentence."""
     if result.diverged_at is not None:
         return f"It diverged: the loss was not finite at iteration {result.diverged_at:,}."
-    return (
-        f"It ended at {result.last('accuracy/test') or 0:.2%} test accuracy "
-        f"after {result.step:,} iterations."
-    )
+    accuracy = f"{result.last('accuracy/test'):.2%}"  # measured, since no loss diverged
+    return f"It ended at {accuracy} test accuracy after {result.step:,} iterations."

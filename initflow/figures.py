@@ -20,6 +20,7 @@ from torch import Tensor
 
 __all__ = ["Figure", "learning_curves", "weight_histograms"]
 
+Values = npt.NDArray[np.float64]
 History = Mapping[str, Sequence[tuple[int, float]]]
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; one colour a meaning.
@@ -101,7 +102,7 @@ def weight_histograms(
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, name in zip(grid, chosen, strict=False):
         drawn = {"before": _finite(before[name]), "after": _finite(after[name])}
-        bins = np.histogram_bin_edges(np.concatenate(list(drawn.values())), bins=60)
+        bins = _bins(np.concatenate(list(drawn.values())))
         for when, values in drawn.items():
             counts, _ = np.histogram(values, bins)
             share = counts / max(len(values), 1)
@@ -125,6 +126,15 @@ def weight_histograms(
     return figure
 
 
-def _finite(weights: Tensor) -> npt.NDArray[np.float64]:
-    finite: npt.NDArray[np.float64] = weights[weights.isfinite()].double().numpy()
+def _bins(values: Values, n: int = 60) -> Values:
+    """Edges of ``n`` bins over ``values``, also where all are equal, or none is there."""
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = abs(low) / 2 or 0.5
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, n + 1)
+
+
+def _finite(weights: Tensor) -> Values:
+    finite: Values = weights[weights.isfinite()].double().numpy()
     return finite

@@ -211,8 +211,10 @@ def orthogonal(weight: Tensor, generator: torch.Generator, *, gain: float = 1.0)
     """
     matrix = weight.flatten(start_dim=1)
     rows, columns = matrix.shape
-    tall = torch.empty(max(rows, columns), min(rows, columns), dtype=weight.dtype)
-    q, r = torch.linalg.qr(tall.to(weight.device).normal_(generator=generator))
+    tall = torch.empty(
+        max(rows, columns), min(rows, columns), dtype=weight.dtype, device=weight.device
+    )
+    q, r = torch.linalg.qr(tall.normal_(generator=generator))
     q *= torch.diagonal(r).sign()  # makes the draw uniform, as the signs of QR are not
     weight.copy_((q if rows >= columns else q.T).reshape(weight.shape)).mul_(gain)
 

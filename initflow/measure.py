@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,9 @@ def evaluate(parameters: Parameters, activation: Activation, split: Split) -> li
     loss = torch.zeros(parameters.members, dtype=torch.float64)
     correct = torch.zeros(parameters.members, dtype=torch.int64)
     chunks = zip(torch.split(split.images, CHUNK), torch.split(split.labels, CHUNK), strict=True)
+    at_size = functools.cache(functools.partial(Pass, parameters, activation))
     for images, labels in chunks:
-        forward = Pass(parameters, activation, len(labels))
+        forward = at_size(len(labels))
         predicted = forward.forward(images).argmax(dim=2)
         loss += len(labels) * forward.losses(labels).cpu().to(torch.float64)
         correct += (predicted == labels).sum(dim=1).cpu()

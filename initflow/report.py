@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.table import Table
+from rich.text import Text
 
 from initflow.config import TrainConfig
 from initflow.experiment import Result
@@ -21,22 +23,22 @@ def closing_table(result: Result) -> Table:
     shown = "not measured" if accuracy is None else f"{accuracy:.2%}"
     if result.diverged_at is not None:
         shown = f"diverged at {result.diverged_at:,}"
-    table.add_row(result.scheme.spec, shown, f"{result.seconds:.1f} s", result.run_id)
+    table.add_row(Text(result.scheme.spec), shown, f"{result.seconds:.1f} s", result.run_id)
     return table
 
 
-def next_command(config: TrainConfig, *, by_mlflow: bool) -> str:
+def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
     """The same training under a scheme worth holding this one against."""
     other = "he" if config.activation not in ("tanh", "sigmoid") else "xavier"
     if config.init == other:
         other = "normal"
-    return train_command(replace(config, init=other), by_mlflow=by_mlflow)
+    return train_command(replace(config, init=other), launcher)
 
 
-def train_command(config: TrainConfig, *, by_mlflow: bool) -> str:
-    """The command line that trains as ``config`` says, by ``initflow`` or by ``mlflow run``.
+def train_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
+    """The command line that trains as ``config`` says; defaults are left out.
 
-    Settings at their defaults are left out.
+    It is an ``initflow train``, or an ``mlflow run`` where ``launcher`` has its options.
     """
     defaults = TrainConfig().as_text()
     chosen = {
@@ -44,7 +46,8 @@ def train_command(config: TrainConfig, *, by_mlflow: bool) -> str:
         for name, text in config.as_text().items()
         if text != defaults[name] or name == "init"
     }
-    if by_mlflow:
-        return " ".join(["mlflow run .", *(f"-P {name}={text}" for name, text in chosen.items())])
+    if launcher:
+        parameters = (f"-P {name}={text}" for name, text in chosen.items())
+        return " ".join(["mlflow run .", *map(shlex.quote, launcher), *parameters])
     options = (f"--{name.replace('_', '-')} {text}" for name, text in chosen.items())
     return " ".join(["initflow train", *options])

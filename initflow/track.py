@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -28,28 +31,58 @@ from initflow.figures import Figure
 EXPERIMENT = "initflow"
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 STORE_TIMEOUT_S = 120
+DESCRIPTION = "mlflow.note.content"
+FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a driver may be missing
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Raise what MLflow or its store refuses as :class:`TrackingError`."""
+    try:
+        yield
+    except FAILURES as error:
+        reason = str(error).partition("\n")[0]
+        message = f"MLflow at '{mlflow.get_tracking_uri()}' failed: {reason}"
+        raise TrackingError(re.sub(r"//[^/@\s]+@", "//", message)) from error  # no credentials
 
 
 @dataclass(frozen=True)
 class Run:
-    """An open MLflow run; every call is one request, or one batch of them."""
+    """The open MLflow run; every call is one request, or one batch of them.
+
+    ``launcher`` holds the options of the ``mlflow run`` that started it, if one did: with
+    them its experiment and its kind of environment are met again.
+    """
 
     id: str
     experiment_id: str
+    launcher: tuple[str, ...]
 
+    @_translated()
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        mlflow.log_metrics(dict(values), step=step)
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, step) for key, value in values.items()]
+        mlflow.MlflowClient().log_batch(self.id, metrics=metrics)
 
+    @_translated()
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        mlflow.set_tags(dict(tags))
+        entities = [RunTag(key, str(value)) for key, value in tags.items()]
+        mlflow.MlflowClient().log_batch(self.id, tags=entities)
 
     def describe(self, text: str) -> None:
         """Set the description, Markdown, that MLflow's page shows above all else."""
-        mlflow.set_tag("mlflow.note.content", text)
+        self.set_tags({DESCRIPTION: text})
 
+    @_translated()
     def log_figure(self, name: str, figure: Figure) -> None:
-        mlflow.log_figure(figure, f"{name}.png", save_kwargs={"dpi": figure.dpi})
+        file, options = f"{name}.png", {"dpi": figure.dpi}
+        mlflow.MlflowClient().log_figure(self.id, figure, file, save_kwargs=options)
 
+    @_translated()
+    def log_json(self, name: str, values: Mapping[str, object]) -> None:
+        mlflow.MlflowClient().log_dict(self.id, dict(values), f"{name}.json")
+
+    @_translated()
     def log_data(self, splits: Splits) -> None:
         """The data set as an MLflow dataset input, by a digest of all its pixels and labels."""
         train = len(splits.train) + len(splits.validation or ())
@@ -71,6 +104,7 @@ class Run:
         )
         mlflow.log_input(dataset, context="training")
 
+    @_translated()
     def log_model(self, module: torch.nn.Module, pixels: int) -> None:
         """``module`` as an MLflow model: (n, pixels) float32 in, (n, classes) logits out.
 
@@ -105,40 +139,57 @@ def start(
 
     Inside ``mlflow run`` it is the run that MLflow made, whose parameters are left as they
     are. Elsewhere it is a new one, in ``experiment`` or else in the one that MLflow's own
-    environment variables name or else in ``initflow``. What MLflow or its store
-    refuses is raised as :class:`TrackingError`.
+    environment variables name or else in ``initflow``; where a run is open already, it is
+    nested in that. What MLflow or its store refuses is raised as :class:`TrackingError`.
     """
-    resumed = os.environ.get("MLFLOW_RUN_ID")
-    if resumed and experiment:
+    outer = mlflow.active_run()
+    try:
+        with _translated():
+            run = _open(name, experiment, params, {**tags, DESCRIPTION: description})
+        yield run
+        with _translated():
+            mlflow.end_run("FINISHED")
+    except BaseException as error:
+        opened = mlflow.active_run()
+        if opened and not (outer and outer.info.run_id == opened.info.run_id):
+            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+            with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
+                mlflow.end_run("KILLED" if interrupted else "FAILED")
+            if interrupted:
+                error.add_note(f"what was measured so far is in run {opened.info.run_id}")
+        raise
+
+
+def _open(
+    name: str, experiment: str | None, params: Mapping[str, str], tags: Mapping[str, object]
+) -> Run:
+    launched = bool(os.environ.get("MLFLOW_RUN_ID"))
+    if launched and experiment:
         raise SettingError(
             f"experiment '{experiment}' cannot be chosen inside mlflow run, which has made the run "
             "already; give mlflow run --experiment-name instead"
         )
-    try:
-        if resumed:
-            active = mlflow.start_run()
-        else:
-            active = mlflow.start_run(run_name=name, experiment_id=_experiment_id(experiment))
-        try:
-            there = active.data.params
-            mlflow.log_params({key: value for key, value in params.items() if key not in there})
-            mlflow.set_tags({**tags, "mlflow.note.content": description})
-            yield Run(active.info.run_id, active.info.experiment_id)
-        except (KeyboardInterrupt, SystemExit) as interruption:
-            mlflow.end_run("KILLED")
-            interruption.add_note(f"what was measured so far is in run {active.info.run_id}")
-            raise
-        except BaseException:
-            mlflow.end_run("FAILED")
-            raise
-        mlflow.end_run("FINISHED")
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise TrackingError(f"MLflow at '{mlflow.get_tracking_uri()}' failed: {reason}") from error
+    if launched:
+        active = mlflow.start_run()
+    else:
+        active = mlflow.start_run(
+            run_name=name,
+            experiment_id=_experiment_id(experiment),
+            nested=mlflow.active_run() is not None,
+        )
+    there = active.data.params
+    mlflow.log_params({key: value for key, value in params.items() if key not in there})
+    mlflow.set_tags(dict(tags))
+    launcher: tuple[str, ...] = ()
+    if launched:
+        manager = active.data.tags.get("mlflow.project.env", "local")
+        experiment = mlflow.get_experiment(active.info.experiment_id).name
+        launcher = ("--env-manager", manager, "--experiment-name", experiment)
+    return Run(active.info.run_id, active.info.experiment_id, launcher)
 
 
-def _experiment_id(name: str | None) -> str | None:
-    """The experiment to open a run in, made if it is not there; None for MLflow's own choice.
+def _experiment_id(name: str | None) -> str:
+    """The experiment to open a run in, made if it is not there.
 
     MLflow makes experiments, and an SQLite store, without a lock: several processes that
     start at once on an empty store would fail.
@@ -146,9 +197,9 @@ def _experiment_id(name: str | None) -> str | None:
     uri = mlflow.get_tracking_uri()
     with _store_lock(uri):
         client = mlflow.MlflowClient(uri)  # makes the store
-        if not name and {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
-            return None
-        name = name or EXPERIMENT
+        if not name and os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return os.environ["MLFLOW_EXPERIMENT_ID"]
+        name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         found = client.get_experiment_by_name(name)
         if found:
             return str(found.experiment_id)

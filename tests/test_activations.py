@@ -7,7 +7,7 @@ import torch
 
 from bench.reference import MODULES
 from initflow.activations import ACTIVATIONS
-from initflow.config import ACTIVATIONS as NAMES
+from initflow.config import ACTIVATION_NAMES
 
 ALL = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 
@@ -37,7 +37,7 @@ DERIVATIVES = {
 
 def test_the_table_holds_the_names_of_the_settings():
     """The contract's names, in its order."""
-    assert tuple(ACTIVATIONS) == NAMES
+    assert tuple(ACTIVATIONS) == ACTIVATION_NAMES
     assert all(name == activation.name for name, activation in ACTIVATIONS.items())
 
 

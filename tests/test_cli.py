@@ -59,7 +59,7 @@ def test_help_examples_are_valid(capsys):
 
 
 ERRORS = [
-    (["train", "--lr", "abc"], 2, "Error: lr must be a number above 0, not 'abc'"),
+    (["train", "--lr", "abc"], 2, "Error: lr must be a number above 0 and at most 1e30, not 'abc'"),
     (["train", "--init", "hee", *QUICK], 2, "not 'hee' (did you mean 'he'?)"),
     (["train", "--init", "normal:std=x", *QUICK], 2, "normal:std must be a finite number"),
     (["train", "--activation", "rleu"], 2, "(did you mean 'relu'?)"),
@@ -97,10 +97,12 @@ def test_what_goes_wrong_later_exits_1(capsys, store, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments", [["--debug", "train", "--lr", "x"], ["train", "--lr", "x", "--debug"]], ids=str
 )
-def test_debug_shows_the_traceback(arguments):
-    """Wherever the option stands."""
-    with pytest.raises(cli.InitflowError, match="lr must be a number"):
-        cli.main(arguments)
+def test_debug_shows_the_traceback(capsys, arguments):
+    """Wherever the option stands, before the same line and with the same exit code."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("Traceback")
+    assert err.endswith("\nError: lr must be a number above 0 and at most 1e30, not 'x'\n")
 
 
 def test_training_prints_a_table_a_sentence_and_the_next_command(capsys, store):
@@ -129,16 +131,33 @@ def test_a_diverged_training_says_so(capsys, store):
 def test_the_next_command_is_another_scheme_with_the_same_settings():
     """By the command that the user came with; reading it back gives the settings."""
     config = TrainConfig(init="he:mode=fan_out", hidden="100x3", lr=0.05, data_dir="a b")
-    assert next_command(config, by_mlflow=False) == (
+    assert next_command(config) == (
         "initflow train --init he --data-dir 'a b' --hidden 100x3 --lr 0.05"
     )
-    assert next_command(TrainConfig(), by_mlflow=True) == "mlflow run . -P init=normal"
-    tanh = TrainConfig(activation="tanh")
-    assert next_command(tanh, by_mlflow=True) == "mlflow run . -P init=xavier -P activation=tanh"
-    command = shlex.split(train_command(config, by_mlflow=False))[2:]
-    context = cli.train.make_context("train", command)
+    launcher = ("--env-manager", "local", "--experiment-name", "my own")
+    assert next_command(TrainConfig(activation="tanh"), launcher) == (
+        "mlflow run . --env-manager local --experiment-name 'my own' "
+        "-P init=xavier -P activation=tanh"
+    )
+    context = cli.train.make_context("train", shlex.split(train_command(config))[2:])
     context.params.pop("experiment")
     assert TrainConfig(**context.params) == config
+
+
+@pytest.mark.parametrize("name", ["with [/old] brackets", "plain"])
+def test_what_is_printed_is_never_taken_for_markup(capsys, store, name):
+    """The experiment is met again by the next command, whatever its name."""
+    code, out, err = run(capsys, "train", *QUICK, "--experiment", name)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].endswith(f" --experiment {shlex.quote(name)}")
+
+
+def test_without_a_command_there_is_help(capsys):
+    """The whole of it, and the exit code of a wrong command line."""
+    code, out, err = run(capsys)
+    assert code == 2
+    assert "Example" in out + err
+    assert "Error" not in out + err
 
 
 def test_an_interruption_is_told_with_the_run(capsys, store, monkeypatch):

@@ -43,6 +43,12 @@ def test_text_and_values_mean_the_same():
     assert by_text == by_value
 
 
+def test_a_home_folder_is_found_and_an_unknown_one_left_as_it_is():
+    """As a shell does."""
+    assert TrainConfig(data_dir="~/data").data_dir == Path.home() / "data"
+    assert TrainConfig(data_dir="~no-such-user/x").data_dir == Path("~no-such-user/x")
+
+
 def test_settings_cannot_be_changed():
     """A configuration is a value."""
     with pytest.raises(AttributeError):
@@ -53,8 +59,8 @@ def test_settings_cannot_be_changed():
     config=st.builds(
         TrainConfig,
         init=st.sampled_from(["he", "normal:std=0.05"]),
-        hidden=st.lists(st.integers(1, 65_536), max_size=8).map(tuple),
-        lr=st.floats(1e-300, 1e300),
+        hidden=st.lists(st.integers(1, 6_000), max_size=8).map(tuple),
+        lr=st.floats(1e-300, 1e30),
         gamma=st.floats(1e-6, 1),
         momentum=st.floats(0, 0.999),
         nesterov=st.booleans(),
@@ -69,16 +75,20 @@ def test_text_gives_every_configuration_back(config):
 
 
 WRONG = [
-    ("lr", "abc", "lr must be a number above 0, not 'abc'"),
-    ("lr", "0", "lr must be a number above 0, not '0'"),
-    ("lr", "nan", "lr must be a number above 0, not 'nan'"),
-    ("lr", "inf", "lr must be a number above 0, not 'inf'"),
-    ("lr", True, "lr must be a number above 0, not 'True'"),
+    ("lr", "abc", "lr must be a number above 0 and at most 1e30, not 'abc'"),
+    ("lr", "0", "lr must be a number above 0 and at most 1e30, not '0'"),
+    ("lr", "nan", "lr must be a number above 0 and at most 1e30, not 'nan'"),
+    ("lr", "inf", "lr must be a number above 0 and at most 1e30, not 'inf'"),
+    ("lr", True, "lr must be a number above 0 and at most 1e30, not 'True'"),
+    ("lr", "1e31", "lr must be a number above 0 and at most 1e30, not '1e31'"),
+    ("batch_size", 10**30, "at least 1 and at most 1000000000, not '1"),
+    ("epochs", "1000001", "at least 1 and at most 1000000, not '1000001'"),
+    ("hidden", "65536x2", "268435456 weights between them"),
     ("gamma", "1.5", "gamma must be a number above 0 and at most 1, not '1.5'"),
     ("momentum", "1", "momentum must be a number from 0 up to, not including, 1, not '1'"),
-    ("epochs", "0", "epochs must be a whole number, at least 1, not '0'"),
-    ("epochs", "2.5", "epochs must be a whole number, at least 1, not '2.5'"),
-    ("batch_size", "-1", "batch_size must be a whole number, at least 1, not '-1'"),
+    ("epochs", "0", "epochs must be a whole number, at least 1 and at most 1000000, not '0'"),
+    ("epochs", "2.5", "epochs must be a whole number, at least 1 and at most 1000000, not '2.5'"),
+    ("batch_size", "-1", "batch_size must be a whole number, at least 1 and at most"),
     ("eval_every", "0", "eval_every must be a whole number, at least 1, not '0'"),
     ("validation", "-1", "validation must be a whole number, at least 0, not '-1'"),
     ("seed", "-1", "at least 0 and at most 9223372036854775807, not '-1'"),

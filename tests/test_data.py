@@ -201,18 +201,19 @@ def _idx(*shape, value=1):
 
 
 # What is done to which file, and what the error says of it.
+NOT_IDX = "truncated, or not an IDX file of the kind its name says"
 DAMAGED = {
-    "truncated images": ("train-images-idx3-ubyte", lambda c: c[:-1], "truncated"),
-    "truncated labels": ("train-labels-idx1-ubyte", lambda c: c[:-10], "truncated"),
-    "empty": ("t10k-images-idx3-ubyte", lambda _: b"", "truncated"),
-    "no image": ("t10k-images-idx3-ubyte", lambda _: _idx(0, 28, 28), "truncated"),
+    "truncated images": ("train-images-idx3-ubyte", lambda c: c[:-1], NOT_IDX),
+    "truncated labels": ("train-labels-idx1-ubyte", lambda c: c[:-10], NOT_IDX),
+    "empty": ("t10k-images-idx3-ubyte", lambda _: b"", NOT_IDX),
+    "no image": ("t10k-images-idx3-ubyte", lambda _: _idx(0, 28, 28), NOT_IDX),
     "lying header": (
         "train-images-idx3-ubyte",
         lambda c: c[:4] + b"\x7f\xff\xff\xff" + c[8:],
-        "truncated",
+        NOT_IDX,
     ),
-    "a web page": ("t10k-labels-idx1-ubyte", lambda _: b"<html>no</html>", "not an IDX file"),
-    "images": ("train-labels-idx1-ubyte", lambda _: _idx(9, 2, 2), "of the kind its name says"),
+    "a web page": ("t10k-labels-idx1-ubyte", lambda _: b"<html>no</html>", NOT_IDX),
+    "images": ("train-labels-idx1-ubyte", lambda _: _idx(9, 2, 2), NOT_IDX),
     "too few": ("train-labels-idx1-ubyte", lambda _: _idx(7), "7 labels for the 200 images"),
     "letters": ("train-labels-idx1-ubyte", lambda _: _idx(200, value=26), "label 26 is not one"),
     "another size": (
@@ -296,7 +297,7 @@ def test_a_download_with_the_wrong_checksum_is_refused(server, tmp_path):
     wrong.write_bytes(wrong.read_bytes() + b"x")
     with pytest.raises(DataError, match=r"cannot be downloaded .*corrupted"):
         load(tmp_path / "new")
-    assert not list((tmp_path / "new" / "MNIST" / "raw").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist", "kmnist"])
@@ -316,6 +317,31 @@ def test_without_data_and_network_one_error_says_all(tmp_path, monkeypatch, data
     ):
         assert part in message
     assert "\n" not in message
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_failed_download_leaves_an_existing_folder_in_place(tmp_path, monkeypatch):
+    """Whatever else lies in it."""
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("keep")
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        load(tmp_path / "mine")
+    assert (tmp_path / "mine" / "note.txt").read_text() == "keep"
+
+
+def test_images_that_cannot_be_split_or_normalized(tmp_path):
+    """One image of a class, and nothing but white: our errors."""
+    files = small_mnist()
+    labels = np.arange(200) % 9
+    labels[0] = 9
+    write_raw(tmp_path / "few", files | {"train-labels-idx1-ubyte": idx(labels)})
+    with pytest.raises(SettingError, match=r"validation must be 0 for these .* not '50'"):
+        load(tmp_path / "few", validation=50)
+    white = _idx(200, 28, 28, value=255)
+    write_raw(tmp_path / "white", files | {"train-images-idx3-ubyte": white})
+    with pytest.raises(DataError, match=r"normalize=standard: all training pixels in .* are equal"):
+        load(tmp_path / "white", normalize="standard")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -85,10 +85,10 @@ def test_mlflow_run_leaves_one_complete_run(project_run):
     assert logged.data.tags["initflow.outcome"] == "finished"
     assert logged.data.tags["mlflow.project.entryPoint"] == "main"
     assert logged.data.tags["mlflow.note.content"].startswith("A 64-64-32-10 network with relu")
-    artifacts = {
-        path.name for path in Path(logged.info.artifact_uri.removeprefix("file://")).iterdir()
-    }
-    assert artifacts == {"learning_curves.png", "weight_histograms.png"}
+    folder = Path(logged.info.artifact_uri.removeprefix("file://"))
+    artifacts = {path.name for path in folder.iterdir()}
+    assert artifacts == {"config.json", "learning_curves.png", "weight_histograms.png"}
+    assert json.loads((folder / "config.json").read_text())["lr"] == "0.1"
     assert logged.outputs.model_outputs
 
 
@@ -96,8 +96,11 @@ def test_mlflow_run_prints_what_came_of_it(project_run):
     """The table, and the next command in the form that the user came with."""
     _, done = project_run
     assert re.search(r"he .*\d\d\.\d\d% .* s .*[0-9a-f]{32}", done.stdout)
-    following = "mlflow run . -P init=normal -P dataset=digits -P hidden=64,32"
-    assert following in done.stdout
+    following = done.stdout.splitlines()[-1].partition("against: ")[2]
+    assert following == (
+        "mlflow run . --env-manager local --experiment-name e2e "
+        "-P init=normal -P dataset=digits -P hidden=64,32"
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -171,7 +174,7 @@ def test_mlflow_run_on_the_real_mnist(tmp_path, mnist):
 @pytest.mark.parametrize(
     ("parameter", "message"),
     [
-        ("lr=abc", "Error: lr must be a number above 0, not 'abc'"),
+        ("lr=abc", "Error: lr must be a number above 0 and at most 1e30, not 'abc'"),
         ("init=hee", "(did you mean 'he'?)"),
         ("nonsense=1", "Error: No such option '--nonsense'"),
     ],
@@ -198,7 +201,11 @@ def metrics_in(folder):
 
 @pytest.mark.parametrize(
     ("sent", "code", "word"),
-    [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")],
+    [
+        (signal.SIGINT, 130, "Interrupted"),
+        (signal.SIGTERM, 143, "Terminated"),
+        (signal.SIGHUP, 129, "Hung up"),
+    ],
 )
 def test_a_stopped_training_is_closed_as_killed(tmp_path, sent, code, word):
     """With all that was measured so far, and one line that says where it is."""
@@ -216,6 +223,8 @@ def test_a_stopped_training_is_closed_as_killed(tmp_path, sent, code, word):
             assert training.poll() is None, training.stderr.read()
             time.sleep(0.2)
         training.send_signal(sent)
+        time.sleep(0.02)
+        training.send_signal(sent)  # an impatient second one changes nothing
         out, err = training.communicate(timeout=TIMEOUT_S)
     (logged,) = runs(tmp_path)
     assert training.returncode == code
@@ -226,14 +235,15 @@ def test_a_stopped_training_is_closed_as_killed(tmp_path, sent, code, word):
     assert "initflow.outcome" not in logged.data.tags
 
 
-def test_many_at_once_on_an_empty_store(tmp_path):
+@pytest.mark.parametrize("chosen", [{}, {"MLFLOW_EXPERIMENT_NAME": "chosen"}], ids=str)
+def test_many_at_once_on_an_empty_store(tmp_path, chosen):
     """Four first uses at the same moment: four whole runs in one experiment."""
     command = ["initflow", "train", "--dataset", "digits", "--log-model", "false", "--threads", "1"]
     started = [
         subprocess.Popen(
             [*command, "--seed", str(seed)],
             cwd=tmp_path,
-            env=environment(tmp_path),
+            env=environment(tmp_path, **chosen),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -149,6 +149,15 @@ def test_the_models_requirements_are_stated_not_guessed(finished):
     assert names == ["mlflow", "torch"]
 
 
+def test_the_configuration_is_an_artifact_too(finished):
+    """As our own text, which params are not where MLflow wrote them first."""
+    result, run, _ = finished
+    logged = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/config.json")
+    assert logged.pop("resolved.device") == "cpu"
+    assert logged.pop("resolved.threads") == "1"
+    assert TrainConfig(**logged) == result.config
+
+
 def test_figures_are_artifacts(finished):
     """PNG files, whole."""
     _, run, _ = finished
@@ -175,17 +184,63 @@ def test_the_same_configuration_gives_the_same_run(store):
         assert tags[0][tag] == tags[1][tag]
 
 
-def test_schemes_of_one_seed_see_the_same_batches_and_biases(store, monkeypatch):
-    """What one scheme draws changes nothing else."""
+def test_schemes_of_one_seed_see_the_same_batches(store, monkeypatch):
+    """What one scheme draws changes no other stream."""
     seen = []
-    order = experiment.train.batch_order
-    monkeypatch.setattr(
-        experiment.train, "batch_order", lambda *args: seen.append(args) or order(*args)
-    )
+    real = experiment.train.batch_order
+
+    def order(*arguments):
+        seen.append(real(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(experiment.train, "batch_order", order)
     for init in ("zero", "he"):
         experiment.train_one(TrainConfig(**QUICK, init=init))
     half = len(seen) // 2
-    assert seen[:half] == seen[half:]
+    assert half == 6  # five epochs, and the first batch for the loss at step 0
+    assert all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
+    assert not torch.equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("init", ["he", "orthogonal"])
+def test_initial_weights_do_not_depend_on_the_callers_threads(store, init):
+    """Also where LAPACK draws: the run's own number of threads decides."""
+    hashes = set()
+    before = torch.get_num_threads()
+    try:
+        for ambient in (1, 2):
+            torch.set_num_threads(ambient)
+            config = TrainConfig(**QUICK, init=init, threads=1, epochs=1, hidden="300,100")
+            result = experiment.train_one(config)
+            tags = mlflow.get_run(result.run_id).data.tags
+            hashes.add(tags["initflow.initial_weights_sha256"])
+    finally:
+        torch.set_num_threads(before)
+    assert len(hashes) == 1
+
+
+DIVERGING = {
+    "on the way": {"init": "normal", "activation": "linear", "hidden": "50x4", "lr": 5},
+    "at its start": {"init": "constant:value=1e20", "hidden": "50x4"},
+    "in its last update": {"batch_size": 2_000, "epochs": 1, "lr": 1e30, "hidden": "50x2"},
+}
+
+
+@pytest.mark.parametrize("when", DIVERGING)
+def test_a_divergence_is_found_whenever_it_comes(store, when):
+    """Not only by a training batch: what is left must have a finite loss to be a result."""
+    config = TrainConfig(**(QUICK | {"eval_every": 1} | DIVERGING[when]))
+    result = experiment.train_one(config)
+    run = mlflow.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["initflow.outcome"] == "diverged"
+    assert run.data.tags["initflow.diverged_at_step"] == str(result.step)
+    assert "initflow.weights_sha256" in run.data.tags
+    assert (result.step == 0) == (when == "at its start")
+    for points in result.history.values():
+        steps = [step for step, _ in points]
+        assert len(steps) == len(set(steps))
+        assert all(math.isfinite(value) for _, value in points)
 
 
 def test_a_diverging_run_keeps_what_was_measured_and_says_when(store):
@@ -269,7 +324,7 @@ def test_the_experiment_is_the_option_or_the_variable_or_ours(store, monkeypatch
 
     def name(**options):
         result = experiment.train_one(config, **options)
-        return mlflow.get_experiment(result.experiment_id).name
+        return mlflow.get_experiment(result.run.experiment_id).name
 
     assert name() == "initflow"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by-variable")
@@ -294,6 +349,40 @@ def test_what_mlflow_refuses_is_one_error_with_the_address(store, tmp_path):
     (tmp_path / "damaged.db").write_bytes(b"no database" * 100)
     with pytest.raises(TrackingError, match=r"damaged.db' failed: .*not a database"):
         experiment.train_one(TrainConfig(**QUICK))
+
+
+def test_addresses_are_told_without_credentials(store):
+    """Errors end up in logs."""
+    mlflow.set_tracking_uri("postgresql://user:secret@127.0.0.1:1/mlflow")
+    with pytest.raises(TrackingError) as error:
+        experiment.train_one(TrainConfig(**QUICK))
+    assert "127.0.0.1" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_inside_an_open_run_it_is_nested(store):
+    """As in a notebook, whose own run goes on."""
+    with mlflow.start_run(experiment_id=mlflow.create_experiment("notebook")) as mine:
+        result = experiment.train_one(TrainConfig(**QUICK, epochs=1))
+        assert mlflow.active_run().info.run_id == mine.info.run_id
+        with pytest.raises(TrackingError):
+            experiment.train_one(TrainConfig(**QUICK), experiment="x" * 1_000)
+        assert mlflow.active_run().info.run_id == mine.info.run_id
+    tags = mlflow.get_run(result.run_id).data.tags
+    assert tags["mlflow.parentRunId"] == mine.info.run_id
+    assert mlflow.get_run(mine.info.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_same_code_runs_on_cuda(store):
+    """From the same initial weights, to nearly the same losses."""
+    on_cpu = experiment.train_one(TrainConfig(**QUICK, device="cpu"))
+    on_cuda = experiment.train_one(TrainConfig(**QUICK, device="auto"))
+    runs = [mlflow.get_run(result.run_id) for result in (on_cpu, on_cuda)]
+    assert runs[1].data.params["resolved.device"] == "cuda:0"
+    hashes = {run.data.tags["initflow.initial_weights_sha256"] for run in runs}
+    assert len(hashes) == 1
+    assert on_cuda.last("loss/train") == pytest.approx(on_cpu.last("loss/train"), rel=1e-2)
 
 
 def test_threads_are_set_for_the_run_and_put_back(store):

@@ -82,9 +82,10 @@ def test_histograms_count_every_weight_once():
     assert [patch.get_data().values.sum() for patch in axes.patches] == pytest.approx([1, 1])
 
 
-@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+@pytest.mark.parametrize("value", [0.0, 1e20, math.nan, math.inf])
 def test_weights_that_are_all_equal_or_not_finite_are_drawn(value):
     """Zero initialization, and what divergence leaves."""
-    before = {"fc1.weight": torch.zeros(5, 5)}
-    after = {"fc1.weight": torch.full((5, 5), value)}
-    assert saved(figures.weight_histograms(before, after, "zero"))
+    zeros = {"fc1.weight": torch.zeros(5, 5)}
+    filled = {"fc1.weight": torch.full((5, 5), value)}
+    for before, after in ((zeros, filled), (filled, filled)):
+        assert saved(figures.weight_histograms(before, after, "zero"))

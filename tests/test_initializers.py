@@ -60,6 +60,19 @@ def test_fills_in_place_with_finite_values(spec, shape, dtype):
     assert weight.isfinite().all()
 
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@every_spec
+@pytest.mark.parametrize("device", DEVICES)
+def test_stays_on_the_device_of_the_weight(spec, device):
+    """Drawn there, from a generator there."""
+    weight = torch.full((20, 30), math.nan, device=device)
+    find(spec).initialize(weight, torch.Generator(device).manual_seed(0))
+    assert weight.device.type == device
+    assert weight.isfinite().all()
+
+
 @every_spec
 def test_fills_a_layers_parameter_and_leaves_it_one(spec):
     """A weight of a module keeps requiring its gradient, and none is recorded."""

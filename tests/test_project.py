@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 
 from initflow.config import TrainConfig
 from tests.conftest import ROOT
+from tests.test_architecture import imports
 
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -22,6 +24,7 @@ LOCK = [
     for line in (ROOT / "requirements.lock").read_text().splitlines()
     if line and not line.startswith("#")
 ]
+STANDARD = {*sys.stdlib_module_names, "initflow"}
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
 
 
@@ -82,6 +85,17 @@ def test_the_environment_holds_everything_declared_and_not_the_project():
         assert all(declared.specifier.contains(version) for version in pinned[declared.name])
         assert str(declared.specifier).startswith(">=")
     assert "initflow" not in pinned
+
+
+def test_every_import_is_declared():
+    """No package is used that only another one happens to bring."""
+    declared = {Requirement(d).name for d in PYPROJECT["project"]["dependencies"]}
+    modules = {
+        name.split(".")[0] for path in (ROOT / "initflow").glob("*.py") for name in imports(path)
+    }
+    used = {module.replace("sklearn", "scikit-learn") for module in modules - STANDARD}
+    assert used <= declared
+    assert declared - used == {"optuna"}  # declared for what is to come
 
 
 def test_the_pins_name_no_index_no_host_no_path():

@@ -13,7 +13,7 @@ from dataclasses import fields
 import mlflow
 import pytest
 
-from initflow.config import ACTIVATIONS, DATASETS, TrainConfig
+from initflow.config import ACTIVATION_NAMES, DATASET_NAMES, TrainConfig
 from initflow.initializers import BUILT_IN
 from tests.conftest import ROOT
 from tests.test_end_to_end import environment, free_port, run, runs
@@ -132,7 +132,7 @@ def test_the_table_of_schemes_is_the_built_in_ones():
 
 def test_activations_and_data_sets_are_all_named():
     """As the configuration has them."""
-    for name in (*ACTIVATIONS, *DATASETS):
+    for name in (*ACTIVATION_NAMES, *DATASET_NAMES):
         assert f"`{name}`" in README
 
 
