@@ -20,6 +20,7 @@ setup: $(READY) ## the virtual environment with the pinned packages, in .venv
 # where PYTHONDONTWRITEBYTECODE is set.
 $(READY): requirements.lock requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "initflow needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	@echo "Installing the pinned packages into .venv, once; on Linux this is 6 GB, PyTorch with CUDA."
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements-dev.lock)
 	uv pip install --quiet --compile-bytecode -r requirements.lock -r requirements-dev.lock

@@ -66,7 +66,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(__version__, prog_name="initflow", message="%(prog)s %(version)s")
 @_debug
 def cli() -> None:
-    """How a network's weights start: train, measure and compare initializations.
+    """How a network's weights start: train under any initialization scheme, tracked by MLflow.
 
     \b
     Example:

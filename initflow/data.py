@@ -255,7 +255,7 @@ def _download(name: str, folder: Path) -> None:
     raw = folder / TORCHVISION[name] / "raw"
     lock = folder / f".{TORCHVISION[name]}.lock"
     dataset = getattr(datasets, TORCHVISION[name])
-    new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     said = io.StringIO()  # torchvision tells the terminal, which is the command line's
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -277,12 +277,14 @@ def _download(name: str, folder: Path) -> None:
             for file in _raw_files(arriving):
                 file.replace(raw / file.name)
     except (OSError, RuntimeError) as error:
-        if new:  # perhaps a slip of the pen: leave no trace of it
+        if made:  # perhaps a slip of the pen: leave no trace of it
             with contextlib.suppress(OSError):
                 lock.unlink(missing_ok=True)
-                folder.rmdir()
+                for path in made:
+                    path.rmdir()
         raise DataError(
-            f"{name} is not in '{folder}' and cannot be downloaded "
+            f"{name} is not in '{folder}'{', which is not there,' if made else ''} "
+            f"and cannot be downloaded "
             f"({' '.join(str(error).split())}); point data_dir or INITFLOW_DATA_DIR to a folder "
             f"that holds {TORCHVISION[name]}/raw, or use dataset=digits, which needs no download"
         ) from error

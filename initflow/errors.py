@@ -29,7 +29,7 @@ class TrackingError(InitflowError):
 def unknown(what: str, value: object, valid: Iterable[str]) -> SettingError:
     """The error for a ``value`` that is none of the ``valid`` names of a ``what``."""
     valid = list(valid)
-    close = difflib.get_close_matches(str(value), valid, n=1)
+    close = difflib.get_close_matches(str(value).lower(), valid, n=1)
     hint = f" (did you mean '{close[0]}'?)" if close else ""
     return SettingError(
         f"{what} must be one of {', '.join(valid) or '(none)'}, not '{value}'{hint}"

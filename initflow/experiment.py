@@ -28,15 +28,17 @@ History = dict[str, list[tuple[int, float]]]
 class Result:
     """What came of a run; ``history`` maps metric keys to (step, value) pairs.
 
-    ``step`` counts the updates made. ``diverged_at`` is the step whose loss was not finite,
-    None for a finished training. ``seconds`` is the time that training and evaluating took,
-    without what MLflow took to log it.
+    ``losses`` are those of every training batch, in nats; ``step`` counts the updates made.
+    ``diverged_at`` is the step whose loss was not finite, None for a finished training.
+    ``seconds`` is the time that training and evaluating took, without what MLflow took to
+    log it.
     """
 
     config: TrainConfig
     scheme: Scheme
     run: track.Run
     history: History
+    losses: list[float]
     step: int
     diverged_at: int | None
     seconds: float
@@ -107,7 +109,7 @@ def train_one(
                 module = model.to_module(trained, activation, mean=splits.mean, std=splits.std)
                 run.log_model(module, splits.pixels)
             title = f"{scheme.spec}, {config.activation}, {_shape(widths)}, {config.dataset}"
-            curves = figures.learning_curves(result.history, title)
+            curves = figures.learning_curves(result.history, result.losses, title)
             histograms = figures.weight_histograms(initial.state(), trained, title)
             run.log_figure("learning_curves", curves)
             run.log_figure("weight_histograms", histograms)
@@ -127,6 +129,7 @@ def _train_and_measure(
     activation = ACTIVATIONS[config.activation]
     total = train.iterations(len(splits.train), config.batch_size, config.epochs)
     history: History = defaultdict(list)
+    losses: list[float] = []
     step, diverged_at, seconds = 0, None, 0.0
     started = time.perf_counter()
 
@@ -149,7 +152,9 @@ def _train_and_measure(
         if not checkpoint.diverged:
             values = {"lr": checkpoint.lr, **_evaluations(parameters, activation, splits)}
         if checkpoint.losses:
-            values["loss/train"] = statistics.fmean(losses[0] for losses in checkpoint.losses)
+            recent = [loss for (loss,) in checkpoint.losses]
+            values["loss/train"] = statistics.fmean(recent)
+            losses += recent
         elif step == 0:  # no batch was trained on yet: the first one, untrained
             first = splits.train.take(order(0)[: config.batch_size])
             values["loss/train"] = measure.evaluate(parameters, activation, first)[0].loss
@@ -166,7 +171,7 @@ def _train_and_measure(
         if diverged_at is not None:
             break
         started = time.perf_counter()
-    return Result(config, scheme, run, dict(history), step, diverged_at, seconds)
+    return Result(config, scheme, run, dict(history), losses, step, diverged_at, seconds)
 
 
 def _evaluations(

@@ -60,11 +60,15 @@ def _log_scale(axes: Axes, unit: str = "", factor: float = 1.0) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def learning_curves(history: History, title: str) -> Figure:
-    """Accuracy and loss over iterations; ``history`` maps metric keys to (step, value) pairs."""
+def learning_curves(history: History, losses: Sequence[float], title: str) -> Figure:
+    """Accuracy and loss over iterations; ``history`` maps metric keys to (step, value) pairs.
+
+    ``losses`` are those of every training batch, drawn thin behind.
+    """
     figure = _figure(9, 3.8, title)
     accuracy, loss = figure.subplots(1, 2)
-    for key, points in history.items():
+    loss.plot(losses, color=COLORS["train"], alpha=0.35, linewidth=0.6, label="each training batch")
+    for key, points in sorted(history.items()):
         quantity, _, split = key.partition("/")
         if quantity not in ("accuracy", "loss") or not points:
             continue
@@ -72,12 +76,12 @@ def learning_curves(history: History, title: str) -> Figure:
         steps, values = zip(*points, strict=True)
         last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3g}"
         axes.plot(
-            steps, values, "o-", color=COLORS[split], label=f"{split}, at last {last}", markersize=4
+            steps, values, "o-", color=COLORS[split], label=f"{split}, finally {last}", markersize=4
         )
-    accuracy.set(xlabel="iteration", ylabel="accuracy")
+    accuracy.set(xlabel="iteration", ylabel="accuracy", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     loss.set(xlabel="iteration", ylabel="cross-entropy (nats)")
-    if any(value > 0 for key, points in history.items() if "loss" in key for _, value in points):
+    if any(value > 0 for line in loss.lines for value in line.get_ydata()):
         _log_scale(loss)
     for axes in (accuracy, loss):
         _tidy(axes)
@@ -126,7 +130,7 @@ def weight_histograms(
     return figure
 
 
-def _bins(values: Values, n: int = 60) -> Values:
+def _bins(values: Values, n: int = 61) -> Values:
     """Edges of ``n`` bins over ``values``, also where all are equal, or none is there."""
     low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):

@@ -23,7 +23,8 @@ def closing_table(result: Result) -> Table:
     shown = "not measured" if accuracy is None else f"{accuracy:.2%}"
     if result.diverged_at is not None:
         shown = f"diverged at {result.diverged_at:,}"
-    table.add_row(Text(result.scheme.spec), shown, f"{result.seconds:.1f} s", result.run_id)
+    seconds = f"{result.seconds:.2g} s" if result.seconds < 10 else f"{result.seconds:.0f} s"
+    table.add_row(Text(result.scheme.spec), shown, seconds, result.run_id)
     return table
 
 

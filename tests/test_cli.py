@@ -110,7 +110,7 @@ def test_training_prints_a_table_a_sentence_and_the_next_command(capsys, store):
     code, out, err = run(capsys, "train", *QUICK, "--init", "lecun")
     assert (code, err) == (0, "")
     table, sentence, following = out.strip().rpartition("It ended at ")[0], *out.splitlines()[-2:]
-    assert re.search(r"lecun .*\d\d\.\d\d% .*\d\.\d s .*[0-9a-f]{32}", table)
+    assert re.search(r"lecun .*\d\d\.\d\d% .*\d s .*[0-9a-f]{32}", table)
     assert re.fullmatch(r"It ended at \d\d\.\d\d% test accuracy after 75 iterations\.", sentence)
     assert following == (
         "Next, hold it against: initflow train --init he --dataset digits --log-model false"

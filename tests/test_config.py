@@ -101,6 +101,7 @@ WRONG = [
     ("hidden", "99999", "of at most 65536"),
     ("device", "gpu", "device must be auto, cpu, cuda or cuda:N, not 'gpu'"),
     ("dataset", "minst", "kmnist, digits, not 'minst' (did you mean 'mnist'?)"),
+    ("dataset", "MNIST", "digits, not 'MNIST' (did you mean 'mnist'?)"),
     ("activation", "rleu", "linear, not 'rleu' (did you mean 'relu'?)"),
     ("normalize", "none", "normalize must be one of unit, half, standard, not 'none'"),
     ("bias_init", "ones", "bias_init must be one of pytorch, zeros, not 'ones'"),

@@ -306,11 +306,11 @@ def test_without_data_and_network_one_error_says_all(tmp_path, monkeypatch, data
     cls = getattr(datasets, data.TORCHVISION[dataset])
     monkeypatch.setattr(cls, "mirrors", ["http://127.0.0.1:1/"])
     with pytest.raises(DataError) as error:
-        load(tmp_path / "nothing", dataset=dataset)
+        load(tmp_path / "nothing" / "below", dataset=dataset)
     message = str(error.value)
     for part in (
         dataset,
-        str(tmp_path / "nothing"),
+        f"'{tmp_path / 'nothing' / 'below'}', which is not there,",
         "refused",
         "INITFLOW_DATA_DIR",
         "dataset=digits",
@@ -347,5 +347,7 @@ def test_images_that_cannot_be_split_or_normalized(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     """A file stands where the folder should be."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"mnist is not in .*file/data' and cannot be downloaded"):
+    with pytest.raises(
+        DataError, match=r"mnist is not in .*file/data', which .* cannot be downloaded"
+    ):
         load(tmp_path / "file" / "data")

@@ -286,8 +286,9 @@ def test_training_needs_no_network(tmp_path):
     done = run(tmp_path, "initflow", "train", "--dataset", "kmnist", **offline)
     assert done.returncode == 1
     assert re.fullmatch(
-        r"Error: kmnist is not in '.*' and cannot be downloaded \(.*no network.*\); point data_dir "
-        r"or INITFLOW_DATA_DIR to a folder that holds KMNIST/raw, or use dataset=digits, .*\n",
+        r"Error: kmnist is not in '.*', which is not there, and cannot be downloaded "
+        r"\(.*no network.*\); point data_dir or INITFLOW_DATA_DIR to a folder that holds "
+        r"KMNIST/raw, or use dataset=digits, .*\n",
         done.stderr,
     )
     assert len(runs(tmp_path)) == 1

@@ -61,6 +61,8 @@ def test_metrics_are_the_contracts(finished):
     assert 0.85 < run.data.metrics["accuracy/test"] <= 1
     assert result.last("accuracy/test") == run.data.metrics["accuracy/test"]
     assert result.last("loss/nothing") is None
+    assert len(result.losses) == result.step == 70
+    assert result.last("loss/train") == pytest.approx(sum(result.losses[60:]) / 10)
 
 
 def test_params_are_the_whole_configuration_and_what_auto_became(finished):

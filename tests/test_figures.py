@@ -30,15 +30,16 @@ def lines(axes):
 
 def test_learning_curves_show_each_split_with_its_last_value():
     """Accuracy and loss, in plain numbers, axes named with their units."""
-    figure = figures.learning_curves(HISTORY, "he")
+    figure = figures.learning_curves(HISTORY, [2.3, 1.5, 0.2], "he")
     accuracy, loss = figure.axes
     assert lines(accuracy) == {
-        "test, at last 95.00%": HISTORY["accuracy/test"],
-        "validation, at last 94.00%": HISTORY["accuracy/validation"],
+        "test, finally 95.00%": HISTORY["accuracy/test"],
+        "validation, finally 94.00%": HISTORY["accuracy/validation"],
     }
     assert lines(loss) == {
-        "train, at last 0.2": HISTORY["loss/train"],
-        "test, at last 0.25": HISTORY["loss/test"],
+        "each training batch": [(0, 2.3), (1, 1.5), (2, 0.2)],
+        "train, finally 0.2": HISTORY["loss/train"],
+        "test, finally 0.25": HISTORY["loss/test"],
     }
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("iteration", "accuracy")
     assert (loss.get_xlabel(), loss.get_ylabel()) == ("iteration", "cross-entropy (nats)")
@@ -48,7 +49,7 @@ def test_learning_curves_show_each_split_with_its_last_value():
 @pytest.mark.parametrize("history", [{}, {"lr": [(0, 0.1)]}, {"loss/train": [(0, 0.0)]}], ids=str)
 def test_a_run_that_measured_nothing_is_drawn_all_the_same(history):
     """A network that diverges at step 0 has no accuracy; a loss may be 0."""
-    assert saved(figures.learning_curves(history, "normal"))
+    assert saved(figures.learning_curves(history, [], "normal"))
 
 
 @pytest.mark.parametrize(("depth", "drawn"), [(1, 1), (2, 2), (5, 5), (21, 8)])
