@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
+from io import TextIOWrapper
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -126,9 +127,9 @@ def train(experiment: str | None, **settings: str) -> None:
 
 
 def _quieten_libraries() -> None:
-    """MLflow tells of every step of making its database, and of each model's requirements."""
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """MLflow tells of every step of making its database, and of errors that we tell."""
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,19 +151,26 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         code = error.exit_code
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
-        code = error.exit_code
+        code = _failed(error.format_message(), error.exit_code)
     except InitflowError as error:
         if meta.get("debug"):
             traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
-        code = error.exit_code
+        code = _failed(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort) as interruption:
         code = _stopped(signal.SIGINT, interruption)
     except _Stopped as stop:
         code = _stopped(stop.number, stop)
     except BrokenPipeError:  # who read the output has gone
         code = 1
+    except OSError as error:  # the output cannot be written
+        code = _failed(str(error), 1)
+    return code
+
+
+def _failed(reason: str, code: int) -> int:
+    """Say ``reason`` in one line, whatever characters a user's value brought into it."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in reason)
+    click.echo(f"Error: {shown}", err=True)
     return code
 
 
@@ -195,9 +203,12 @@ def entry() -> NoReturn:
     for stop in STOPS:
         signal.signal(stop, _stop)
     gc.set_threshold(100_000, 50, 100)
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
+    for stream in streams:  # a terminal may lack a letter of a name
+        stream.reconfigure(errors="backslashreplace")
     code = main()
     atexit._run_exitfuncs()  # noqa: SLF001 - os._exit would leave them out
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in streams:
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)

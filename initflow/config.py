@@ -102,6 +102,7 @@ def _parse_boolean(value: object) -> bool:
 
 def _parse_text(value: object) -> str:
     text = str(value).strip()
+    text.encode()  # a ValueError for what is no Unicode
     if not text:
         raise ValueError
     return text
@@ -110,6 +111,7 @@ def _parse_text(value: object) -> str:
 def _parse_path(value: object) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise TypeError
+    str(value).encode()  # a ValueError for what is no Unicode, which MLflow could not log
     return Path(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown ~user as it is
 
 

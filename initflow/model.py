@@ -15,6 +15,21 @@ from initflow.activations import Activation
 from initflow.scheme import Scheme
 from initflow.seeds import generator
 
+# Floats in a cache line: the kernels of matrix products round differently where a tensor does
+# not start on one, as PyTorch's own tensors all do.
+ALIGNMENT = 16
+
+
+def padded_size(shape: tuple[int, ...]) -> int:
+    """Floats that a tensor takes up to where the next one may start."""
+    return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
+
+
+def stack_of(flat: Tensor, members: int, shape: tuple[int, ...]) -> Tensor:
+    """A view (members, *shape) of ``flat``, each member's tensor starting on a cache line."""
+    rows = flat.view(members, padded_size(shape))[:, : math.prod(shape)]
+    return rows.view(members, *shape)
+
 
 class Parameters:
     """Weights and biases of ``members`` networks of one shape, as views of one flat tensor.
@@ -22,24 +37,24 @@ class Parameters:
     ``widths`` runs from the pixels over the hidden layers to the classes. Layer l has
     ``weights[l]`` of shape (members, fan_out, fan_in) and ``biases[l]`` of shape
     (members, fan_out). One network is a stack of one. What is done elementwise to all of
-    them (momentum, the update) is one operation on ``flat``.
+    them (momentum, the update) is one operation on ``flat``, in which zeros fill the gaps
+    between tensors that start on cache lines.
     """
 
     def __init__(self, widths: tuple[int, ...], members: int = 1, device: str = "cpu") -> None:
         self.widths = widths
         self.members = members
-        sizes = [
-            size * members
+        shapes = [
+            shape
             for fan_in, fan_out in pairwise(widths)
-            for size in (fan_out * fan_in, fan_out)
+            for shape in ((fan_out, fan_in), (fan_out,))
         ]
+        sizes = [members * padded_size(shape) for shape in shapes]
         self.flat = torch.zeros(sum(sizes), device=device)
-        views = iter(torch.split(self.flat, sizes))
-        self.weights: list[Tensor] = []
-        self.biases: list[Tensor] = []
-        for fan_in, fan_out in pairwise(widths):
-            self.weights.append(next(views).view(members, fan_out, fan_in))
-            self.biases.append(next(views).view(members, fan_out))
+        parts = torch.split(self.flat, sizes)
+        views = [stack_of(part, members, shape) for part, shape in zip(parts, shapes, strict=True)]
+        self.weights: list[Tensor] = views[::2]
+        self.biases: list[Tensor] = views[1::2]
 
     @property
     def depth(self) -> int:

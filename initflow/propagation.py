@@ -1,10 +1,10 @@
 """The forward and the backward pass of a stack of networks, written out, buffers reused.
 
 On the CPU the results are, bit for bit, those of ``torch.nn.Linear``, autograd and
-``cross_entropy`` on each network alone, because every product and reduction is the one that
-they form. That decides some choices here which look arbitrary: weight gradients are
-``gradᵀ @ input`` by one ``mm`` a member, bias gradients are summed over a
-(members, batch, units) layout, and the softmax gradient goes through PyTorch's own kernel.
+``cross_entropy`` on each network alone, because every product and reduction is the very one
+that they form, member by member: ``addmm`` forward, ``mm`` for the gradients, a sum over the
+batch for the biases, and PyTorch's own kernels for the activations and the softmax. Batched
+products would round differently for small layers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from initflow.activations import Activation
-from initflow.model import Parameters
+from initflow.model import Parameters, padded_size, stack_of
 
 _log_softmax_backward = torch.ops.aten._log_softmax_backward_data.out  # noqa: SLF001
 
@@ -32,64 +32,62 @@ class Pass:
         self.activation = activation
 
         def buffer(units: int) -> Tensor:
-            return parameters.flat.new_empty(parameters.members, batch, units)
+            shape = (batch, units)
+            flat = parameters.flat.new_empty(parameters.members * padded_size(shape))
+            return stack_of(flat, parameters.members, shape)
 
         *hidden, classes = parameters.widths[1:]
         self.preactivations = [buffer(units) for units in (*hidden, classes)]
         self.activations = [buffer(units) for units in hidden]
         self.gradients = [buffer(units) for units in (*hidden, classes)]
         self._log_probabilities = buffer(classes)
-        self._loss_gradient = buffer(classes)
+        self._loss_gradient = parameters.flat.new_empty(batch, classes)  # the same for all
         self._activation_gradients = [buffer(units) for units in hidden]
         # The mean over the batch, divided in float32 as autograd does.
         self._minus_one_nth = (-torch.ones(()) / batch).item()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (members, batch, classes) of ``images`` (batch, pixels), the same for all."""
-        x = images.expand(self.parameters.members, *images.shape)
-        for layer, (weight, bias) in enumerate(
-            zip(self.parameters.weights, self.parameters.biases, strict=True)
-        ):
-            preactivation = self.preactivations[layer]
-            torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2), out=preactivation)
+        for layer, preactivation in enumerate(self.preactivations):
+            for member, out in enumerate(preactivation):
+                bias = self.parameters.biases[layer][member]
+                weight = self.parameters.weights[layer][member]
+                torch.addmm(bias, self._input(images, layer, member), weight.T, out=out)
             if layer < len(self.activations):
-                x = self.activation.forward(preactivation, self.activations[layer])
+                self.activation.forward(preactivation, self.activations[layer])
         return self.preactivations[-1]
+
+    def _input(self, images: Tensor, layer: int, member: int) -> Tensor:
+        return self.activations[layer - 1][member] if layer else images
 
     def losses(self, labels: Tensor) -> Tensor:
         """Each network's mean cross-entropy (members,) over ``labels`` (batch,)."""
-        torch.log_softmax(self.preactivations[-1], 2, out=self._log_probabilities)
-        return torch.stack(
-            [
-                torch.nn.functional.nll_loss(log_probabilities, labels)
-                for log_probabilities in self._log_probabilities
-            ]
-        )
+        losses = []
+        for logits, log_probabilities in zip(
+            self.preactivations[-1], self._log_probabilities, strict=True
+        ):
+            torch.log_softmax(logits, 1, out=log_probabilities)
+            losses.append(torch.nn.functional.nll_loss(log_probabilities, labels))
+        return torch.stack(losses)
 
     def backward(self, images: Tensor, labels: Tensor, gradient: Parameters) -> None:
         """Write the gradients of the losses by all parameters into ``gradient``.
 
         Goes by what :meth:`forward` and :meth:`losses` left for the same batch.
         """
-        target = labels.view(1, -1, 1).expand(len(self._loss_gradient), -1, 1)
-        self._loss_gradient.zero_().scatter_(2, target, self._minus_one_nth)
-        _log_softmax_backward(
-            self._loss_gradient,
-            self._log_probabilities,
-            2,
-            torch.float32,
-            out=self.gradients[-1],
-        )
+        self._loss_gradient.zero_().scatter_(1, labels.unsqueeze(1), self._minus_one_nth)
+        for log_probabilities, out in zip(self._log_probabilities, self.gradients[-1], strict=True):
+            _log_softmax_backward(self._loss_gradient, log_probabilities, 1, torch.float32, out=out)
         for layer in reversed(range(self.parameters.depth)):
             grad = self.gradients[layer]
-            torch.sum(grad, 1, out=gradient.biases[layer])
-            for member, weight_gradient in enumerate(gradient.weights[layer]):
-                x = self.activations[layer - 1][member] if layer else images
-                torch.mm(grad[member].T, x, out=weight_gradient)
+            for member, own in enumerate(grad):
+                torch.sum(own, 0, out=gradient.biases[layer][member])
+                x = self._input(images, layer, member)
+                torch.mm(own.T, x, out=gradient.weights[layer][member])
+                if layer:
+                    weight = self.parameters.weights[layer][member]
+                    torch.mm(own, weight, out=self._activation_gradients[layer - 1][member])
             if layer:
-                torch.bmm(
-                    grad, self.parameters.weights[layer], out=self._activation_gradients[layer - 1]
-                )
                 self.activation.backward(
                     self._activation_gradients[layer - 1],
                     self.preactivations[layer - 1],

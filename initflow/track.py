@@ -32,7 +32,8 @@ EXPERIMENT = "initflow"
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 STORE_TIMEOUT_S = 120
 DESCRIPTION = "mlflow.note.content"
-FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a driver may be missing
+# A driver may be missing, an address malformed.
+FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError)
 
 
 @contextlib.contextmanager
@@ -41,9 +42,10 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        reason = str(error).partition("\n")[0]
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as")]
+        reason = lines[0] if lines else type(error).__name__
         message = f"MLflow at '{mlflow.get_tracking_uri()}' failed: {reason}"
-        raise TrackingError(re.sub(r"//[^/@\s]+@", "//", message)) from error  # no credentials
+        raise TrackingError(re.sub(r"//[^/\s]+@", "//", message)) from error  # no credentials
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def start(
     nested in that. What MLflow or its store refuses is raised as :class:`TrackingError`.
     """
     outer = mlflow.active_run()
+    run = None
     try:
         with _translated():
             run = _open(name, experiment, params, {**tags, DESCRIPTION: description})
@@ -150,26 +153,41 @@ def start(
         with _translated():
             mlflow.end_run("FINISHED")
     except BaseException as error:
-        opened = mlflow.active_run()
-        if opened and not (outer and outer.info.run_id == opened.info.run_id):
+        active = mlflow.active_run()
+        if active and not (outer and outer.info.run_id == active.info.run_id):
+            opened: str | None = active.info.run_id
+        else:
+            opened = run.id if run else None  # cut off while it was being closed
+        if opened:
             interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+            status = "KILLED" if interrupted else "FAILED"
             with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
-                mlflow.end_run("KILLED" if interrupted else "FAILED")
+                mlflow.MlflowClient().set_terminated(opened, status)
+                if active:
+                    mlflow.end_run(status)
             if interrupted:
-                error.add_note(f"what was measured so far is in run {opened.info.run_id}")
+                error.add_note(f"what was measured so far is in run {opened}")
         raise
 
 
 def _open(
     name: str, experiment: str | None, params: Mapping[str, str], tags: Mapping[str, object]
 ) -> Run:
-    launched = bool(os.environ.get("MLFLOW_RUN_ID"))
+    launched = os.environ.get("MLFLOW_RUN_ID")
+    if experiment is not None and not experiment.strip():
+        raise SettingError(f"experiment must be a name, not '{experiment}'")
     if launched and experiment:
         raise SettingError(
             f"experiment '{experiment}' cannot be chosen inside mlflow run, which has made the run "
             "already; give mlflow run --experiment-name instead"
         )
     if launched:
+        status = mlflow.MlflowClient().get_run(launched).info.status
+        if status not in ("RUNNING", "SCHEDULED"):
+            raise SettingError(
+                f"MLFLOW_RUN_ID must name a run that is still open, not '{launched}', "
+                f"which is {status}"
+            )
         active = mlflow.start_run()
     else:
         active = mlflow.start_run(

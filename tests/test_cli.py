@@ -67,6 +67,8 @@ ERRORS = [
     (["train", "--nonsense"], 2, "Error: No such option '--nonsense'"),
     (["train", "extra"], 2, "Error: Got unexpected extra argument (extra)"),
     (["train", "--lr"], 2, "Error: Option '--lr' requires an argument."),
+    (["train", "--init", "foo\nbar\x1b[31m", *QUICK], 2, "not 'foo\\nbar\\x1b[31m'"),
+    (["train", "--experiment", " ", *QUICK], 2, "Error: experiment must be a name, not ' '"),
     (["tarin"], 2, "Error: No such command 'tarin'"),
     (["train", "--validation", "1430", *QUICK], 2, "not '1430'"),
 ]

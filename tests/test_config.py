@@ -106,6 +106,8 @@ WRONG = [
     ("normalize", "none", "normalize must be one of unit, half, standard, not 'none'"),
     ("bias_init", "ones", "bias_init must be one of pytorch, zeros, not 'ones'"),
     ("init", " ", "init must be a name, not ' '"),
+    ("init", "he\udcff", "init must be a name, not 'he"),
+    ("data_dir", "d\udcff", "data_dir must be 'none' or a folder, not 'd"),
     ("data_dir", "", "data_dir must be 'none' or a folder, not ''"),
 ]
 

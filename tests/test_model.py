@@ -32,11 +32,22 @@ def test_layers_are_named_in_forward_order_and_shaped_as_pytorchs():
 
 
 def test_all_parameters_are_views_of_one_tensor():
-    """What is done to flat is done to every layer, and nothing else is in it."""
+    """What is done to flat is done to every layer; what is besides is the gaps between them."""
     parameters = model.Parameters(WIDTHS, members=3)
+    parameters.flat.fill_(1)
     for tensor in (*parameters.weights, *parameters.biases):
-        tensor.fill_(1)
-    assert torch.equal(parameters.flat, torch.ones(3 * (20 * 8 + 8 + 8 * 6 + 6 + 6 * 4 + 4)))
+        assert torch.equal(tensor, torch.ones(tensor.shape))
+        tensor.fill_(0)
+    gaps = [-size % 16 for size in (20 * 8, 8, 8 * 6, 6, 6 * 4, 4)]
+    assert parameters.flat.sum() == 3 * sum(gaps)
+
+
+@pytest.mark.parametrize("widths", [(784, 100, 10), (64, 33, 7, 1, 10), (5, 10)], ids=str)
+def test_every_tensor_of_every_member_starts_on_a_cache_line(widths):
+    """As PyTorch's own do, which matrix kernels round by."""
+    parameters = model.Parameters(widths, members=3)
+    for tensor in (*parameters.weights, *parameters.biases):
+        assert all(own.data_ptr() % 64 == 0 and own.is_contiguous() for own in tensor)
 
 
 def test_copies_are_apart():

@@ -91,6 +91,8 @@ def test_1200_iterations_are_pytorchs_bit_for_bit(activation, threads):
     [
         ((100,), 64, 0.0, True),
         ((300, 100), 37, 0.9, False),
+        ((33, 7, 3), 13, 0.9, True),
+        ((1, 2), 50, 0.9, True),
         ((32,) * 6, 128, 0.5, True),
         ((), 100, 0.9, True),
     ],
@@ -112,20 +114,39 @@ def test_every_shape_and_optimizer_is_pytorchs_bit_for_bit(
     )
 
 
+@pytest.mark.parametrize("hidden", [(1,), (2,), (7, 3), (33,), (101,)], ids=str)
+def test_batches_of_one_image_are_pytorchs_bit_for_bit(hidden):
+    """The smallest products, for which libraries have kernels of their own."""
+    assert_identical_to_pytorch("relu", n=100, epochs=2, hidden=hidden, batch_size=1, lr=0.001)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("hidden", [(10,), (17,), (65,), (50,) * 5], ids=str)
+def test_odd_widths_are_pytorchs_bit_for_bit(hidden, threads):
+    """Kernels round by where a tensor starts in memory: each starts on a cache line."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_identical_to_pytorch("relu", n=1_000, epochs=3, hidden=hidden, lr=0.01)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_batch_larger_than_the_data_is_one_batch():
     """As a DataLoader has it."""
     assert len(assert_identical_to_pytorch("relu", n=50, epochs=3, batch_size=1_000)) == 3
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_a_network_in_a_stack_is_the_network_alone(activation):
+@pytest.mark.parametrize("hidden", [(50,), (33, 7)], ids=str)
+def test_a_network_in_a_stack_is_the_network_alone(activation, hidden):
     """One network is a stack of one: three together train as each does by itself."""
     data = images(1_050)
+    widths = (784, *hidden, 10)
     alone = [
-        model.initialize((784, 50, 10), find("he"), bias_init="pytorch", seed=seed)
-        for seed in range(3)
+        model.initialize(widths, find("he"), bias_init="pytorch", seed=seed) for seed in range(3)
     ]
-    stack = model.Parameters((784, 50, 10), members=3)
+    stack = model.Parameters(widths, members=3)
     for member, parameters in enumerate(alone):
         for name, tensor in stack.state(member).items():
             tensor.copy_(parameters.state()[name])
