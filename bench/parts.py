@@ -19,17 +19,14 @@ import mlflow.pytorch  # noqa: E402
 
 clock.append(time.perf_counter())
 
-from bench.training import CONFIG, ours  # noqa: E402
+from bench.training import CONFIG, ours, start_of  # noqa: E402
 from initflow import data, model, track  # noqa: E402
 from initflow.activations import ACTIVATIONS  # noqa: E402
-from initflow.initializers import find  # noqa: E402
 
 
 def main() -> None:
     splits = data.load(CONFIG)
-    initial = model.initialize(
-        (splits.pixels, *CONFIG.hidden, data.CLASSES), find("he"), bias_init="pytorch", seed=0
-    )
+    initial = start_of(splits)
     training, _ = ours(initial, splits)
     module = model.to_module(initial.state(), ACTIVATIONS[CONFIG.activation])
     mlflow.set_tracking_uri(f"sqlite:///{Path(sys.argv[1]).resolve()}/mlflow.db")

@@ -59,15 +59,17 @@ def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[fl
     return time.perf_counter() - started, losses
 
 
+def start_of(splits: data.Splits) -> model.Parameters:
+    """The network that both sides start from."""
+    widths = (splits.pixels, *CONFIG.hidden, data.CLASSES)
+    scheme = find(CONFIG.init)
+    return model.initialize(widths, scheme, bias_init=CONFIG.bias_init, seed=CONFIG.seed)
+
+
 def rounds(n: int) -> list[tuple[float, float, bool]]:
     """``n`` times: seconds the usual way, seconds with initflow, and whether losses agree."""
     splits = data.load(CONFIG)
-    initial = model.initialize(
-        (splits.pixels, *CONFIG.hidden, data.CLASSES),
-        find(CONFIG.init),
-        bias_init=CONFIG.bias_init,
-        seed=CONFIG.seed,
-    )
+    initial = start_of(splits)
     orders = [train.batch_order(len(splits.train), CONFIG.seed, e) for e in range(CONFIG.epochs)]
     results = []
     for _ in range(n):

@@ -214,7 +214,7 @@ def _idx(name: str, folder: Path) -> _Pixels:
         _download(name, folder)
     source_digest = hashlib.sha256()
     for file in _raw_files(raw):
-        source_digest.update(_read(file, "rb", lambda f: hashlib.file_digest(f, "sha256").digest()))
+        source_digest.update(_file_digest(file))
     stamp = {"format": PARSED_FORMAT, "source": source_digest.hexdigest()}
 
     # Beside the source; where that may not be written, in the user's cache.
@@ -240,12 +240,16 @@ def _is_complete(raw: Path) -> bool:
     return all(os.path.isfile(file) for file in _raw_files(raw))  # noqa: PTH113 - never raises
 
 
-def _read(path: Path, mode: str, use: Any) -> Any:
+def _file_digest(path: Path) -> bytes:
     try:
-        with path.open(mode) as file:
-            return use(file)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise DataError(f"data file '{path}' cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"data file '{path}' cannot be read: {error.strerror}")
 
 
 def _download(name: str, folder: Path) -> None:
@@ -308,7 +312,7 @@ def _parse(raw: Path) -> dict[str, Tensor]:
         try:
             tensor: Tensor = parse(str(path))
         except OSError as error:
-            raise DataError(f"data file '{path}' cannot be read: {error.strerror}") from error
+            raise _unreadable(path, error) from error
         except Exception as error:  # a damaged file fails in the parser in a dozen ways
             raise _damaged(path, "truncated, or not an IDX file of the kind its name says") from (
                 error

@@ -154,17 +154,17 @@ def start(
             mlflow.end_run("FINISHED")
     except BaseException as error:
         active = mlflow.active_run()
-        if active and not (outer and outer.info.run_id == active.info.run_id):
-            opened: str | None = active.info.run_id
-        else:
-            opened = run.id if run else None  # cut off while it was being closed
+        own = active if active and not (outer and outer.info.run_id == active.info.run_id) else None
+        # MLflow has forgotten a run whose closing was cut off, but the run is still open.
+        opened = own.info.run_id if own else run.id if run else None
         if opened:
             interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
             status = "KILLED" if interrupted else "FAILED"
             with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
-                mlflow.MlflowClient().set_terminated(opened, status)
-                if active:
+                if own:
                     mlflow.end_run(status)
+                else:
+                    mlflow.MlflowClient().set_terminated(opened, status)
             if interrupted:
                 error.add_note(f"what was measured so far is in run {opened}")
         raise

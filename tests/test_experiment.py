@@ -345,11 +345,12 @@ def test_a_run_that_has_ended_is_not_trained_into(store, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, MlflowException("locked")], ids=str)
-def test_a_run_cut_off_while_closing_is_closed_all_the_same(store, monkeypatch, fault):
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_run_cut_off_while_closing_is_closed_all_the_same(store, monkeypatch, fault, nested):
     """MLflow forgets a run before it has written its end."""
     real, faults = mlflow.end_run, [fault]
 
-    def end_run(status):
+    def end_run(status="FINISHED"):
         if faults:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_: None)
@@ -358,10 +359,23 @@ def test_a_run_cut_off_while_closing_is_closed_all_the_same(store, monkeypatch, 
         real(status)
 
     monkeypatch.setattr(mlflow, "end_run", end_run)
+    if nested:
+        mlflow.start_run(experiment_id=mlflow.create_experiment("notebook"))
+    outer = mlflow.active_run()
     with pytest.raises((KeyboardInterrupt, TrackingError)):
         experiment.train_one(TrainConfig(**QUICK, epochs=1))
-    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert run.info.status == ("KILLED" if fault is KeyboardInterrupt else "FAILED")
+    status = {
+        run.info.run_name: run.info.status
+        for run in mlflow.search_runs(search_all_experiments=True, output_format="list")
+    }
+    assert status.pop("he relu digits seed 0") == (
+        "KILLED" if fault is KeyboardInterrupt else "FAILED"
+    )
+    if nested:  # the caller's own run goes on
+        assert mlflow.active_run().info.run_id == outer.info.run_id
+        assert status == {outer.info.run_name: "RUNNING"}
+        mlflow.end_run()
+    assert mlflow.active_run() is None
 
 
 @pytest.mark.parametrize("uri", ["http://[", "mysql://u:p@h:abc/x", "sqlite:////{tmp}"])
