@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,6 +35,20 @@ class Activation:
     def derivative(self, x: Tensor) -> Tensor:
         """φ′(x), elementwise; at a kink the value that autograd uses."""
         return self.backward(torch.ones_like(x), x, self.function(x), torch.empty_like(x))
+
+    @cached_property
+    def steepest(self) -> float:
+        """The largest |φ′(x)| there is, good to 1e-6."""
+        return self._slopes(torch.linspace(-20.0, 20.0, 40_001, dtype=torch.float64)).max().item()
+
+    @cached_property
+    def saturates(self) -> bool:
+        """Whether φ is flat on both sides, as sigmoid and tanh are."""
+        far = self._slopes(torch.tensor([-1e4, 1e4], dtype=torch.float64))
+        return bool((far < 0.01 * self.steepest).all())
+
+    def _slopes(self, x: Tensor) -> Tensor:
+        return self.derivative(x).abs()
 
 
 def _elu(name: str, alpha: float, scale: float) -> Activation:

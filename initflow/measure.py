@@ -6,11 +6,13 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from initflow.activations import Activation
 from initflow.data import Split
-from initflow.model import Parameters
+from initflow.model import Parameters, layer_names
 from initflow.propagation import Pass
+from initflow.signals import Firing, Layer, Moments, Signals, signals
 
 CHUNK = 1_000  # images evaluated at once: their activations stay in the cache
 
@@ -37,4 +39,62 @@ def evaluate(parameters: Parameters, activation: Activation, split: Split) -> li
     return [
         Evaluation(total / len(split), hits / len(split))
         for total, hits in zip(loss.tolist(), correct.tolist(), strict=True)
+    ]
+
+
+def probe(split: Split, images: int) -> Split:
+    """``images`` of ``split``, or all where there are fewer, evenly spaced through it.
+
+    The same ones whatever the seed, and of all classes also where a split is sorted.
+    """
+    n = min(images, len(split))
+    return split.take(torch.arange(n) * len(split) // n)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One network on some images.
+
+    ``preactivations``: for each layer (n, units), the last being the logits;
+    ``output_gradient``: (n, classes), of the mean loss by the logits.
+    """
+
+    signals: Signals
+    preactivations: list[Tensor]
+    output_gradient: Tensor
+
+
+def observe(parameters: Parameters, activation: Activation, split: Split) -> list[Observation]:
+    """What passes through each network on ``split``, layers being ``fc1``, ``fc2`` and so on.
+
+    Gradients are those of the mean cross-entropy over the split.
+    """
+    both = Pass(parameters, activation, len(split))
+    gradient = parameters.zeros_like()
+    both.forward(split.images)
+    both.losses(split.labels)
+    both.backward(split.images, split.labels, gradient)
+
+    def layer(at: int, member: int) -> Layer:
+        preactivations = both.preactivations[at][member]
+        activations = both.activations[at][member] if at < len(both.activations) else None
+        return Layer(
+            weight=parameters.weights[at][member],
+            preactivation=Moments.of(preactivations),
+            gradient=Moments.of(both.gradients[at][member]),
+            weight_gradient=gradient.weights[at][member],
+            activation=None if activations is None else Moments.of(activations),
+            firing=None
+            if activations is None
+            else Firing.of(activations, activation.derivative(preactivations), activation.steepest),
+        )
+
+    names = layer_names(parameters.depth)
+    return [
+        Observation(
+            signals({name: layer(at, member) for at, name in enumerate(names)}),
+            [preactivations[member] for preactivations in both.preactivations],
+            both.gradients[-1][member],
+        )
+        for member in range(parameters.members)
     ]
