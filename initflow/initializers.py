@@ -287,3 +287,10 @@ BUILT_IN = {scheme.name: scheme for scheme in _ALL}
 def find(spec: str) -> Scheme:
     """The scheme that ``spec`` names, with its arguments, or a :class:`SettingError`."""
     return resolve(spec, BUILT_IN)
+
+
+def recommended(activation: str) -> str:
+    """The built-in scheme made for an activation function: its authors' claim, by name."""
+    return {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}.get(
+        activation, "he"
+    )

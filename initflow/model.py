@@ -94,10 +94,15 @@ def initialize(widths: tuple[int, ...], scheme: Scheme, *, bias_init: str, seed:
     weight_stream, bias_stream = generator(seed, "weights"), generator(seed, "biases")
     for weight, bias in zip(parameters.weights, parameters.biases, strict=True):
         scheme.initialize(weight[0], weight_stream)
-        if bias_init == "pytorch":  # what torch.nn.Linear does
-            bound = 1 / math.sqrt(weight.shape[-1])
+        bound = bias_bound(bias_init, weight.shape[-1])
+        if bound:
             bias.uniform_(-bound, bound, generator=bias_stream)
     return parameters
+
+
+def bias_bound(bias_init: str, fan_in: int) -> float:
+    """Biases are drawn from U(±bound), by default as ``torch.nn.Linear`` does, or are 0."""
+    return {"pytorch": 1 / math.sqrt(fan_in), "zeros": 0.0}[bias_init]
 
 
 class _Normalize(nn.Module):

@@ -1,0 +1,214 @@
+"""Predictions for the network at hand: exact cases, and bands held against simulation."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from initflow import data, measure, model
+from initflow.activations import ACTIVATIONS
+from initflow.config import TrainConfig
+from initflow.initializers import find
+from initflow.prediction import PREDICTED, Ends, Interval, Layer, layers_of, predict
+from initflow.propagation import Pass
+
+NETWORKS = 400
+
+
+def one_image(q=1.0, gradient=1.0):
+    """The ends of a network with one image, whose pixels have mean square ``q``."""
+    return Ends(torch.tensor([q], dtype=torch.float64), 1.0, gradient, 1.0)
+
+
+def square_layers(width, depth, sigma_w2, bias_variance=0.0):
+    return [Layer(width, width, sigma_w2 / width, bias_variance)] * depth
+
+
+def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zeros", images=200):
+    """Second moments of many random networks, by quantity (layers, networks), and predicted."""
+    splits = data.load(TrainConfig(dataset="digits", normalize=normalize))
+    probe, phi, scheme = measure.probe(splits.train, images), ACTIVATIONS[activation], find(init)
+    widths = (splits.pixels, *([width] * depth), 10)
+    stack = model.Parameters(widths, NETWORKS)
+    for member in range(NETWORKS):
+        one = model.initialize(widths, scheme, bias_init=bias_init, seed=member).state()
+        for name, tensor in stack.state(member).items():
+            tensor.copy_(one[name])
+    both = Pass(stack, phi, len(probe))
+    both.forward(probe.images)
+    both.losses(probe.labels)
+    both.backward(probe.images, probe.labels, stack.zeros_like())
+    tensors = (both.preactivations, both.activations, both.gradients)
+    measured = {
+        quantity: torch.stack([of.double().square().mean((1, 2)) for of in layers])
+        for quantity, layers in zip(PREDICTED, tensors, strict=True)
+    }
+    # The prediction goes backward from each network's own gradient at the logits.
+    measured["gradient_second_moment"] /= measured["gradient_second_moment"][-1].clone()
+    ends = Ends.of(probe.images, both.gradients[-1][0])
+    unit = Ends(ends.image_moments, ends.image_alignment, 1.0, ends.gradient_alignment)
+    layers = layers_of(scheme, [weight[0] for weight in stack.weights], bias_init)
+    return measured, predict(layers, phi, unit)
+
+
+def coverage(measured, predicted):
+    """The share of networks in each layer's band."""
+    return (
+        torch.tensor(
+            [
+                [interval.holds(value) for value in values]
+                for interval, values in zip(predicted, measured.tolist(), strict=True)
+            ]
+        )
+        .double()
+        .mean(1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("init", "activation", "settings"),
+    [
+        ("he", "relu", {"depth": 10, "width": 50}),
+        ("he", "relu", {"depth": 20, "width": 60}),
+        ("he", "relu", {"depth": 1, "width": 100}),
+        ("he", "relu", {"depth": 10, "width": 50, "images": 1}),
+        ("lecun", "relu", {"depth": 10, "width": 30, "bias_init": "pytorch"}),
+        ("he_uniform", "leaky_relu", {"depth": 10, "width": 50}),
+        ("xavier", "tanh", {"depth": 10, "width": 50}),
+        ("he", "tanh", {"depth": 10, "width": 50, "normalize": "standard"}),
+        ("normal:std=0.3", "tanh", {"depth": 5, "width": 50}),
+        ("xavier", "sigmoid", {"depth": 10, "width": 50}),
+        ("lecun", "selu", {"depth": 10, "width": 50}),
+        ("he", "elu", {"depth": 10, "width": 50}),
+        ("lecun", "linear", {"depth": 10, "width": 50}),
+        ("lecun", "softplus", {"depth": 5, "width": 100}),
+        ("he", "gelu", {"depth": 5, "width": 100}),
+        ("he", "silu", {"depth": 5, "width": 100}),
+    ],
+    ids=str,
+)
+def test_the_bands_hold_95_percent_of_networks(init, activation, settings):
+    """From 90 to 99 % of 400 networks, whatever the activation; not much less in any layer."""
+    measured, predicted = simulate(init, activation, **settings)
+    for quantity in PREDICTED:
+        intervals, values = predicted[quantity], measured[quantity]
+        if quantity == "gradient_second_moment":  # at the logits it is what it starts from
+            intervals, values = intervals[:-1], values[:-1]
+        held = coverage(values, intervals)
+        assert 0.90 <= held.mean() <= 0.99, quantity
+        assert held.min() >= 0.86, quantity
+        # Narrow enough to mean something: as wide as the networks are spread, not wider.
+        spread = values.quantile(0.975, 1).log() - values.quantile(0.025, 1).log()
+        widths = torch.tensor([math.log(at.high / at.low) for at in intervals])
+        assert (widths / spread).max() < 1.6, quantity
+
+
+def test_a_wide_network_meets_the_expected_values():
+    """Within a few per cent, layer by layer, forward and backward."""
+    splits = data.load(TrainConfig(dataset="digits"))
+    probe = measure.probe(splits.train, 100)
+    for init, activation in (("he", "relu"), ("xavier", "tanh"), ("lecun", "sigmoid")):
+        widths = (splits.pixels, *([3_000] * 4), 3_000)
+        phi, scheme = ACTIVATIONS[activation], find(init)
+        parameters = model.initialize(widths, scheme, bias_init="pytorch", seed=1)
+        (seen,) = measure.observe(parameters, phi, probe)
+        layers = layers_of(scheme, [weight[0] for weight in parameters.weights], "pytorch")
+        predicted = predict(layers, phi, Ends.of(probe.images, seen.output_gradient))
+        for quantity, intervals in predicted.items():
+            for interval, value in zip(intervals, seen.signals.by_layer(quantity), strict=False):
+                assert value == pytest.approx(interval.expected, rel=0.08), (activation, quantity)
+
+
+@pytest.mark.parametrize(("depth", "ratio"), [(10, 1.629), (50, 11.47)])
+def test_relus_band_is_the_exact_second_moment_law(depth, ratio):
+    """E[M] = M₀ and E[M²]/M₀² = ∏(1 + 5/n) fix the log-normal: median and both edges."""
+    predicted = predict(square_layers(100, depth + 1, 2.0), ACTIVATIONS["relu"], one_image(q=3.0))
+    interval = predicted["activation_second_moment"][depth - 1]
+    assert interval.expected == pytest.approx(3.0)
+    log_variance = math.log(ratio)
+    assert log_variance == pytest.approx(depth * math.log1p(5 / 100), rel=1e-3)
+    for edge, z in ((interval.low, -1.959964), (interval.high, 1.959964)):
+        exact = math.log(3.0) - log_variance / 2 + z * math.sqrt(log_variance)
+        assert math.log(edge) == pytest.approx(exact, abs=0.05)
+
+
+def test_factors_per_layer_of_relu():
+    """He 1, LeCun 1/2 and PyTorch's default 1/6, forward and backward."""
+    for sigma_w2, factor in ((2.0, 1.0), (1.0, 0.5), (1 / 3, 1 / 6)):
+        predicted = predict(square_layers(100, 6, sigma_w2), ACTIVATIONS["relu"], one_image())
+        for quantity, step in (
+            ("preactivation_second_moment", 1),
+            ("gradient_second_moment", -1),
+        ):
+            expected = [at.expected for at in predicted[quantity]][::step]
+            assert [b / a for a, b in pairwise(expected)] == pytest.approx([factor] * 5)
+
+
+def test_bands_narrow_with_the_width_and_open_with_the_depth():
+    """As 1/√n, and layer by layer."""
+
+    def width_of(interval):
+        return math.log(interval.high / interval.low)
+
+    narrow, wide = (
+        predict(square_layers(n, 8, 2.0), ACTIVATIONS["relu"], one_image()) for n in (100, 1_600)
+    )
+    for quantity, step in (("preactivation_second_moment", 1), ("gradient_second_moment", -1)):
+        widths = [width_of(at) for at in narrow[quantity]][::step]
+        assert all(a < b for a, b in pairwise(widths))
+        assert width_of(narrow[quantity][4]) / width_of(wide[quantity][4]) == pytest.approx(4, 0.05)
+
+
+def test_images_of_all_norms_are_predicted_together():
+    """The mean over images of a curved function is not the function of their mean."""
+    phi = ACTIVATIONS["tanh"]
+    several = Ends(torch.tensor([0.01, 8.0], dtype=torch.float64), 1.0, 1.0, 1.0)
+    apart = [
+        predict(square_layers(100, 2, 1.0), phi, one_image(q))["activation_second_moment"][0]
+        for q in (0.01, 8.0)
+    ]
+    together = predict(square_layers(100, 2, 1.0), phi, several)["activation_second_moment"][0]
+    assert together.expected == pytest.approx(sum(at.expected for at in apart) / 2)
+
+
+def test_a_scheme_that_states_no_variance_is_predicted_from_its_weights():
+    """And one that does from what it states."""
+    from dataclasses import replace
+
+    weight = torch.full((3, 4), 2.0)
+    weight[0] = 0.0
+    stated = find("he")
+    silent = replace(stated, stated_variance=None)
+    assert layers_of(stated, [weight], "zeros") == [Layer(4, 3, 0.5, 0.0)]
+    (sampled,) = layers_of(silent, [weight], "pytorch")
+    assert sampled.weight_variance == pytest.approx(weight.var(correction=0).item())
+    assert sampled.bias_variance == pytest.approx(1 / 12)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sigma_w2", [0.0, 1e-8, 1e8])
+def test_extreme_weights_are_predicted_without_nan(activation, sigma_w2):
+    """Zero weights, vanishing and exploding ones: low ≤ high, and no NaN."""
+    predicted = predict(square_layers(10, 4, sigma_w2), ACTIVATIONS[activation], one_image())
+    for intervals in predicted.values():
+        for at in intervals:
+            assert 0 <= at.low <= at.high
+            assert at.expected >= 0
+
+
+def test_zero_weights_predict_zero():
+    """And nothing is left to chance."""
+    predicted = predict(square_layers(10, 3, 0.0), ACTIVATIONS["tanh"], one_image())
+    assert predicted["preactivation_second_moment"] == [Interval(0.0, 0.0, 0.0)] * 3
+    assert predicted["gradient_second_moment"][0] == Interval(0.0, 0.0, 0.0)
+
+
+def test_the_prediction_is_always_the_same():
+    """It draws nothing at random, and leaves the random stream alone."""
+    stream = torch.get_rng_state()
+    first, again = (
+        predict(square_layers(10, 4, 1.5, 0.1), ACTIVATIONS["gelu"], one_image()) for _ in range(2)
+    )
+    assert first == again
+    assert torch.equal(stream, torch.get_rng_state())
