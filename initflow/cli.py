@@ -15,17 +15,22 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from io import TextIOWrapper
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from initflow import __version__
-from initflow.config import TrainConfig
-from initflow.errors import InitflowError
+from initflow.config import DiagnoseConfig, Settings, TrainConfig
+from initflow.errors import InitflowError, VerdictError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 110  # columns that tables may take where no terminal limits them
 
 # Signals that end the command, with the run closed on the way out.
 STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
@@ -48,19 +53,30 @@ _debug = click.option(
 )
 
 
-def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each setting of :class:`TrainConfig`, which reads and checks its text."""
-    for setting in reversed(fields(TrainConfig)):
-        kind = setting.metadata["kind"]
-        command = click.option(
-            f"--{setting.name.replace('_', '-')}",
-            setting.name,
-            metavar=kind.metavar,
-            default=kind.format(setting.default),
-            show_default=True,
-            help=setting.metadata["meaning"][0].upper() + setting.metadata["meaning"][1:] + ".",
-        )(command)
-    return command
+def _options(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One option for each of the ``settings``, which read and check the text themselves."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for setting in reversed(fields(settings)):
+            kind = setting.metadata["kind"]
+            command = click.option(
+                f"--{setting.name.replace('_', '-')}",
+                setting.name,
+                metavar=kind.metavar,
+                default=kind.format(setting.default),
+                show_default=True,
+                help=setting.metadata["meaning"][0].upper() + setting.metadata["meaning"][1:] + ".",
+            )(command)
+        return command
+
+    return decorate
+
+
+_experiment = click.option(
+    "--experiment",
+    metavar="NAME",
+    help="MLflow experiment.  [default: MLFLOW_EXPERIMENT_NAME or _ID, else initflow]",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -76,12 +92,8 @@ def cli() -> None:
 
 
 @cli.command()
-@_training_options
-@click.option(
-    "--experiment",
-    metavar="NAME",
-    help="MLflow experiment.  [default: MLFLOW_EXPERIMENT_NAME or _ID, else initflow]",
-)
+@_options(TrainConfig)
+@_experiment
 @_debug
 def train(experiment: str | None, **settings: str) -> None:
     """Train one network under one scheme, as one MLflow run.
@@ -93,6 +105,58 @@ def train(experiment: str | None, **settings: str) -> None:
     """
     config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
 
+    with _progress() as (console, progress):
+        from initflow import experiment as experiments
+        from initflow import report
+
+        _quieten_libraries()
+        result = experiments.train_one(config, experiment=experiment, progress=progress)
+    console.print(report.closing_table(result))
+    following = report.next_command(config, result.run.launcher)
+    if experiment:
+        following += f" --experiment {shlex.quote(experiment)}"
+    _say(console, experiments.outcome_sentence(result))
+    if result.reading:
+        _say(console, experiments.verdict_sentence(result.reading))
+    _say(console, f"Next, hold it against: {following}")
+
+
+@cli.command()
+@_options(DiagnoseConfig)
+@_experiment
+@_debug
+def diagnose(experiment: str | None, **settings: str) -> None:
+    """How signal and gradient travel through untrained networks, measured beside predicted.
+
+    Every scheme with every activation, as one MLflow run with a nested run for each.
+
+    \b
+    Examples:
+      initflow diagnose --depth 50
+      initflow diagnose --inits xavier,he --activations relu --depth 30 --fail-on vanishing
+    """
+    config = DiagnoseConfig(**settings)  # type: ignore[arg-type]  # it reads text
+    with _progress() as (console, progress):
+        from initflow import diagnose as diagnoses
+        from initflow import report
+
+        _quieten_libraries()
+        diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    console.print(report.diagnosis_table(diagnosis))
+    _say(console, *report.advice_lines(diagnosis.readings))
+    _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run.id}.")
+    if diagnosis.failed:
+        cells = "; ".join(
+            f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
+        )
+        raise VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[tuple[Console, Callable[[str, int, int], None]]]:
+    """A console, and a bar on it that can be told how far things are."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -107,22 +171,14 @@ def train(experiment: str | None, **settings: str) -> None:
     )
     with bar:
         task = bar.add_task("loading PyTorch and MLflow", total=None)
-        from initflow import experiment as experiments
-        from initflow import report
-
-        _quieten_libraries()
-        result = experiments.train_one(
-            config,
-            experiment=experiment,
-            progress=lambda what, done, of: bar.update(
-                task, description=what, completed=done, total=of
-            ),
+        yield (
+            console,
+            lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )
-    console.print(report.closing_table(result))
-    following = report.next_command(config, result.run.launcher)
-    if experiment:
-        following += f" --experiment {shlex.quote(experiment)}"
-    for line in (experiments.outcome_sentence(result), f"Next, hold it against: {following}"):
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

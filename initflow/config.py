@@ -30,6 +30,7 @@ ACTIVATION_NAMES = (
     "linear",
 )
 DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
+VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
 BIAS_INITS = ("pytorch", "zeros")
 NORMALIZATIONS = ("unit", "half", "standard")
 
@@ -96,6 +97,27 @@ def _or_word(word: str, kind: Kind) -> Kind:
     return Kind(f"{word}|{kind.metavar}", f"'{word}' or {kind.expected}", parse, write)
 
 
+def _list(item: Kind, expected: str) -> Kind:
+    """Several of ``item``, none twice, between commas; ``inits`` may have commas of their own."""
+
+    def parse(value: object) -> tuple[Any, ...]:
+        parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+        items: list[Any] = []
+        for part in parts:
+            if items and "=" in part and ":" not in part:  # a further argument of the last one
+                items[-1] = f"{items[-1]},{part.strip()}"
+            else:
+                items.append(item.parse(part.strip()))
+        if not items or len(set(items)) < len(items):
+            raise ValueError
+        return tuple(items)
+
+    def write(values: tuple[Any, ...]) -> str:
+        return ",".join(map(item.format, values))
+
+    return Kind(f"{item.metavar},…", expected, parse, write)
+
+
 def _parse_boolean(value: object) -> bool:
     return {"true": True, "false": False}[str(value).lower()]
 
@@ -145,6 +167,13 @@ def parse_widths(value: object) -> tuple[int, ...]:
     return tuple(widths)
 
 
+def format_shape(widths: tuple[int, ...]) -> str:
+    """``784-100-10``; of deep networks ``784-100x20-10``."""
+    pixels, *hidden, classes = widths
+    parts = format_widths(tuple(hidden)).split(",") if hidden else []
+    return "-".join([str(pixels), *parts, str(classes)])
+
+
 def format_widths(widths: tuple[int, ...]) -> str:
     """The text that :func:`parse_widths` reads back: ``300,100x3``."""
     runs = ((width, len(list(run))) for width, run in groupby(widths))
@@ -172,8 +201,36 @@ def _setting(default: object, kind: Kind, meaning: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The settings of one training run; invalid ones raise :class:`SettingError`.
+class Settings:
+    """Named settings, each read and checked by its kind; invalid ones are a `SettingError`."""
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            kind: Kind = setting.metadata["kind"]
+            value = getattr(self, setting.name)
+            try:
+                parsed = kind.parse(value)
+            except (ValueError, TypeError, KeyError):
+                raise _invalid(setting.name, kind, value) from None
+            object.__setattr__(self, setting.name, parsed)
+
+    def as_text(self) -> dict[str, str]:
+        """Every setting by name, as the text that gives it back."""
+        return {
+            setting.name: setting.metadata["kind"].format(getattr(self, setting.name))
+            for setting in fields(self)
+        }
+
+
+def _invalid(name: str, kind: Kind, value: object) -> SettingError:
+    if kind.choices:
+        return unknown(name, value, kind.choices)
+    return SettingError(f"{name} must be {kind.expected}, not '{value}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """The settings of one training run.
 
     ``init`` is only known to be text here: which schemes there are is for
     :mod:`initflow.initializers` to say.
@@ -208,6 +265,11 @@ class TrainConfig:
     )
     validation: int = _setting(0, _integer(0), "training images held out for validation")
     eval_every: int = _setting(500, _integer(1), "iterations between evaluations")
+    probe: int = _setting(
+        1_000,
+        _integer(0, 1_000_000_000),
+        "training images on which the layers' signals are measured (0: do not measure)",
+    )
     seed: int = _setting(0, _integer(0, 2**63 - 1), "seed of the weights and the batch order")
     device: str = _setting("auto", _DEVICE, "where to train (auto: CUDA when there is one)")
     threads: int | None = _setting(
@@ -215,25 +277,66 @@ class TrainConfig:
     )
     log_model: bool = _setting(True, _BOOLEAN, "log the trained model")
 
+
+def _shared(name: str) -> Any:
+    """A setting that is the same as in training."""
+    setting = TrainConfig.__dataclass_fields__[name]
+    return field(default=setting.default, metadata=setting.metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig(Settings):
+    """The settings of one diagnosis: every scheme with every activation, untrained."""
+
+    inits: tuple[str, ...] = _setting(
+        ("normal", "lecun", "xavier", "he"),
+        _list(_TEXT, "schemes between commas, none twice"),
+        "initialization schemes, between commas",
+    )
+    activations: tuple[str, ...] = _setting(
+        ("tanh", "relu"),
+        _list(
+            _choice(ACTIVATION_NAMES),
+            f"names between commas, none twice, of {', '.join(ACTIVATION_NAMES)}",
+        ),
+        "activations, between commas",
+    )
+    depth: int = _setting(20, _integer(1, MAX_LAYERS), "hidden layers")
+    width: int = _setting(100, _integer(1, MAX_WIDTH), "units of each hidden layer")
+    fail_on: tuple[str, ...] | None = _setting(
+        None,
+        _or_word(
+            "none",
+            _list(_choice(VERDICTS), f"verdicts between commas, of {', '.join(VERDICTS)}"),
+        ),
+        "verdicts, between commas, that make the exit code 1",
+    )
+    dataset: str = _shared("dataset")
+    data_dir: Path | None = _shared("data_dir")
+    bias_init: str = _shared("bias_init")
+    normalize: str = _shared("normalize")
+    probe: int = _setting(1_000, _integer(1, 1_000_000_000), "training images to measure on")
+    seed: int = _shared("seed")
+    device: str = _shared("device")
+    threads: int | None = _shared("threads")
+
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            kind: Kind = setting.metadata["kind"]
-            value = getattr(self, setting.name)
-            try:
-                parsed = kind.parse(value)
-            except (ValueError, TypeError, KeyError):
-                raise _invalid(setting.name, kind, value) from None
-            object.__setattr__(self, setting.name, parsed)
+        super().__post_init__()
+        try:
+            parse_widths(self.hidden)
+        except ValueError:
+            raise _invalid("width x depth", _WIDTHS, format_widths(self.hidden)) from None
 
-    def as_text(self) -> dict[str, str]:
-        """Every setting by name, as the text that gives it back."""
-        return {
-            setting.name: setting.metadata["kind"].format(getattr(self, setting.name))
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        return (self.width,) * self.depth
+
+    def network(self, init: str, activation: str) -> TrainConfig:
+        """The settings that a training of one of the networks would have."""
+        names = {setting.name for setting in fields(TrainConfig)}
+        shared = {
+            setting.name: getattr(self, setting.name)
             for setting in fields(self)
+            if setting.name in names
         }
-
-
-def _invalid(name: str, kind: Kind, value: object) -> SettingError:
-    if kind.choices:
-        return unknown(name, value, kind.choices)
-    return SettingError(f"{name} must be {kind.expected}, not '{value}'")
+        return TrainConfig(init=init, activation=activation, hidden=self.hidden, **shared)

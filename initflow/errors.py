@@ -26,6 +26,10 @@ class TrackingError(InitflowError):
     """MLflow could not be reached or refused what was to be logged."""
 
 
+class VerdictError(InitflowError):
+    """A network was diagnosed as what the user wants to fail on."""
+
+
 def unknown(what: str, value: object, valid: Iterable[str]) -> SettingError:
     """The error for a ``value`` that is none of the ``valid`` names of a ``what``."""
     valid = list(valid)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 import initflow
-from initflow import data, figures, initializers, measure, model, track, train
+from initflow import data, figures, initializers, machine, measure, model, track, train
 from initflow.activations import ACTIVATIONS, Activation
-from initflow.config import TrainConfig, format_widths
-from initflow.errors import SettingError
+from initflow.config import TrainConfig, format_shape
+from initflow.reading import Reading, as_json, read
 from initflow.scheme import Scheme
+from initflow.signals import Signals
+from initflow.verdict import Verdict
 
 # Told what is being done, and how much of it: (what, done, of).
 Progress = Callable[[str, int, int], None]
@@ -30,8 +31,10 @@ class Result:
 
     ``losses`` are those of every training batch, in nats; ``step`` counts the updates made.
     ``diverged_at`` is the step whose loss was not finite, None for a finished training.
-    ``seconds`` is the time that training and evaluating took, without what MLflow took to
-    log it.
+    ``seconds`` is the time that training and evaluating took, without what MLflow took to log
+    it. ``signals`` are those of each step at which the network was evaluated, and ``received``
+    is what each hidden layer's activation function received at the last, (n, units);
+    ``reading`` is that of the untrained network. Without a probe there are none.
     """
 
     config: TrainConfig
@@ -42,6 +45,9 @@ class Result:
     step: int
     diverged_at: int | None
     seconds: float
+    signals: Sequence[tuple[int, Signals]]
+    received: Sequence[torch.Tensor]
+    reading: Reading | None = None
 
     @property
     def run_id(self) -> str:
@@ -66,13 +72,13 @@ def train_one(
     """
     scheme = initializers.find(config.init)
     activation = ACTIVATIONS[config.activation]
-    device = _device(config.device)
+    device = machine.device(config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = data.load(config)
     widths = (splits.pixels, *config.hidden, data.CLASSES)
     summary = _summary(config, scheme, widths, len(splits.train))
 
-    with _threads(config.threads) as threads:  # around the drawing too: QR depends on them
+    with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
         initial = model.initialize(widths, scheme, bias_init=config.bias_init, seed=config.seed)
         resolved = {"resolved.device": device, "resolved.threads": str(threads)}
         tracked = track.start(
@@ -93,8 +99,15 @@ def train_one(
             run.log_data(splits)
             parameters = initial.copy_to(device)
             on_device = splits.to(torch.device(device))
+            probe = measure.probe(on_device.train, config.probe) if config.probe else None
+            reading = None
+            if probe:
+                reading = read(parameters, scheme, activation, config.bias_init, probe)
+                run.log_metrics(0, reading.metrics())
+                run.set_tags(verdict_tags(reading.verdict))
+                summary = f"{summary} {verdict_sentence(reading)}"
             result = _train_and_measure(
-                config, scheme, parameters, on_device, run=run, progress=progress
+                config, scheme, parameters, on_device, probe=probe, run=run, progress=progress
             )
             progress("drawing and logging", 0, 1)
             trained = parameters.copy_to("cpu").state()
@@ -108,12 +121,14 @@ def train_one(
             if config.log_model and result.diverged_at is None:
                 module = model.to_module(trained, activation, mean=splits.mean, std=splits.std)
                 run.log_model(module, splits.pixels)
-            title = f"{scheme.spec}, {config.activation}, {_shape(widths)}, {config.dataset}"
+            title = f"{scheme.spec}, {config.activation}, {format_shape(widths)}, {config.dataset}"
             curves = figures.learning_curves(result.history, result.losses, title)
             histograms = figures.weight_histograms(initial.state(), trained, title)
             run.log_figure("learning_curves", curves)
             run.log_figure("weight_histograms", histograms)
-    return result
+            if reading:
+                _log_signals(run, reading, result, title)
+    return replace(result, reading=reading)
 
 
 def _train_and_measure(
@@ -122,6 +137,7 @@ def _train_and_measure(
     parameters: model.Parameters,
     splits: data.Splits,
     *,
+    probe: data.Split | None,
     run: track.Run,
     progress: Progress,
 ) -> Result:
@@ -130,6 +146,8 @@ def _train_and_measure(
     total = train.iterations(len(splits.train), config.batch_size, config.epochs)
     history: History = defaultdict(list)
     losses: list[float] = []
+    signals: list[tuple[int, Signals]] = []
+    received: Sequence[torch.Tensor] = ()
     step, diverged_at, seconds = 0, None, 0.0
     started = time.perf_counter()
 
@@ -158,6 +176,11 @@ def _train_and_measure(
         elif step == 0:  # no batch was trained on yet: the first one, untrained
             first = splits.train.take(order(0)[: config.batch_size])
             values["loss/train"] = measure.evaluate(parameters, activation, first)[0].loss
+        if probe:
+            (seen,) = measure.observe(parameters, activation, probe)
+            signals.append((step, seen.signals))
+            received = seen.preactivations[:-1]
+            values |= seen.signals.metrics()
         # An accuracy beside a loss that is not finite means nothing.
         lost = {key.partition("/")[2] for key, value in values.items() if not math.isfinite(value)}
         values = {key: v for key, v in values.items() if key.partition("/")[2] not in lost}
@@ -171,7 +194,31 @@ def _train_and_measure(
         if diverged_at is not None:
             break
         started = time.perf_counter()
-    return Result(config, scheme, run, dict(history), losses, step, diverged_at, seconds)
+    return Result(
+        config,
+        scheme,
+        run,
+        dict(history),
+        losses,
+        step,
+        diverged_at,
+        seconds,
+        signals,
+        received,
+    )
+
+
+def _log_signals(run: track.Run, reading: Reading, result: Result, title: str) -> None:
+    activation = ACTIVATIONS[result.config.activation]
+    run.log_json("signals", as_json(reading, result.signals))
+    run.log_figure(
+        "predicted_and_measured",
+        figures.predicted_and_measured(reading.predicted, reading.signals, title),
+    )
+    run.log_figure("signals", figures.signals_over_training(result.signals, title))
+    if result.config.hidden:
+        before = reading.preactivations[:-1]
+        run.log_figure("received", figures.received(activation, before, result.received, title))
 
 
 def _evaluations(
@@ -187,47 +234,28 @@ def _evaluations(
     return values
 
 
-def _device(asked: str) -> str:
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "auto":
-        return "cuda:0" if available else "cpu"
-    if asked == "cpu":
-        return asked
-    index = int(asked.partition(":")[2] or 0)
-    if index >= available:
-        raise SettingError(
-            f"device must be auto or cpu, not '{asked}': PyTorch sees {available} CUDA devices here"
-        )
-    return f"cuda:{index}"
-
-
-@contextlib.contextmanager
-def _threads(asked: int | None) -> Iterator[int]:
-    """Give PyTorch this many CPU threads for a while; None leaves it as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(asked or before)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
 def _summary(config: TrainConfig, scheme: Scheme, widths: tuple[int, ...], images: int) -> str:
     """The settings as a sentence."""
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     return (
-        f"A {_shape(widths)} network with {config.activation}, initialized by **{scheme.spec}**, "
-        f"on {images:,} images of {config.dataset}: {config.epochs} epochs of batches of "
+        f"A {format_shape(widths)} network with {config.activation}, initialized by "
+        f"**{scheme.spec}**, on {images:,} images of {config.dataset}: {config.epochs} epochs of "
+        f"batches of "
         f"{config.batch_size}, SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."
     )
 
 
-def _shape(widths: tuple[int, ...]) -> str:
-    """``784-100-10``; of deep networks ``784-100x20-10``."""
-    pixels, *hidden, classes = widths
-    parts = format_widths(tuple(hidden)).split(",") if hidden else []
-    return "-".join([str(pixels), *parts, str(classes)])
+def verdict_tags(verdict: Verdict) -> dict[str, object]:
+    return {
+        "initflow.verdict.forward": verdict.forward,
+        "initflow.verdict.backward": verdict.backward,
+    }
+
+
+def verdict_sentence(reading: Reading) -> str:
+    """How the signal travels through the untrained network, and what to try instead."""
+    return f"Untrained, its signal is {reading.verdict}. {reading.advice}".rstrip()
 
 
 def _outcome_tags(result: Result) -> dict[str, object]:

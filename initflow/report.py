@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from initflow.config import TrainConfig
+from initflow.diagnose import Diagnosis
 from initflow.experiment import Result
+from initflow.initializers import recommended
+from initflow.reading import Reading
 
 
 def closing_table(result: Result) -> Table:
@@ -28,9 +33,69 @@ def closing_table(result: Result) -> Table:
     return table
 
 
+def diagnosis_table(diagnosis: Diagnosis) -> Table:
+    """The verdict and the numbers of each network, measured and (predicted)."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = (
+        "signal: its mean square at the last hidden layer, over the first one's; gradient: at the "
+        "first layer, over the logits'; in brackets, predicted. Theory of such layers: q* the "
+        "variance they lead to, χ₁ the gradient's factor per layer, ξ_c the number of layers over "
+        "which the distance of two images changes e-fold."
+    )
+    table.add_column("scheme", overflow="fold")
+    for column in ("activation", "forward", "backward"):
+        table.add_column(column, no_wrap=True)
+    for column in ("signal", "gradient", "q*", "χ₁", "ξ_c"):
+        table.add_column(column, no_wrap=True, justify="right")
+    for (init, activation), reading in diagnosis.readings.items():
+        theory = reading.mean_field
+        table.add_row(
+            Text(init),
+            activation,
+            _coloured(reading.verdict.forward),
+            _coloured(reading.verdict.backward),
+            _factor(reading, "preactivation_second_moment", -2, 0),
+            _factor(reading, "gradient_second_moment", 0, -1),
+            *map(_number, (theory.q_star, theory.chi_1, theory.xi_c)),
+        )
+    return table
+
+
+def _coloured(verdict: str) -> Text:
+    return Text(verdict, style="green" if verdict == "stable" else "red")
+
+
+def _factor(reading: Reading, quantity: str, at: int, over: int) -> str:
+    """Measured and (predicted) second moment of one layer, over that of another."""
+    measured, predicted = reading.signals.by_layer(quantity), reading.predicted[quantity]
+    return (
+        f"{_ratio(measured[at], measured[over])} "
+        f"({_ratio(predicted[at].expected, predicted[over].expected)})"
+    )
+
+
+def _number(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.3g}" if value < 1_000 else f"{value:,.0f}"
+
+
+def _ratio(value: float | None, over: float | None) -> str:
+    if value is None or over is None or not (math.isfinite(value) and math.isfinite(over)):
+        return "∞"
+    return f"{value / over:.2g}" if over else "–"
+
+
+def advice_lines(readings: Mapping[tuple[str, str], Reading]) -> list[str]:
+    """What to try instead, once for all networks that it is said of."""
+    said: dict[str, list[str]] = {}
+    for cell, reading in readings.items():
+        if reading.advice:
+            said.setdefault(reading.advice, []).append(" ".join(cell))
+    return [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
+
+
 def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
     """The same training under a scheme worth holding this one against."""
-    other = "he" if config.activation not in ("tanh", "sigmoid") else "xavier"
+    other = recommended(config.activation)
     if config.init == other:
         other = "normal"
     return train_command(replace(config, init=other), launcher)

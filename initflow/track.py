@@ -136,19 +136,22 @@ def start(
     params: Mapping[str, str],
     tags: Mapping[str, object],
     experiment: str | None = None,
+    parent: Run | None = None,
 ) -> Iterator[Run]:
     """Open a run, and close it as FINISHED, FAILED or, when interrupted, KILLED.
 
     Inside ``mlflow run`` it is the run that MLflow made, whose parameters are left as they
     are. Elsewhere it is a new one, in ``experiment`` or else in the one that MLflow's own
     environment variables name or else in ``initflow``; where a run is open already, it is
-    nested in that. What MLflow or its store refuses is raised as :class:`TrackingError`.
+    nested in that, and in the experiment of ``parent`` where one is given. What MLflow or its
+    store refuses is raised as :class:`TrackingError`.
     """
     outer = mlflow.active_run()
     run = None
     try:
         with _translated():
-            run = _open(name, experiment, params, {**tags, DESCRIPTION: description})
+            where = parent.experiment_id if parent else None
+            run = _open(name, experiment, where, params, {**tags, DESCRIPTION: description})
         yield run
         with _translated():
             mlflow.end_run("FINISHED")
@@ -170,8 +173,18 @@ def start(
         raise
 
 
+def active() -> Run | None:
+    """The run that is open in this thread, if one is."""
+    run = mlflow.active_run()
+    return Run(run.info.run_id, run.info.experiment_id, ()) if run else None
+
+
 def _open(
-    name: str, experiment: str | None, params: Mapping[str, str], tags: Mapping[str, object]
+    name: str,
+    experiment: str | None,
+    experiment_id: str | None,
+    params: Mapping[str, str],
+    tags: Mapping[str, object],
 ) -> Run:
     launched = os.environ.get("MLFLOW_RUN_ID")
     if experiment is not None and not experiment.strip():
@@ -192,7 +205,7 @@ def _open(
     else:
         active = mlflow.start_run(
             run_name=name,
-            experiment_id=_experiment_id(experiment),
+            experiment_id=experiment_id or _experiment_id(experiment),
             nested=mlflow.active_run() is not None,
         )
     there = active.data.params

@@ -7,10 +7,11 @@ from dataclasses import fields
 import pytest
 
 from initflow import __version__, cli
-from initflow.config import TrainConfig
+from initflow.config import DiagnoseConfig, TrainConfig
 from initflow.report import next_command, train_command
 
-QUICK = ["--dataset", "digits", "--log-model", "false"]
+QUICK = ["--dataset", "digits", "--log-model", "false", "--probe", "100"]
+DIGITS = ["--dataset", "digits"]
 
 
 def run(capsys, *arguments):
@@ -25,20 +26,27 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"initflow {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "-h"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["train", "-h"], ["diagnose", "-h"]], ids=str
+)
 def test_help_has_examples(capsys, arguments):
     """For the group and for each command."""
     code, out, err = run(capsys, *arguments)
     assert (code, err) == (0, "")
     assert "Example" in out
-    assert "  initflow train --init" in out
+    assert re.search(r"  initflow (train|diagnose) --", out)
 
 
-def test_every_setting_is_an_option_with_its_default_and_meaning():
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [(cli.train, TrainConfig), (cli.diagnose, DiagnoseConfig)],
+    ids=["train", "diagnose"],
+)
+def test_every_setting_is_an_option_with_its_default_and_meaning(command, settings):
     """The options come from the configuration."""
-    options = {option.name: option for option in cli.train.params}
-    defaults = TrainConfig().as_text()
-    for setting in fields(TrainConfig):
+    options = {option.name: option for option in command.params}
+    defaults = settings().as_text()
+    for setting in fields(settings):
         option = options.pop(setting.name)
         assert option.opts == [f"--{setting.name.replace('_', '-')}"]
         assert option.default == defaults[setting.name]
@@ -48,14 +56,14 @@ def test_every_setting_is_an_option_with_its_default_and_meaning():
 
 def test_help_examples_are_valid(capsys):
     """Every example in a help text is a command line that would run."""
-    for arguments in (["--help"], ["train", "--help"]):
+    for arguments in (["--help"], ["train", "--help"], ["diagnose", "--help"]):
         _, out, _ = run(capsys, *arguments)
-        examples = re.findall(r"^ +initflow train (.*)$", out, re.MULTILINE)
+        examples = re.findall(r"^ +initflow (train|diagnose) (.*)$", out, re.MULTILINE)
         assert examples
-        for example in examples:
-            context = cli.train.make_context("train", shlex.split(example))
+        for name, example in examples:
+            context = cli.cli.commands[name].make_context(name, shlex.split(example))
             context.params.pop("experiment")
-            TrainConfig(**context.params)
+            {"train": TrainConfig, "diagnose": DiagnoseConfig}[name](**context.params)
 
 
 ERRORS = [
@@ -71,6 +79,24 @@ ERRORS = [
     (["train", "--experiment", " ", *QUICK], 2, "Error: experiment must be a name, not ' '"),
     (["tarin"], 2, "Error: No such command 'tarin'"),
     (["train", "--validation", "1430", *QUICK], 2, "not '1430'"),
+    (["train", "--probe", "-1"], 2, "Error: probe must be a whole number, at least 0 and at most"),
+    (["diagnose", "--inits", "he,hee", *DIGITS], 2, "not 'hee' (did you mean 'he'?)"),
+    (
+        ["diagnose", "--inits", "he,he"],
+        2,
+        "Error: inits must be schemes between commas, none twice",
+    ),
+    (["diagnose", "--inits", "he,he:gain=1", *DIGITS], 2, "argument of scheme 'he' must be one of"),
+    (
+        ["diagnose", "--inits", "normal:std=1,normal:std=1.0", *DIGITS],
+        2,
+        "Error: inits must be schemes that differ, not 'normal:std=1,normal:std=1.0'",
+    ),
+    (["diagnose", "--activations", "relu,rleu"], 2, "names between commas, none twice, of sigmoid"),
+    (["diagnose", "--depth", "0"], 2, "Error: depth must be a whole number, at least 1"),
+    (["diagnose", "--fail-on", "vanish"], 2, "Error: fail_on must be 'none' or verdicts between"),
+    (["diagnose", "--depth", "1000", "--width", "60000"], 2, "not '60000x1000'"),
+    (["diagnose", "--probe", "0"], 2, "Error: probe must be a whole number, at least 1"),
 ]
 
 
@@ -111,11 +137,14 @@ def test_training_prints_a_table_a_sentence_and_the_next_command(capsys, store):
     """And no progress bar, because this is no terminal."""
     code, out, err = run(capsys, "train", *QUICK, "--init", "lecun")
     assert (code, err) == (0, "")
-    table, sentence, following = out.strip().rpartition("It ended at ")[0], *out.splitlines()[-2:]
+    table, _, _ = out.rpartition("It ended at ")
+    sentence, signal, following = out.splitlines()[-3:]
     assert re.search(r"lecun .*\d\d\.\d\d% .*\d s .*[0-9a-f]{32}", table)
     assert re.fullmatch(r"It ended at \d\d\.\d\d% test accuracy after 75 iterations\.", sentence)
+    assert signal == "Untrained, its signal is stable forward, stable backward."
     assert following == (
-        "Next, hold it against: initflow train --init he --dataset digits --log-model false"
+        "Next, hold it against: initflow train --init he --dataset digits --probe 100 "
+        "--log-model false"
     )
     assert "\x1b" not in out
 
@@ -177,3 +206,45 @@ def test_an_interruption_is_told_with_the_run(capsys, store, monkeypatch):
         "",
         "Interrupted; what was measured so far is in run abc\n",
     )
+
+
+def test_a_diagnosis_prints_verdicts_theory_and_advice(capsys, store):
+    """A row for each network, one line of advice for those that need the same."""
+    code, out, err = run(
+        capsys, "diagnose", *DIGITS, "--inits", "xavier,he", "--activations", "relu,tanh",
+        "--depth", "30", "--width", "40",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if re.match(r" +(xavier|he) ", line)]
+    assert [row[:4] for row in rows] == [
+        ["xavier", "relu", "vanishing", "vanishing"],
+        ["xavier", "tanh", "stable", "stable"],
+        ["he", "relu", "stable", "stable"],
+        ["he", "tanh", "stable", "stable"],
+    ]
+    assert rows[0][-2:] == ["0.5", "1.44"]  # χ₁, and ξ_c = 1/ln 2
+    assert "xavier relu: Signal or gradient shrink" in out
+    assert re.search(r"in MLflow's run [0-9a-f]{32}\.\n$", out)
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"), [("vanishing,exploding", 1), ("symmetric", 0), ("none", 0)]
+)
+def test_a_diagnosis_fails_on_what_it_is_told_to(capsys, store, fail_on, code):
+    """So that a CI job can guard an architecture; the run is whole all the same."""
+    import mlflow
+
+    actual, out, err = run(
+        capsys, "diagnose", *DIGITS, "--inits", "lecun", "--activations", "relu,tanh",
+        "--width", "30", "--fail-on", fail_on,
+    )  # fmt: skip
+    assert actual == code
+    assert "lecun" in out
+    if code:
+        assert err == (
+            "Error: fail_on=vanishing,exploding: lecun relu is vanishing forward, "
+            "vanishing backward\n"
+        )
+    statuses = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert [run.info.status for run in statuses] == ["FINISHED"] * 3

@@ -29,6 +29,7 @@ def test_defaults_are_the_contracts():
         "normalize": "unit",
         "validation": "0",
         "eval_every": "500",
+        "probe": "1000",
         "seed": "0",
         "device": "auto",
         "threads": "auto",

@@ -14,8 +14,16 @@ from initflow import data, experiment, model
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
 from initflow.errors import InitflowError, SettingError, TrackingError
+from initflow.signals import QUANTITIES
 
-QUICK = {"dataset": "digits", "log_model": False, "eval_every": 20}
+QUICK = {"dataset": "digits", "log_model": False, "eval_every": 20, "probe": 0}
+
+OF_ACTIVATIONS = {
+    "activation_variance",
+    "activation_second_moment",
+    "dead_fraction",
+    "saturated_fraction",
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,13 @@ def finished(tmp_path_factory):
 def test_metrics_are_the_contracts(finished):
     """Names, steps from before the first update to the last, and finite fractions."""
     result, run, _ = finished
-    assert set(run.data.metrics) == {
+    once = {
+        f"{quantity}/{layer}"
+        for quantity in QUANTITIES
+        for layer in ("fc1", "fc2", "fc3")
+        if layer != "fc3" or quantity not in OF_ACTIVATIONS
+    }
+    assert set(result.history) == once | {
         "accuracy/test",
         "accuracy/validation",
         "loss/test",
@@ -53,8 +67,10 @@ def test_metrics_are_the_contracts(finished):
         "loss/validation",
         "lr",
     }
+    predicted = {key for key in run.data.metrics if key.startswith("predicted_")}
+    assert set(run.data.metrics) - predicted == set(result.history)
     client = mlflow.MlflowClient()
-    for key in run.data.metrics:
+    for key in result.history:
         logged = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
         assert sorted(logged) == result.history[key]
         assert [step for step, _ in sorted(logged)] == [0, 20, 40, 60, 70]
@@ -86,11 +102,85 @@ def test_tags_name_version_scheme_outcome_and_weights(finished):
         "initflow.scheme": "xavier:gain=1.5",
         "initflow.provider": "built-in",
         "initflow.outcome": "finished",
+        "initflow.verdict.forward": "stable",
+        "initflow.verdict.backward": "stable",
         "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
     }
     logged = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
     weights = {k: v for k, v in logged.state_dict().items() if k.startswith("fc")}
     assert model.weights_sha256(weights) == final
+
+
+def test_what_theory_predicts_is_beside_what_was_measured(finished):
+    """At step 0, under the measured quantity's name, and near to it."""
+    result, run, _ = finished
+    metrics = run.data.metrics
+    client = mlflow.MlflowClient()
+    keys = [key for key in metrics if key.startswith("predicted_")]
+    assert len(keys) == 3 + 2 + 3
+    for key in keys:
+        (predicted,) = client.get_metric_history(run.info.run_id, key)
+        step, measured = result.history[key.removeprefix("predicted_")][0]
+        assert (predicted.step, step) == (0, 0)
+        assert predicted.value == pytest.approx(measured, rel=0.8)
+    assert run.data.tags["initflow.verdict.forward"] == "stable"
+    assert run.data.tags["initflow.verdict.backward"] == "stable"
+
+
+def test_the_signals_are_a_table_and_figures(finished):
+    """JSON with every step and layer; the figures are whole PNG files."""
+    result, run, _ = finished
+    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/signals.json")
+    assert table["quantities"] == QUANTITIES
+    assert [at["step"] for at in table["measured"]] == [0, 20, 40, 60, 70]
+    for at, (_, signals) in zip(table["measured"], result.signals, strict=True):
+        assert at["layers"] == signals.layers
+    assert table["predicted"]["gradient_second_moment"]["fc1"]["expected"] > 0
+    assert table["verdict"] == {"forward": "stable", "backward": "stable", "advice": ""}
+    for name in ("predicted_and_measured", "signals", "received"):
+        file = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}.png")
+        assert Path(file).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_measuring_leaves_the_training_bit_identical(store, activation):
+    """Weights and every loss, with a probe and without."""
+    runs = [
+        experiment.train_one(TrainConfig(**(QUICK | {"probe": probe}), activation=activation))
+        for probe in (0, 1_000)
+    ]
+    without, measured = runs
+    assert without.losses == measured.losses
+    hashes = {mlflow.get_run(r.run_id).data.tags["initflow.weights_sha256"] for r in runs}
+    assert len(hashes) == 1
+    assert without.signals == [] != measured.signals
+    keys = set(mlflow.get_run(without.run_id).data.metrics)
+    assert keys == {"accuracy/test", "loss/test", "loss/train", "lr"}
+
+
+@pytest.mark.parametrize("hidden", ["none", "20x30"])
+def test_any_depth_is_measured_and_drawn(store, hidden):
+    """No hidden layer, and many."""
+    config = TrainConfig(**(QUICK | {"probe": 50}), hidden=hidden, epochs=1)
+    result = experiment.train_one(config)
+    assert mlflow.get_run(result.run_id).info.status == "FINISHED"
+    assert len(result.signals[0][1].layers) == len(config.hidden) + 1
+
+
+def test_what_explodes_at_once_is_measured_where_it_is_finite(store):
+    """The layers before, and the verdict; nothing that is not finite is logged."""
+    config = TrainConfig(
+        **(QUICK | {"probe": 50}), init="normal:std=1e4", hidden="50x20", activation="linear"
+    )
+    result = experiment.train_one(config)
+    run = mlflow.get_run(result.run_id)
+    assert result.diverged_at == 0
+    assert run.data.tags["initflow.verdict.forward"] == "exploding"
+    assert "preactivation_variance/fc1" in run.data.metrics
+    assert "preactivation_variance/fc21" not in run.data.metrics
+    assert all(math.isfinite(value) for value in run.data.metrics.values())
+    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/signals.json")
+    assert table["measured"][0]["nonfinite"]["preactivation/fc21"] > 0
 
 
 def test_the_description_reads_as_a_sentence(finished):
@@ -100,7 +190,8 @@ def test_the_description_reads_as_a_sentence(finished):
     assert run.data.tags["mlflow.note.content"] == (
         "A 64-32-16-10 network with tanh, initialized by **xavier:gain=1.5**, on 1,337 images of "
         "digits: 5 epochs of batches of 100, SGD with lr 0.1, gamma 0.96, Nesterov momentum 0.9; "
-        f"seed 3. It ended at {accuracy} test accuracy after 70 iterations."
+        "seed 3. Untrained, its signal is stable forward, stable backward. "
+        f"It ended at {accuracy} test accuracy after 70 iterations."
     )
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "xavier:gain=1.5 tanh digits seed 3"

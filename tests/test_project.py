@@ -13,7 +13,7 @@ from mlflow.projects import utils
 from mlflow.utils.environment import _PythonEnv
 from packaging.requirements import Requirement
 
-from initflow.config import TrainConfig
+from initflow.config import DiagnoseConfig, TrainConfig
 from tests.conftest import ROOT
 from tests.test_architecture import imports
 
@@ -25,6 +25,7 @@ LOCK = [
     if line and not line.startswith("#")
 ]
 STANDARD = {*sys.stdlib_module_names, "initflow"}
+SETTINGS = {"main": TrainConfig, "train": TrainConfig, "diagnose": DiagnoseConfig}
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
 
 
@@ -32,14 +33,15 @@ def test_mlflow_reads_the_project():
     """With its name and its entry points."""
     project = utils.load_project(str(ROOT))
     assert project.name == "initflow"
-    assert set(project._entry_points) == {"main", "train"}
+    assert set(project._entry_points) == set(SETTINGS)
 
 
 @every_entry_point
 def test_parameters_and_defaults_are_those_of_the_configuration(name):
     """None missing, none besides, each default the same text."""
     parameters = PROJECT["entry_points"][name]["parameters"]
-    assert {key: str(p["default"]) for key, p in parameters.items()} == TrainConfig().as_text()
+    defaults = SETTINGS[name]().as_text()
+    assert {key: str(p["default"]) for key, p in parameters.items()} == defaults
 
 
 @every_entry_point
@@ -47,20 +49,24 @@ def test_every_parameter_is_passed_to_its_option(name):
     """Once, and nothing else is."""
     command = PROJECT["entry_points"][name]["command"]
     passed = re.findall(r"--([a-z-]+) \{([a-z_]+)\}", command)
-    assert passed == [(s.name.replace("_", "-"), s.name) for s in fields(TrainConfig)]
-    assert re.sub(r" --[a-z-]+ \{[a-z_]+\}", "", command) == "python -m initflow train"
+    assert passed == [(s.name.replace("_", "-"), s.name) for s in fields(SETTINGS[name])]
+    bare = re.sub(r" --[a-z-]+ \{[a-z_]+\}", "", command)
+    assert bare == f"python -m initflow {name.replace('main', 'train')}"
 
 
 @every_entry_point
 def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
     """From the project's defaults to the configuration's, through MLflow's own quoting."""
     entry_point = utils.load_project(str(ROOT)).get_entry_point(name)
-    command = entry_point.compute_command({"init": "normal:std=0.05"}, str(tmp_path))
+    settings = SETTINGS[name]
+    given = {"init": "normal:std=0.05"} if settings is TrainConfig else {"inits": "he:mode=fan_out"}
+    command = entry_point.compute_command(given, str(tmp_path))
     from initflow import cli
 
-    context = cli.train.make_context("train", command.split()[4:])
+    words = command.split()
+    context = cli.cli.commands[words[3]].make_context(words[3], words[4:])
     context.params.pop("experiment")
-    assert TrainConfig(**context.params) == TrainConfig(init="normal:std=0.05")
+    assert settings(**context.params) == settings(**given)
 
 
 def test_the_three_managers_read_the_same_from_conda_yaml():

@@ -1,0 +1,140 @@
+"""Schemes with activations, untrained: a tracked run with one nested run for each of them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import initflow
+from initflow import data, figures, initializers, machine, measure, model, track
+from initflow.activations import ACTIVATIONS
+from initflow.config import DiagnoseConfig, format_shape
+from initflow.errors import SettingError
+from initflow.experiment import Progress, verdict_sentence, verdict_tags
+from initflow.reading import Reading, as_json, read
+
+Cell = tuple[str, str]  # a scheme and an activation function
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was read of each network, by scheme and activation, in the order asked for."""
+
+    config: DiagnoseConfig
+    run: track.Run
+    readings: dict[Cell, Reading]
+
+    @property
+    def failed(self) -> dict[Cell, Reading]:
+        """The networks whose verdict, forward or backward, is one to fail on."""
+        unwanted = set(self.config.fail_on or ())
+        return {
+            cell: reading
+            for cell, reading in self.readings.items()
+            if unwanted & {reading.verdict.forward, reading.verdict.backward}
+        }
+
+
+def diagnose(
+    config: DiagnoseConfig,
+    *,
+    experiment: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Diagnosis:
+    """Measure every scheme with every activation at initialization, beside the prediction.
+
+    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    """
+    schemes = {scheme.spec: scheme for scheme in map(initializers.find, config.inits)}
+    if len(schemes) < len(config.inits):
+        raise SettingError(f"inits must be schemes that differ, not '{','.join(config.inits)}'")
+    device = machine.device(config.device)
+    progress("loading the data, downloaded at its first use", 0, 1)
+    cells = list(itertools.product(schemes, config.activations))
+    splits = data.load(config.network(*cells[0]))
+    widths = (splits.pixels, *config.hidden, data.CLASSES)
+    probe = measure.probe(splits.train, config.probe).to(torch.device(device))
+    summary = (
+        f"{len(cells)} untrained {format_shape(widths)} networks, "
+        f"{', '.join(schemes)} with {', '.join(config.activations)}, on {len(probe):,} "
+        f"images of {config.dataset}; seed {config.seed}."
+    )
+    readings: dict[Cell, Reading] = {}
+    with machine.threads(config.threads) as threads:
+        resolved = {"resolved.device": device, "resolved.threads": str(threads)}
+        with track.start(
+            name=f"diagnose {format_shape(widths)} {config.dataset} seed {config.seed}",
+            description=summary,
+            params=config.as_text() | resolved,
+            tags={"initflow.version": initflow.__version__},
+            experiment=experiment,
+        ) as run:
+            run.log_json("config", config.as_text() | resolved)
+            run.log_data(splits)
+            for done, (init, activation) in enumerate(cells):
+                progress(f"{init} with {activation}", done, len(cells))
+                scheme = schemes[init]
+                initial = model.initialize(
+                    widths, scheme, bias_init=config.bias_init, seed=config.seed
+                )
+                reading = read(
+                    initial.copy_to(device),
+                    scheme,
+                    ACTIVATIONS[activation],
+                    config.bias_init,
+                    probe,
+                )
+                readings[init, activation] = reading
+                title = f"{init}, {activation}, {format_shape(widths)}, {config.dataset}"
+                with track.start(
+                    name=f"{init} {activation} {format_shape(widths)}",
+                    description=f"**{title}**. {verdict_sentence(reading)}",
+                    params=config.network(init, activation).as_text(),
+                    tags={
+                        "initflow.version": initflow.__version__,
+                        "initflow.scheme": init,
+                        "initflow.provider": scheme.provider,
+                        "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
+                        **verdict_tags(reading.verdict),
+                    },
+                    parent=run,
+                ) as nested:
+                    _log_network(nested, reading, title)
+            progress("drawing and logging", len(cells), len(cells))
+            title = f"untrained {format_shape(widths)} networks on {config.dataset}"
+            _log_all(run, readings, title)
+    return Diagnosis(config, run, readings)
+
+
+def _log_network(run: track.Run, reading: Reading, title: str) -> None:
+    run.log_metrics(0, reading.signals.metrics() | reading.metrics())
+    run.log_json("signals", as_json(reading, [(0, reading.signals)]))
+    figure = figures.predicted_and_measured(reading.predicted, reading.signals, title)
+    run.log_figure("predicted_and_measured", figure)
+
+
+def _log_all(run: track.Run, readings: Mapping[Cell, Reading], title: str) -> None:
+    """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
+    for quantity in ("preactivation_second_moment", "gradient_second_moment"):
+        lines = {
+            re.sub(r"[^\w.:/ -]", " ", f"{quantity}/{init} {activation}"): by_layer
+            for (init, activation), reading in readings.items()
+            for by_layer in [reading.signals.by_layer(quantity)]
+        }
+        for layer, values in enumerate(zip(*lines.values(), strict=True), start=1):
+            at = {key: v for key, v in zip(lines, values, strict=True) if v is not None}
+            run.log_metrics(layer, at)
+    run.log_json("diagnosis", {"networks": [_row(*item) for item in readings.items()]})
+    cells = {cell: (reading.predicted, reading.signals) for cell, reading in readings.items()}
+    run.log_figure("schemes_by_layer", figures.schemes_by_layer(cells, title))
+
+
+def _row(cell: Cell, reading: Reading) -> dict[str, Any]:
+    init, activation = cell
+    named = {"init": init, "activation": activation}
+    return named | as_json(reading, [(0, reading.signals)])
