@@ -4,9 +4,24 @@ Importing the package is light: neither torch nor mlflow, optuna or matplotlib i
 loaded until something that needs it is called.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from initflow.config import TrainConfig
 from initflow.errors import InitflowError
 
+if TYPE_CHECKING:
+    from initflow.inspection import inspect
+    from initflow.watching import watch
+
 __version__ = "0.1.0"
 
-__all__ = ["InitflowError", "TrainConfig", "__version__"]
+__all__ = ["InitflowError", "TrainConfig", "__version__", "inspect", "watch"]
+
+_HOMES = {"inspect": "initflow.inspection", "watch": "initflow.watching"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'initflow' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

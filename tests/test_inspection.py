@@ -1,0 +1,547 @@
+"""Looking into any module, against a forward pass written out and numpy's statistics."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - as all PyTorch code calls it
+from torch.nn.utils import parametrizations
+from torch.optim.optimizer import _global_optimizer_post_hooks
+from torch.utils.checkpoint import checkpoint
+
+import initflow
+from initflow import data, measure, model
+from initflow.activations import ACTIVATIONS
+from initflow.errors import SettingError
+from initflow.initializers import find
+from initflow.inspection import ACTIVATIONS as KNOWN
+from initflow.signals import QUANTITIES
+
+
+class Layer:
+    """A layer's twin: what it gave and got at each call, its units along the last axis."""
+
+    def __init__(self, module, unit=-1):
+        self.weight, self.unit = module.weight, unit
+        self.outputs, self.activations, self.slopes = [], [], []
+
+    def gave(self, z, a=None, slope=None):
+        """Note ``z``, its gradient later, and the activation with its slope; ``a`` or ``z``."""
+        z.retain_grad()
+        self.outputs.append(z)
+        if a is not None:
+            self.activations.append(a.detach())
+            self.slopes.append(slope.detach())
+        return z if a is None else a
+
+    def rows(self, tensors):
+        """(values, units) in double precision."""
+        moved = [t.detach().movedim(self.unit, -1).flatten(0, -2).numpy() for t in tensors]
+        return np.concatenate(moved).astype(np.float64)
+
+    def quantities(self, steepest=1.0):
+        """All there is to know of it after a backward pass."""
+        tensors = {"weight": self.weight.detach().flatten(1).numpy().astype(np.float64)}
+        tensors["preactivation"] = self.rows(self.outputs)
+        values = {
+            "signal_variance": tensors["preactivation"].var(axis=0).mean(),
+            "distinct_fraction": distinct(tensors["weight"]),
+        }
+        if all(z.grad is not None for z in self.outputs):
+            tensors["gradient"] = self.rows([z.grad for z in self.outputs])
+        if self.weight.grad is not None:
+            tensors["weight_gradient"] = self.weight.grad.flatten(1).numpy().astype(np.float64)
+            values["distinct_gradient_fraction"] = distinct(tensors["weight_gradient"])
+        if self.activations:
+            tensors["activation"] = self.rows(self.activations)
+            values["dead_fraction"] = np.mean((tensors["activation"] == 0).all(axis=0))
+            flat = np.abs(self.rows(self.slopes)) < 0.05 * steepest
+            values["saturated_fraction"] = np.mean(flat)
+        for name, entries in tensors.items():
+            values[f"{name}_variance"] = np.var(entries)
+            values[f"{name}_second_moment"] = np.mean(entries**2)
+        return {name: value for name, value in values.items() if name in QUANTITIES}
+
+
+def distinct(rows):
+    return len({tuple(row) for row in rows.tolist()}) / len(rows)
+
+
+def relu(z):
+    """Written out: max(0, z) and its slope."""
+    return z * (z > 0), (z > 0).float()
+
+
+def matches(found, **layers):
+    """Whether what was measured is what the twins give, in their order."""
+    assert list(found) == list(layers)
+    for name, values in layers.items():
+        assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-12), name
+    return True
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Net(nn.Module):
+    """A function of a few modules, as a module."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self._function = [forward]  # in a list: no method
+
+    def forward(self, x):
+        return self._function[0](self, x)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def squared(outputs):
+    return (outputs**2).mean()
+
+
+def test_mlp():
+    """Every quantity of every layer; the output layer has no activation."""
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))
+    x, labels = normal(20, 6), torch.arange(20) % 3
+    found = initflow.inspect(net, (x, labels), F.cross_entropy)
+
+    first, second, last = (Layer(net[at]) for at in (0, 2, 4))
+    z = x @ net[0].weight.T + net[0].bias
+    a = torch.tanh(z)
+    h = first.gave(z, a, 1 - a**2)
+    z = h @ net[2].weight.T + net[2].bias
+    a = 1 / (1 + torch.exp(-z))
+    h = second.gave(z, a, a * (1 - a))
+    logits = last.gave(h @ net[4].weight.T + net[4].bias)
+    (logits.logsumexp(1) - logits[range(20), labels]).mean().backward()
+    expected = {
+        "0": first.quantities(),
+        "2": second.quantities(steepest=0.25),
+        "4": last.quantities(),
+    }
+    assert matches(found.layers, **expected)
+    assert not found.nonfinite
+    assert set(found.layers["0"]) == set(QUANTITIES)
+
+
+def cnn():
+    """Normalization and a functional activation, one in place, one as a method in place."""
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn(self.conv1(x))), 2)
+        x = self.act(self.conv2(x)).flatten(1)
+        return self.fc2(self.fc1(x).relu_())
+
+    return Net(
+        forward,
+        conv1=nn.Conv2d(1, 4, 3),
+        bn=nn.BatchNorm2d(4),
+        conv2=nn.Conv2d(4, 3, 3, padding=1),
+        act=nn.ReLU(inplace=True),
+        fc1=nn.Linear(27, 8),
+        fc2=nn.Linear(8, 2),
+    )
+
+
+def cnn_by_hand(net, x, loss):
+    """The same forward pass written out, and its layers' quantities."""
+    conv1, conv2 = Layer(net.conv1, unit=1), Layer(net.conv2, unit=1)
+    fc1, fc2 = Layer(net.fc1), Layer(net.fc2)
+    z = F.conv2d(x, net.conv1.weight, net.conv1.bias)
+    deviation = z - z.mean((0, 2, 3), keepdim=True)
+    scaled = deviation / (z.var((0, 2, 3), correction=0, keepdim=True) + net.bn.eps).sqrt()
+    h = conv1.gave(z, *relu(scaled * net.bn.weight.view(4, 1, 1) + net.bn.bias.view(4, 1, 1)))
+    h = F.max_pool2d(h, 2)
+    z = F.conv2d(h, net.conv2.weight, net.conv2.bias, padding=1)
+    h = conv2.gave(z, *relu(z)).flatten(1)
+    z = h @ net.fc1.weight.T + net.fc1.bias
+    h = fc1.gave(z, *relu(z))
+    loss(fc2.gave(h @ net.fc2.weight.T + net.fc2.bias)).backward()
+    layers = {"conv1": conv1, "conv2": conv2, "fc1": fc1, "fc2": fc2}
+    return {name: layer.quantities() for name, layer in layers.items()}
+
+
+def test_cnn():
+    """Units are channels; what works in place afterwards changes nothing that was measured."""
+    net, x = cnn(), normal(5, 1, 8, 8)
+    found = initflow.inspect(net, x, squared)
+    assert matches(found.layers, **cnn_by_hand(net, x, squared))
+
+
+def test_conv1d():
+    """With GELU, whose slope is steepest at √2."""
+    net = nn.Sequential(nn.Conv1d(2, 5, 3), nn.GELU(), nn.Flatten(), nn.Linear(30, 1))
+    x = 5 * normal(4, 2, 8)
+    found = initflow.inspect(net, x, squared)
+    conv, fc = Layer(net[0], unit=1), Layer(net[3])
+    z = F.conv1d(x, net[0].weight, net[0].bias)
+    cdf, pdf = (1 + torch.erf(z / 2**0.5)) / 2, torch.exp(-(z**2) / 2) / (2 * torch.pi) ** 0.5
+    h = conv.gave(z, z * cdf, cdf + z * pdf).flatten(1)
+    squared(fc.gave(h @ net[3].weight.T + net[3].bias)).backward()
+    assert matches(found.layers, **{"0": conv.quantities(1.1289), "3": fc.quantities()})
+
+
+def test_unbatched():
+    """A single image, whose pre-activations are a view that is then changed in place."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True))
+    x = normal(1, 6, 6)
+    found = initflow.inspect(net, x, squared)
+    conv = Layer(net[0], unit=0)
+    z = F.conv2d(x, net[0].weight, net[0].bias)
+    squared(conv.gave(z, *relu(z))).backward()
+    assert matches(found.layers, **{"0": conv.quantities()})
+
+
+def test_conv3d():
+    """Volumes have their channels four axes from the end."""
+    net = nn.Sequential(nn.Conv3d(1, 3, 2), nn.ReLU())
+    net[0].bias.data[1] = -100.0
+    found = initflow.inspect(net, normal(2, 1, 4, 4, 4), squared)
+    assert found.layers["0"]["dead_fraction"] == pytest.approx(1 / 3)
+
+
+def test_nested_and_shared():
+    """A module that is used twice is one layer, by its first name, with all it gave."""
+    shared = nn.Linear(4, 4)
+    net = nn.Sequential(nn.Sequential(shared, nn.ReLU()), nn.Sequential(nn.Linear(4, 4), shared))
+    x = normal(7, 4)
+    found = initflow.inspect(net, x, squared)
+    layer, other = Layer(shared), Layer(net[1][0])
+    z = x @ shared.weight.T + shared.bias
+    h = layer.gave(z, *relu(z))
+    h = other.gave(h @ net[1][0].weight.T + net[1][0].bias)
+    squared(layer.gave(h @ shared.weight.T + shared.bias)).backward()
+    assert matches(found.layers, **{"0.0": layer.quantities(), "1.0": other.quantities()})
+
+
+def test_root_layer():
+    """A model that is itself a layer goes by its type."""
+    found = initflow.inspect(nn.Linear(3, 2), normal(5, 3), squared)
+    assert list(found.layers) == ["linear"]
+
+
+def test_transformer_encoder():
+    """In training, with dropout; the attention's projections are not called."""
+    block = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, dropout=0.2, batch_first=True)
+    net = nn.TransformerEncoder(block, num_layers=2)
+    x = normal(3, 5, 8)
+    torch.manual_seed(1)
+    found = initflow.inspect(net, x, squared)
+    torch.manual_seed(1)
+    expected = {}
+    for at, block in enumerate(net.layers):
+        one, two = Layer(block.linear1), Layer(block.linear2)
+        x = block.norm1(x + block.dropout1(block.self_attn(x, x, x, need_weights=False)[0]))
+        z = F.linear(x, block.linear1.weight, block.linear1.bias)
+        h = block.dropout(one.gave(z, *relu(z)))
+        z = two.gave(F.linear(h, block.linear2.weight, block.linear2.bias))
+        x = block.norm2(x + block.dropout2(z))
+        expected |= {f"layers.{at}.linear1": one, f"layers.{at}.linear2": two}
+    squared(x).backward()
+    expected = {name: layer.quantities() for name, layer in expected.items()}
+    assert matches(found.layers, **expected)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "selu", "softplus"])
+def test_our_own_networks(name):
+    """The export of a network measures as the network does."""
+    activation = ACTIVATIONS[name]
+    parameters = model.initialize((30, 20, 15, 10), find("he"), bias_init="pytorch", seed=0)
+    split = data.Split(normal(200, 30), torch.arange(200) % 10)
+    (expected,) = measure.observe(parameters, activation, split)
+    module = model.to_module(parameters.state(), activation)
+    found = initflow.inspect(module, (split.images, split.labels), F.cross_entropy)
+    assert matches(found.layers, **expected.signals.layers)
+
+
+SPELLINGS = [
+    ("relu", nn.ReLU()),
+    ("relu", nn.ReLU(inplace=True)),
+    ("relu", F.relu),
+    ("relu", F.relu_),
+    ("relu", torch.relu),
+    ("relu", torch.relu_),
+    ("relu", lambda z: z.relu()),
+    ("relu", lambda z: z.relu_()),
+    ("relu", lambda z: F.relu(z, inplace=True)),
+    ("relu", lambda z: F.relu(F.dropout(z, 0.0))),
+    ("relu", lambda z: F.relu(F.dropout(z, 0.0, inplace=True))),
+    ("tanh", nn.Tanh()),
+    ("tanh", F.tanh),
+    ("tanh", lambda z: z.tanh_()),
+    ("sigmoid", torch.sigmoid),
+    ("leaky_relu", nn.LeakyReLU(inplace=True)),
+    ("leaky_relu", F.leaky_relu),
+    ("gelu", nn.GELU()),
+    ("silu", nn.SiLU(inplace=True)),
+    ("selu", torch.selu),
+    ("elu", nn.ELU(inplace=True)),
+    ("softplus", F.softplus),
+]
+
+
+@pytest.mark.parametrize(("name", "spelled"), SPELLINGS)
+def test_activations_however_spelled(name, spelled):
+    """As a module, function, method or kernel, in place or not."""
+    net = Net(lambda net, x: spelled(net.fc(x)), fc=fc())
+    x = normal(30, 4)
+    found = initflow.inspect(net, x, squared).layers["fc"]
+    z = net.fc(x).detach()
+    activation = ACTIVATIONS[name]
+    a, slopes = activation.function(z), activation.derivative(z)
+    assert found["activation_variance"] == pytest.approx(np.var(a.double().numpy()), rel=1e-4)
+    assert found["dead_fraction"] == (a == 0).all(0).double().mean()
+    flat = slopes.abs() < 0.05 * activation.steepest
+    assert found["saturated_fraction"] == flat.double().mean()
+
+
+def fc():
+    return nn.Linear(4, 6)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_every_known_activation_has_a_name_in_torch(name):
+    """None of them is misspelled."""
+    assert any(hasattr(home, name) for home in (torch, F, torch.Tensor))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda z, x: F.relu(z + x),  # a residual
+        lambda z, x: F.relu(z.add_(x)),
+        lambda z, _: F.relu(z @ torch.ones(6, 6)),  # another's pre-activations
+        lambda z, _: F.relu(F.softmax(z, dim=1)),
+        lambda z, _: F.logsigmoid(z),  # not known
+        lambda z, _: z,
+    ],
+)
+def test_no_activation(after):
+    """What is not known to be the layer's activation is not taken for it."""
+    net = Net(lambda net, x: after(net.fc(x), normal(30, 6)), fc=fc())
+    found = initflow.inspect(net, normal(30, 4), squared).layers["fc"]
+    missing = {"activation_variance", "activation_second_moment"}
+    assert set(QUANTITIES) - set(found) == missing | {"dead_fraction", "saturated_fraction"}
+
+
+def test_only_the_first_activation():
+    """One that follows upon another, or stands beside it, is not a layer's own."""
+
+    def forward(net, x):
+        z = net.fc(x)
+        return torch.relu(z) * torch.tanh(z) + torch.tanh(torch.relu(z))
+
+    net, x = Net(forward, fc=fc()), normal(30, 4)
+    found = initflow.inspect(net, x, squared).layers["fc"]
+    a = torch.relu(net.fc(x)).detach().double().numpy()
+    assert found["activation_variance"] == pytest.approx(np.var(a), rel=1e-4)
+
+
+def test_frozen_layers():
+    """A frozen weight has no gradient; before all that is trained, there is none at all."""
+    net, x = cnn(), normal(5, 1, 8, 8)
+    for name in ("conv1", "bn", "fc1"):
+        getattr(net, name).requires_grad_(requires_grad=False)
+    found = initflow.inspect(net, x, squared).layers
+    assert set(QUANTITIES) - set(found["conv1"]) == {
+        "gradient_variance",
+        "gradient_second_moment",
+        "weight_gradient_variance",
+        "distinct_gradient_fraction",
+    }
+    assert set(QUANTITIES) - set(found["fc1"]) == {
+        "weight_gradient_variance",
+        "distinct_gradient_fraction",
+    }
+    assert found["conv1"]["dead_fraction"] >= 0
+
+
+def test_parametrized_weights():
+    """Measured is the weight that is applied, without computing it once more."""
+    net = nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 3)), nn.ReLU())
+    twin, x = copy.deepcopy(net), normal(9, 4)
+    found = initflow.inspect(net, x, squared).layers["0"]
+    state = net[0].parametrizations.weight[0]
+    assert torch.equal(state._u, twin[0].parametrizations.weight[0]._u)
+    variance = np.var(twin[0].weight.detach().double().numpy())
+    assert found["weight_variance"] == pytest.approx(variance, rel=1e-4)
+    assert "weight_gradient_variance" not in found
+
+
+def test_checkpointed():
+    """What is computed again in the backward pass is measured once."""
+    body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2), nn.Tanh())
+    net = Net(lambda net, x: checkpoint(net.body, x, use_reentrant=False), body=body)
+    x = normal(9, 4)
+    plain, found = (initflow.inspect(each, x, squared).layers for each in (body, net))
+    assert list(found.values()) == list(plain.values())
+
+
+def test_a_model_that_calls_itself():
+    """Is measured from its outermost call to that call's end."""
+
+    def forward(net, x):
+        return net.fc(net(x[:, :4])) if x.shape[1] > 4 else net.fc(x)
+
+    net, x = Net(forward, fc=nn.Linear(4, 4)), normal(9, 8)
+    found = initflow.inspect(net, x, squared).layers["fc"]
+    once = net.fc(x[:, :4])
+    both = torch.cat([once, net.fc(once)]).detach().double().numpy()
+    assert found["preactivation_variance"] == pytest.approx(np.var(both), rel=1e-4)
+
+
+def test_odd_outputs_are_left_out():
+    """An expert that gets nothing, a layer that gives no tensor."""
+
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    net = Net(lambda net, x: net.a(x) + net.b(x)[0] + net.c(x[:0]).sum(), a=fc(), b=Pair(4, 6))
+    net.c = fc()
+    found = initflow.inspect(net, normal(5, 4), squared)
+    assert list(found.layers) == ["a"]
+
+
+def test_nonfinite_entries_are_counted():
+    """And the values that they would give are left out."""
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), normal(5, 4)
+    x[0, 0] = torch.inf
+    found = initflow.inspect(net, x, squared)
+    assert found.nonfinite["preactivation/0"] == 3
+    assert "preactivation_variance" not in found.layers["0"]
+    assert "weight_variance" in found.layers["0"]
+
+
+def snapshot(net):
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return (
+        {name: (id(tensor), tensor.clone()) for name, tensor in tensors.items()},
+        {name: (id(p.grad), p.grad.clone()) for name, p in net.named_parameters()},
+        [module.training for module in net.modules()],
+    )
+
+
+def same(one, other):
+    """Equal to the bit, and of the same identity."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def hooks_on(net):
+    """Every hook on a module, parameter or optimizers, and every mode for torch functions."""
+    modules = [hooks for module in net.modules() for hooks in vars(module).items()]
+    found = [hooks for name, hooks in modules if name.endswith("_hooks") and hooks]
+    found += [p._backward_hooks for p in net.parameters() if p._backward_hooks]
+    found += _global_optimizer_post_hooks.values()
+    return found + torch.overrides._get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_everything_is_left_as_it_was(training):
+    """Parameters, gradients, statistics, random numbers, mode and hooks; with gradients off."""
+    net = nn.Sequential(cnn(), nn.Dropout()).train(training)
+    net[0].act.eval()
+    x, y = normal(5, 1, 8, 8), normal(5, 2)
+    squared(net(x)).backward()
+    before, stream = snapshot(net), torch.get_rng_state()
+    before = (
+        *before[:1],
+        {name: (at, g.clone()) for name, (at, g) in before[1].items()},
+        before[2],
+    )
+    with torch.no_grad():
+        found = initflow.inspect(net, [x, y], F.mse_loss)
+        assert not torch.is_grad_enabled()
+    assert "weight_gradient_variance" in found.layers["0.conv1"]
+    assert same(snapshot(net), before)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert not hooks_on(net)
+
+
+def test_asking_twice_gives_the_same():
+    """Also with dropout, from one random state."""
+    net, x = nn.Sequential(nn.Dropout(), nn.Linear(4, 3)), normal(9, 4)
+    assert initflow.inspect(net, x, squared) == initflow.inspect(net, x, squared)
+
+
+def fails(message, *args):
+    with pytest.raises(SettingError) as caught:
+        initflow.inspect(*args)
+    assert str(caught.value) == message
+    assert "\n" not in message
+
+
+def test_wrong_batches():
+    """Are named by their shape, with PyTorch's own reason."""
+    net, x = cnn(), normal(5, 1, 8, 8)
+    fails(
+        "model takes no batch of shape (5, 3, 8, 8): Given groups=1, weight of size [4, 1, 3, 3], "
+        "expected input[5, 3, 8, 8] to have 1 channels, but got 3 channels instead",
+        *(net, normal(5, 3, 8, 8), squared),
+    )
+    fails(
+        "model takes no batch of list of 1: linear(): argument 'input' (position 1) must be "
+        "Tensor, not list",
+        *(fc(), ([x], x), squared),
+    )
+    fails(
+        "loss takes no outputs of shape (5, 2) with targets of shape (4,): Expected input "
+        "batch_size (5) to match target batch_size (4).",
+        *(net, (x, torch.zeros(4, dtype=torch.int64)), F.cross_entropy),
+    )
+    pair = "batch must be a tensor or a pair (inputs, targets), not"
+    fails(f"{pair} tuple of 3", net, (x, x, x), squared)
+    fails(f"{pair} dict", net, {"x": x}, squared)
+    assert not hooks_on(net)
+
+
+def test_wrong_losses():
+    """Are named by what they gave."""
+    net, x = fc(), normal(5, 4)
+    number = "loss must give one number as a tensor, not"
+    fails(f"{number} shape (5, 6)", net, x, lambda outputs: outputs)
+    fails(f"{number} float", net, x, lambda outputs: outputs.sum().item())
+    gradient = "loss must have a gradient by the model's parameters"
+    fails(gradient, net, x, lambda outputs: outputs.detach().sum())
+    fails(gradient, fc().requires_grad_(requires_grad=False), x.requires_grad_(), squared)
+    unused = Net(lambda net, x: x * net.scale.weight, fc=fc(), scale=nn.LayerNorm(4, bias=False))
+    fails(
+        "loss must depend on a Linear or a convolution that the model calls",
+        *(unused, x.detach(), squared),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_models_without_layers_to_look_into():
+    """Compiled ones, empty ones, lazy ones: one line each."""
+    x = normal(5, 4)
+    compiled = (
+        "model must not be compiled: fused kernels have no layers to look into; give the model "
+        "as it was before compiling"
+    )
+    in_place = nn.Sequential(fc())
+    in_place[0].compile()
+    for net in (torch.compile(fc()), in_place, torch.jit.script(fc()), nn.Sequential(in_place)):
+        fails(compiled, net, x, squared)
+    fails("model must have parameters; ReLU has none", nn.ReLU(), x, squared)
+    no_layer = "model must hold a Linear or a convolution; LayerNorm has none"
+    fails(no_layer, nn.LayerNorm(4), x, squared)
+    lazy = "model must have its weights; LazyLinear is lazy: call it on a batch first"
+    fails(lazy, nn.LazyLinear(3), x, squared)
+    fails("model must be a torch.nn.Module, not builtin_function_or_method", torch.relu, x, squared)
