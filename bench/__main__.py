@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bench import training
+from bench import training, watching
 from initflow import data
 
 ROUNDS = 3
@@ -24,24 +24,39 @@ ROUNDS = 3
 
 def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
-    missed = [*_training(), *_command(), *_help()]
+    missed = [*_training(), *_watching(), *_command(), *_help()]
     if missed:
         sys.exit(f"not held: {', '.join(missed)}")
 
 
 def _training() -> Iterator[str]:
-    results = training.rounds(ROUNDS)
-    usual, ours, agree = zip(*results, strict=True)
+    usual, ours, measuring, agree = zip(*training.rounds(ROUNDS), strict=True)
     print("the tutorial's training (3,000 iterations, tested every 500)")
     print(f"  DataLoader, nn.Module, torch.optim   {statistics.median(usual):6.2f} s")
     print(f"  initflow                             {statistics.median(ours):6.2f} s")
     ratios = [slow / fast for slow, fast in zip(usual, ours, strict=True)]
     print(f"  times faster                         {_spread(ratios)}   (to hold: at least 6)")
-    print(f"  losses bit-identical                 {'yes' if all(agree) else 'NO'}\n")
+    print(f"  losses bit-identical                 {'yes' if all(agree) else 'NO'}")
+    shares = [100 * share for share in measuring]
+    print(f"  measuring the signals adds, %        {_spread(shares)}   (to hold: at most 5)\n")
+    if statistics.median(shares) > 5:
+        yield "measuring within 5 % of training"
     if statistics.median(ratios) < 6:
         yield "training 6 times faster"
     if not all(agree):
         yield "losses bit-identical"
+
+
+def _watching() -> Iterator[str]:
+    print(f"watching any model, every {watching.EVERY} steps, against the same training unwatched")
+    for name, blocks in watching.rounds(ROUNDS).items():
+        watched = [block.watched / block.bare for block in blocks]
+        hooked = [block.histograms / block.bare for block in blocks]
+        print(f"  {name:20s} initflow.watch  {_spread(watched)}   (to hold: at most 1.03)")
+        print(f"  {'':20s} histograms      {_spread(hooked)}   (by plain hooks, every step)")
+        if statistics.median(watched) > 1.03:
+            yield f"watching a {name} within 1.03"
+    print()
 
 
 def _command() -> Iterator[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -37,15 +39,11 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
     return time.perf_counter() - started, losses
 
 
-def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[float]]:
-    """Seconds and losses of initflow's loop on the same weights and batches, tested as often."""
-    parameters = initial.copy_to("cpu")
-    activation = ACTIVATIONS[CONFIG.activation]
-    losses: list[float] = []
-    started = time.perf_counter()
-    for checkpoint in train.train(
+def checkpoints(parameters: model.Parameters, splits: data.Splits) -> Iterator[train.Checkpoint]:
+    """initflow's training, stopping where it is evaluated."""
+    return train.train(
         parameters,
-        activation,
+        ACTIVATIONS[CONFIG.activation],
         splits.train,
         order=lambda epoch: train.batch_order(len(splits.train), CONFIG.seed, epoch),
         rates=train.learning_rates(CONFIG.lr, CONFIG.gamma, CONFIG.epochs),
@@ -53,10 +51,36 @@ def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[fl
         momentum=CONFIG.momentum,
         nesterov=CONFIG.nesterov,
         eval_every=CONFIG.eval_every,
-    ):
+    )
+
+
+def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[float]]:
+    """Seconds and losses of initflow's loop on the same weights and batches, tested as often."""
+    parameters = initial.copy_to("cpu")
+    activation = ACTIVATIONS[CONFIG.activation]
+    losses: list[float] = []
+    started = time.perf_counter()
+    for checkpoint in checkpoints(parameters, splits):
         measure.evaluate(parameters, activation, splits.test)
         losses += [loss for (loss,) in checkpoint.losses]
     return time.perf_counter() - started, losses
+
+
+def measured(initial: model.Parameters, splits: data.Splits) -> tuple[float, float, list[float]]:
+    """Seconds of training, seconds of measuring the layers' signals meanwhile, and losses."""
+    parameters = initial.copy_to("cpu")
+    activation = ACTIVATIONS[CONFIG.activation]
+    probe = measure.probe(splits.train, CONFIG.probe)
+    losses: list[float] = []
+    measuring = 0.0
+    started = time.perf_counter()
+    for checkpoint in checkpoints(parameters, splits):
+        measure.evaluate(parameters, activation, splits.test)
+        losses += [loss for (loss,) in checkpoint.losses]
+        paused = time.perf_counter()
+        measure.observe(parameters, activation, probe)
+        measuring += time.perf_counter() - paused
+    return time.perf_counter() - started - measuring, measuring, losses
 
 
 def start_of(splits: data.Splits) -> model.Parameters:
@@ -66,8 +90,16 @@ def start_of(splits: data.Splits) -> model.Parameters:
     return model.initialize(widths, scheme, bias_init=CONFIG.bias_init, seed=CONFIG.seed)
 
 
-def rounds(n: int) -> list[tuple[float, float, bool]]:
-    """``n`` times: seconds the usual way, seconds with initflow, and whether losses agree."""
+class Round(NamedTuple):
+    """Seconds each way, what measuring the signals adds, and whether all losses agree."""
+
+    usual: float
+    ours: float
+    measuring: float
+    agree: bool
+
+
+def rounds(n: int) -> list[Round]:
     splits = data.load(CONFIG)
     initial = start_of(splits)
     orders = [train.batch_order(len(splits.train), CONFIG.seed, e) for e in range(CONFIG.epochs)]
@@ -75,5 +107,7 @@ def rounds(n: int) -> list[tuple[float, float, bool]]:
     for _ in range(n):
         usual_seconds, expected = usual(initial.state(), orders)
         our_seconds, losses = ours(initial, splits)
-        results.append((usual_seconds, our_seconds, losses == expected))
+        training, measuring, with_signals = measured(initial, splits)
+        agree = losses == expected == with_signals
+        results.append(Round(usual_seconds, our_seconds, measuring / training, agree))
     return results
