@@ -80,14 +80,24 @@ def test_mlflow_run_leaves_one_complete_run(project_run):
     params = logged.data.params
     assert (params["lr"], params["hidden"], params["data_dir"]) == ("0.10", "64,32", "none")
     assert params["resolved.device"] in ("cpu", "cuda:0")
-    assert {"accuracy/test", "loss/test", "loss/train", "lr"} == set(logged.data.metrics)
+    metrics = set(logged.data.metrics)
+    assert {"accuracy/test", "loss/test", "loss/train", "lr"} <= metrics
+    assert {"preactivation_variance/fc3", "predicted_gradient_second_moment/fc1"} <= metrics
     assert logged.data.metrics["accuracy/test"] > 0.9
     assert logged.data.tags["initflow.outcome"] == "finished"
     assert logged.data.tags["mlflow.project.entryPoint"] == "main"
     assert logged.data.tags["mlflow.note.content"].startswith("A 64-64-32-10 network with relu")
     folder = Path(logged.info.artifact_uri.removeprefix("file://"))
     artifacts = {path.name for path in folder.iterdir()}
-    assert artifacts == {"config.json", "learning_curves.png", "weight_histograms.png"}
+    assert artifacts == {
+        "config.json",
+        "learning_curves.png",
+        "predicted_and_measured.png",
+        "received.png",
+        "signals.json",
+        "signals.png",
+        "weight_histograms.png",
+    }
     assert json.loads((folder / "config.json").read_text())["lr"] == "0.1"
     assert logged.outputs.model_outputs
 
@@ -157,6 +167,27 @@ def test_the_logged_model_is_served(project_run):
     assert answers[0].shape == (1, 10)
     assert answers[1].shape == (7, 10)
     np.testing.assert_allclose(answers[0], answers[1][:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("inits", "code"), [("he", 0), ("he,xavier", 1)])
+def test_mlflow_run_diagnoses_and_guards(tmp_path, inits, code):
+    """The runs nest below the one that MLflow made; `fail_on` is the exit code."""
+    command = ("mlflow", "run", ROOT, "-e", "diagnose", "--env-manager", "local")
+    settings = {"inits": inits, "activations": "relu", "dataset": "digits"}
+    guard = {"fail_on": "vanishing,exploding", "depth": "30", "probe": "200"}
+    options = [part for pair in (settings | guard).items() for part in ("-P", "=".join(pair))]
+    done = run(tmp_path, *command, "--experiment-name", "e2e", *options)
+    assert done.returncode == code, done.stderr
+    assert ("xavier relu is vanishing forward, vanishing backward" in done.stderr) == bool(code)
+    nested = [r for r in runs(tmp_path) if "mlflow.parentRunId" in r.data.tags]
+    (parent,) = [r for r in runs(tmp_path) if "mlflow.parentRunId" not in r.data.tags]
+    assert {r.info.run_name for r in nested} == {
+        f"{init} relu 64-100x30-10" for init in inits.split(",")
+    }
+    assert {r.data.tags["mlflow.parentRunId"] for r in nested} == {parent.info.run_id}
+    assert {r.info.experiment_id for r in nested} == {parent.info.experiment_id}
+    assert parent.data.tags["mlflow.project.entryPoint"] == "diagnose"
+    assert parent.info.status == ("FAILED" if code else "FINISHED")
 
 
 @pytest.mark.mnist

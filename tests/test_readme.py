@@ -1,5 +1,6 @@
 """The README is true: its commands run, its tables are the code's, its places are there."""
 
+import ast
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from dataclasses import fields
 import mlflow
 import pytest
 
-from initflow.config import ACTIVATION_NAMES, DATASET_NAMES, TrainConfig
+from initflow.config import ACTIVATION_NAMES, DATASET_NAMES, VERDICTS, DiagnoseConfig, TrainConfig
 from initflow.initializers import BUILT_IN
 from tests.conftest import ROOT
 from tests.test_end_to_end import environment, free_port, run, runs
@@ -38,6 +39,10 @@ IN_TESTS = {
     "export INITFLOW_DATA_DIR=/path/to/data": "test_the_folder_is_the_option_then_the_variable",
     "mlflow run . --env-manager local --experiment-name initflow -P init=he "
     "-P data_dir=/path/to/data": "test_mlflow_run_on_the_real_mnist",
+    "mlflow run . -e diagnose --env-manager local --experiment-name initflow -P inits=he "
+    "-P activations=relu -P dataset=digits -P fail_on=vanishing,exploding": (
+        "test_mlflow_run_diagnoses_and_guards"
+    ),
 }
 HERE = [c for c in COMMANDS if c not in ELSEWHERE | IN_TESTS]
 
@@ -101,7 +106,7 @@ def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
 @pytest.mark.end_to_end
 def test_the_python_example(tmp_path):
     """It prints the id of a run that is there, and its accuracy."""
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     done = run(tmp_path, sys.executable, "-c", example)
     assert done.returncode == 0, done.stderr
     (logged,) = runs(tmp_path)
@@ -112,11 +117,61 @@ def test_the_python_example(tmp_path):
     ]
 
 
+WATCHED = """
+import mlflow
+import torch
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+images, labels = torch.randn(20, 8), torch.arange(20) % 3
+
+def train(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.end_to_end
+def test_the_example_with_any_model(tmp_path):
+    """Two steps in a run, and the same keys printed."""
+    _, example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = run(tmp_path, sys.executable, "-c", WATCHED + example)
+    assert done.returncode == 0, done.stderr
+    (logged,) = runs(tmp_path)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    history = client.get_metric_history(logged.info.run_id, "gradient_variance/0")
+    assert [metric.step for metric in history] == [0, 100]
+    assert set(logged.data.metrics) == set(ast.literal_eval(done.stdout))
+
+
 def test_the_table_of_parameters_is_the_configuration():
     """Names, defaults and meanings, in order."""
-    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.*) \|$", README, re.MULTILINE)
-    defaults = TrainConfig().as_text()
-    assert rows == [(s.name, defaults[s.name], s.metadata["meaning"]) for s in fields(TrainConfig)]
+    _, _, section = README.partition("\n## Parameters")
+    assert parameters(section) == documented(TrainConfig)
+
+
+def test_the_diagnosis_parameters_are_its_configuration():
+    """Those of its own in a table, the others by name."""
+    section = README.partition("## What travels")[2].partition("### Signals")[0]
+    rows = parameters(section)
+    assert [row for row in documented(DiagnoseConfig) if row in rows] == rows
+    for name, _, _ in set(documented(DiagnoseConfig)) - set(rows):
+        assert f"`{name}`" in section
+    for verdict in VERDICTS:
+        assert f"`{verdict}`" in section
+
+
+def parameters(text):
+    """The rows of a table of parameters."""
+    return re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.*) \|$", text, re.MULTILINE)
+
+
+def documented(settings):
+    defaults = settings().as_text()
+    return [(s.name, defaults[s.name], s.metadata["meaning"]) for s in fields(settings)]
 
 
 def test_the_table_of_schemes_is_the_built_in_ones():
