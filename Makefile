@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(VENV)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 PORT ?= 5000
 
-.PHONY: help setup run ui test lint format typecheck run-uv bench lock clean
+.PHONY: help setup run ui test lint format typecheck run-uv bench claims lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ bench: $(READY) ## speed against the usual way, both sides in one run
 
 # The CUDA libraries are left out: torch pins its own, and its CPU build needs none of them.
 COMPILE := uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate
+claims: $(READY) ## the figures of docs/claims.md
+	python docs/claims.py
+
 lock: $(READY) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	sed -i -E '/^(cuda-|nvidia-|triton=)/d' requirements.lock

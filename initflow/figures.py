@@ -26,10 +26,12 @@ from initflow.signals import QUANTITIES, Signals
 __all__ = [
     "Figure",
     "learning_curves",
+    "log_scale",
     "predicted_and_measured",
     "received",
     "schemes_by_layer",
     "signals_over_training",
+    "tidy",
     "weight_histograms",
 ]
 
@@ -65,12 +67,12 @@ def _figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 
 
-def _log_scale(axes: Axes, unit: str = "", factor: float = 1.0) -> None:
+def log_scale(axes: Axes, unit: str = "", factor: float = 1.0) -> None:
     """A logarithmic y axis that is labelled with plain numbers: 0.1, not 10⁻¹."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -78,6 +80,10 @@ def _log_scale(axes: Axes, unit: str = "", factor: float = 1.0) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=digits))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{factor * y:g}{unit}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _shows_more_than_0(axes: Axes) -> bool:
+    return any((np.asarray(line.get_ydata(), float) > 0).any() for line in axes.lines)
 
 
 def learning_curves(history: History, losses: Sequence[float], title: str) -> Figure:
@@ -101,10 +107,10 @@ def learning_curves(history: History, losses: Sequence[float], title: str) -> Fi
     accuracy.set(xlabel="iteration", ylabel="accuracy", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     loss.set(xlabel="iteration", ylabel="cross-entropy (nats)")
-    if any(value > 0 for line in loss.lines for value in line.get_ydata()):
-        _log_scale(loss)
+    if _shows_more_than_0(loss):
+        log_scale(loss)
     for axes in (accuracy, loss):
-        _tidy(axes)
+        tidy(axes)
         if axes.lines:
             axes.legend(frameon=False)
     return figure
@@ -135,10 +141,10 @@ def weight_histograms(
         axes.set_title(f"{layer}: std {' → '.join(spreads)}", fontsize=11)
         axes.set_xlabel("weight")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        _tidy(axes)
+        tidy(axes)
     largest = max(before[name].numel() for name in chosen)
     grid[0].set_ylim(0.8 / largest, 1.2)  # from a single weight to all of them
-    _log_scale(grid[0], "%", 100)
+    log_scale(grid[0], "%", 100)
     for axes in grid[len(chosen) :]:
         axes.set_visible(False)
     for axes in grid[::columns]:
@@ -304,10 +310,11 @@ def _positive(values: Values | Sequence[float | None]) -> Values:
 
 
 def _layer_axes(axes: Axes, layers: Sequence[str]) -> None:
-    _log_scale(axes)
+    if _shows_more_than_0(axes):
+        log_scale(axes)
     axes.set_xticks(*_ticks(layers, 6))
     axes.margins(x=0.08)
-    _tidy(axes)
+    tidy(axes)
 
 
 def received(
@@ -348,7 +355,7 @@ def received(
         axes.set_title(f"fc{layer + 1}", fontsize=10)
         axes.set_zorder(1)  # the curves over the histograms
         axes.patch.set_visible(False)
-        _tidy(axes)
+        tidy(axes)
     for axes in grid[len(chosen) :]:
         axes.set_visible(False)
     curves, curve_labels = grid[0].get_legend_handles_labels()

@@ -163,12 +163,15 @@ def test_schemes_by_layer_have_a_column_for_each_activation():
     assert saved(figure)
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-300, 1e300, math.inf, math.nan, None])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1e-300, 1e300, math.inf, math.nan, None])
 def test_signals_that_no_axis_can_show_are_left_out(value):
     """What vanished, exploded or was not measured leaves a gap, and no warning."""
     bad = math.inf if value is None else value
     predicted = {name: [Interval(bad, bad, bad)] * len(of) for name, of in PREDICTED.items()}
     signals = measured(value)
+    for layers in (2, 12):
+        many = {name: [of[0]] * layers for name, of in predicted.items()}
+        assert saved(figures.predicted_and_measured(many, measured(value, layers), "x"))
     assert saved(figures.predicted_and_measured(predicted, signals, "x"))
     assert saved(figures.schemes_by_layer({("a", "relu"): (predicted, signals)}, "x"))
     assert saved(figures.signals_over_training([(0, signals)], "x"))
