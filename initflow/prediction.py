@@ -30,6 +30,7 @@ from initflow.model import bias_bound
 from initflow.scheme import Scheme
 from initflow.theory import (
     expectation,
+    log_slope,
     pair_expectation,
     product_moment,
     second_moment,
@@ -40,6 +41,8 @@ from initflow.theory import (
 IMAGE_GROUPS = 32
 NETWORKS = 8_192
 BAND = (0.025, 0.975)
+LEAST_EXCESS = 0.1  # of a few units, one direction is too much of all to be told apart
+CEILING = 1e300  # what grows beyond is as good as infinite
 FLOOR = 1e-60  # of variances; what chance makes of it is a number too
 PREDICTED = ("preactivation_second_moment", "activation_second_moment", "gradient_second_moment")
 
@@ -73,12 +76,13 @@ def layers_of(scheme: Scheme, weights: Sequence[Tensor], bias_init: str) -> list
 class Ends:
     """What the prediction starts from, at either end of the network.
 
-    ``image_moments``: (k,), the mean squares of the images' pixels, in k groups of like ones.
-    ``image_alignment``: the root mean square of the cosine between two images.
+    ``images`` is their number, ``image_moments``: (k,), the mean squares of their pixels, in k
+    groups of like ones. ``image_alignment``: the root mean square of the cosine between two.
     ``gradient_moment`` and ``gradient_alignment``: the same of the loss's gradient by the
     logits, from which the prediction goes backward.
     """
 
+    images: int
     image_moments: Tensor
     image_alignment: float
     gradient_moment: float
@@ -90,6 +94,7 @@ class Ends:
         moments = images.double().square().mean(1).sort().values
         groups = moments.tensor_split(min(IMAGE_GROUPS, len(moments)))
         return cls(
+            len(images),
             torch.stack([group.mean() for group in groups]),
             _alignment(images),
             output_gradient.double().square().mean().item(),
@@ -98,11 +103,14 @@ class Ends:
 
 
 def _alignment(rows: Tensor) -> float:
-    """√(mean (x·y)²) / mean(x·x) over all pairs x, y of ``rows`` (n, k)."""
+    """√(mean (x·y)²) / mean(x·x) over all pairs of two of ``rows`` (n, k); 1 for a single one."""
     rows = rows.double()
-    gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
-    power = rows.square().sum().item()
-    return math.sqrt(gram.square().sum().item()) / power if power else 1.0
+    n, power = len(rows), rows.square().sum(1)
+    gram = rows.T @ rows if n > rows.shape[1] else rows @ rows.T
+    pairs = gram.square().sum() - power.square().sum()
+    if n < 2 or not power.sum():
+        return 1.0
+    return min(1.0, math.sqrt(max(pairs.item(), 0.0) / (n * (n - 1))) / power.mean().item())
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,8 @@ class Interval:
     def of(cls, expected: float, luck: Tensor) -> Interval:
         """``expected`` times e^``luck``, (networks,)."""
         low, high = torch.quantile(luck, luck.new_tensor(BAND)).exp().tolist()
+        if not math.isfinite(expected):
+            low = high = 1.0
         return cls(expected, expected * low, expected * high)
 
     def holds(self, value: float) -> bool:
@@ -157,6 +167,7 @@ class _Through:
     luck: Tensor
     radial: Tensor
     unevenness: float
+    own_unevenness: float
     alignment: float
 
 
@@ -172,18 +183,28 @@ def _forward(
         return activation.derivative(x).square()
 
     moments, alignment = ends.image_moments, ends.image_alignment
-    luck = torch.zeros_like(draws[0])  # of the layer's inputs
+    luck = torch.zeros_like(draws[0])  # of the layer's inputs, common to all images
+    own = 0.0  # variance of what an image's own is besides, as logarithms
+    one = torch.ones((), dtype=torch.float64)
     found = []
     for layer, draw in zip(layers, draws, strict=True):
         q = layer.fan_in * layer.weight_variance * moments + layer.bias_variance
-        mean = q.mean().clamp(min=FLOOR)
+        q = q.clamp(max=CEILING)
+        mean = q.mean().clamp(FLOOR, 1 / FLOOR)
         from_inputs = 1 - layer.bias_variance / mean.item()
         alignment = 1 - from_inputs + from_inputs * alignment
         c = mean.new_tensor(alignment)
-        luck = torch.log1p(from_inputs * torch.expm1(luck))
+        if from_inputs < 1:
+            share = luck.new_tensor(from_inputs)
+            luck = torch.logaddexp(share.log() + luck, (-share).log1p())
         possible, at_luck = _grid(mean, luck)
         moment, slope_moment_ = second_moment(activation, mean), slope_moment(activation, mean)
         unevenness = (pair_expectation(square, mean, c) / moment.square()).item()
+        own_unevenness = (pair_expectation(square, mean, one) / moment.square()).item()
+        own *= from_inputs**2
+        own_h = own + _excess(2, 2 * alignment**2, layer)
+        own *= log_slope(lambda q: second_moment(activation, q), mean).item() ** 2
+        own += _excess(own_unevenness - 1, unevenness - 1, layer)
 
         moments = second_moment(activation, q)
         in_activation = at_luck((second_moment(activation, possible) / moment).log())
@@ -191,13 +212,17 @@ def _forward(
         found.append(
             _Through(
                 Interval.of(
-                    q.mean().item(), luck + _factor(2 * alignment**2 / layer.fan_out, draw)
+                    q.mean().item(),
+                    luck
+                    + _factor(2 * alignment**2 / layer.fan_out, draw)
+                    + _mean_luck(own_h, ends.images),
                 ),
-                Interval.of(moments.mean().item(), in_activation),
+                Interval.of(moments.mean().item(), in_activation + _mean_luck(own, ends.images)),
                 slope_moment(activation, q),
                 at_luck((slope_moment(activation, possible) / slope_moment_).log()),
                 torch.stack([at_luck(part) for part in _radial(activation, possible)]),
                 (pair_expectation(slope_square, mean, c) / slope_moment_.square()).item(),
+                (pair_expectation(slope_square, mean, one) / slope_moment_.square()).item(),
                 (slope_product_moment(activation, mean, c) / slope_moment_).item(),
             )
         )
@@ -215,7 +240,7 @@ def _backward(
         torch.full_like(ends.image_moments, ends.gradient_moment),
         ends.gradient_alignment,
     )
-    luck = torch.zeros_like(draws[0])
+    luck, own = torch.zeros_like(draws[0]), 0.0
     # The gradient's energy along the activations themselves, in units of that along another
     # direction: one part in n, but where a layer's scale feeds on itself it outgrows the rest.
     radial = _factor(2 * alignment**2, draws[-1]).exp()
@@ -226,9 +251,11 @@ def _backward(
         unevenness = through.unevenness * (1 + 2 * alignment**2)
         kept, received, weighted = through.radial
         excess = 1 + (radial - 1) * weighted / layer.fan_out
+        excess = excess.clamp(min=LEAST_EXCESS)
         luck = luck + through.luck + excess.log()
         luck = luck + _factor((unevenness - 1) / layer.fan_out, draw)
-        found.append(Interval.of(gradient.mean().item(), luck))
+        own += _excess(3 * through.own_unevenness - 1, unevenness - 1, layer)
+        found.append(Interval.of(gradient.mean().item(), luck + _mean_luck(own, ends.images)))
         radial = (radial * kept + received) / excess
         product = (through.alignment * alignment) ** 2
         alignment = _finite_alignment(product, unevenness, layer.fan_out)
@@ -243,6 +270,7 @@ def _radial(activation: Activation, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     among what φ′ lets through. 1, 0 and 1 for a linear layer.
     """
     f, d = activation.function, activation.derivative
+    q = q.clamp(FLOOR, 1 / FLOOR)
     slopes, moments = slope_moment(activation, q), second_moment(activation, q)
     kept = expectation(lambda x: x * d(x) * f(x), q).square() / (moments * q * slopes)
     whole = expectation(lambda x: (x * d(x)).square(), q) / (q * slopes)
@@ -255,7 +283,33 @@ def _finite_alignment(product: float, unevenness: float, units: int) -> float:
 
     Also of unrelated ones, products summed over n units have a mean square of order 1/n.
     """
-    return math.sqrt(product + max(unevenness - product, 0.0) / units)
+    return min(1.0, math.sqrt(product + max(unevenness - product, 0.0) / units))
+
+
+def _excess(own: float, common: float, layer: Layer) -> float:
+    """What an image's own relative variance, of n units, is beyond what all images share."""
+    n = layer.fan_out
+    return max(0.0, math.log1p(max(own, 0.0) / n) - math.log1p(max(common, 0.0) / n))
+
+
+def _mean_luck(variance: float, images: int) -> Tensor:
+    """The logarithm of the mean over ``images`` of log-normal factors of mean 1, (networks,).
+
+    Where their ``variance`` is large the mean is not what is typical: one image outweighs all.
+    """
+    of_mean = math.expm1(min(variance, 700.0)) / images
+    if of_mean < 1e-2:
+        return _factor(of_mean, _own_draws(NETWORKS, 1)[:, 0])
+    draws = _own_draws(256, min(images, 1_000))
+    factors = math.sqrt(variance) * draws - variance / 2
+    return (factors.logsumexp(1) - math.log(factors.shape[1])).repeat(NETWORKS // len(draws))
+
+
+@functools.lru_cache(maxsize=2)
+def _own_draws(networks: int, images: int) -> Tensor:
+    """(networks, images) from N(0, 1), always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(networks, images, dtype=torch.float64, generator=generator)
 
 
 def _factor(relative_variance: float, draw: Tensor) -> Tensor:
@@ -270,7 +324,7 @@ def _grid(q: Tensor, luck: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     return q * at.exp(), lambda values: torch.from_numpy(np.interp(luck, at, values))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def _normal_draws(n: int) -> Tensor:
     """(n, networks) from N(0, 1), evenly spread, and always the same."""
     sobol = torch.quasirandom.SobolEngine(n, scramble=True, seed=0)  # type: ignore[no-untyped-call]

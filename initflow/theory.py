@@ -86,7 +86,7 @@ def second_moment(activation: Activation, q: Tensor) -> Tensor:
     if activation.name == "gelu":
         # x·Φ(x): Stein's lemma twice, from E[Φ²] = 1/4 + arcsin(q/(1 + q))/2π.
         density = 1 / (2 * math.pi * (1 + 2 * q).sqrt())  # E[N(x; 0, 1)²]
-        return q * _mean_squared_normal_cdf(q) + 2 * q.square() / (1 + q) * density
+        return q * (_mean_squared_normal_cdf(q) + 2 * q / (1 + q) * density)
     return expectation(lambda x: activation.function(x).square(), q)
 
 
@@ -181,10 +181,10 @@ def fixed_point(
     first = growth(_double(start)).item()
     if abs(first) < 1e-12:
         return start
-    limit = 1e12 if first > 0 else 1e-9
+    limit = 1e40 if first > 0 else sigma_b2 / 2 or 1e-9  # no variance is below σ_b²
     ratio = 1.1 if first > 0 else 1 / 1.1
     passed = start * ratio ** torch.arange(math.log(limit / start, ratio), dtype=torch.float64)
-    turned = (growth(passed) * first < 0).nonzero()
+    turned = (growth(passed) * math.copysign(1, first) < -1e-12).nonzero()
     if not len(turned):
         return math.inf if first > 0 else 0.0
     beyond = passed[turned[0]].item()
@@ -196,21 +196,24 @@ def mean_field(activation: Activation, sigma_w2: float, sigma_b2: float) -> Mean
     q_star = fixed_point(activation, sigma_w2, sigma_b2)
     q = min(max(q_star, 1e-20), 1e20)
     at = _double(q)
-    chi_1 = sigma_w2 * slope_moment(activation, at).item()
+    growth = variance_map(activation, at, sigma_w2, sigma_b2).item() / q  # 1, but at 0 and infinity
     slope_q = sigma_w2 * second_moment(activation, at).item() / q
     slope_q *= log_slope(lambda q: second_moment(activation, q), at).item()
+    chi_1 = sigma_w2 * slope_moment(activation, at).item()
 
     def drawn_together(c: float) -> bool:
         return correlation_map(activation, _double(c), q, sigma_w2, sigma_b2).item() > c
 
-    c_star = 1.0 if chi_1 <= 1 + 1e-9 else _bisect(drawn_together, 0.0, 1.0 - 1e-9)
+    together = chi_1 <= growth * (1 + 1e-6)
+    c_star = 1.0 if together else _bisect(drawn_together, 0.0, 1.0 - 1e-9)
     slope_c = sigma_w2 * slope_product_moment(activation, at, _double(c_star)).item()
+    slope_c /= growth or 1.0  # where all weights are 0, nothing is left to correlate
     return MeanField(q_star, chi_1, c_star, _depth_scale(slope_q), _depth_scale(slope_c))
 
 
 def _depth_scale(slope: float) -> float:
     change = abs(math.log(slope)) if slope > 0 else math.inf
-    return 1 / change if change > 1e-7 else math.inf
+    return 1 / change if change > 1e-6 else math.inf
 
 
 def _double(value: float) -> Tensor:

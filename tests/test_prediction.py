@@ -1,6 +1,7 @@
 """Predictions for the network at hand: exact cases, and bands held against simulation."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,7 +19,7 @@ NETWORKS = 400
 
 def one_image(q=1.0, gradient=1.0):
     """The ends of a network with one image, whose pixels have mean square ``q``."""
-    return Ends(torch.tensor([q], dtype=torch.float64), 1.0, gradient, 1.0)
+    return Ends(1, torch.tensor([q], dtype=torch.float64), 1.0, gradient, 1.0)
 
 
 def square_layers(width, depth, sigma_w2, bias_variance=0.0):
@@ -47,7 +48,7 @@ def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zer
     # The prediction goes backward from each network's own gradient at the logits.
     measured["gradient_second_moment"] /= measured["gradient_second_moment"][-1].clone()
     ends = Ends.of(probe.images, both.gradients[-1][0])
-    unit = Ends(ends.image_moments, ends.image_alignment, 1.0, ends.gradient_alignment)
+    unit = replace(ends, gradient_moment=1.0)
     layers = layers_of(scheme, [weight[0] for weight in stack.weights], bias_init)
     return measured, predict(layers, phi, unit)
 
@@ -77,7 +78,11 @@ def coverage(measured, predicted):
         ("he_uniform", "leaky_relu", {"depth": 10, "width": 50}),
         ("xavier", "tanh", {"depth": 10, "width": 50}),
         ("he", "tanh", {"depth": 10, "width": 50, "normalize": "standard"}),
-        ("normal:std=0.3", "tanh", {"depth": 5, "width": 50}),
+        ("normal:std=0.3", "tanh", {"depth": 10, "width": 50}),
+        ("he", "relu", {"depth": 50, "width": 20}),  # more layers than units
+        ("normal", "tanh", {"depth": 30, "width": 30}),  # chaotic: χ₁ is 3
+        ("uniform", "tanh", {"depth": 20, "width": 50}),
+        ("normal", "sigmoid", {"depth": 20, "width": 50}),
         ("xavier", "sigmoid", {"depth": 10, "width": 50}),
         ("lecun", "selu", {"depth": 10, "width": 50}),
         ("he", "elu", {"depth": 10, "width": 50}),
@@ -97,7 +102,7 @@ def test_the_bands_hold_95_percent_of_networks(init, activation, settings):
             intervals, values = intervals[:-1], values[:-1]
         held = coverage(values, intervals)
         assert 0.90 <= held.mean() <= 0.99, quantity
-        assert held.min() >= 0.86, quantity
+        assert held.min() >= 0.85, quantity
         # Narrow enough to mean something: as wide as the networks are spread, not wider.
         spread = values.quantile(0.975, 1).log() - values.quantile(0.025, 1).log()
         widths = torch.tensor([math.log(at.high / at.low) for at in intervals])
@@ -163,7 +168,7 @@ def test_bands_narrow_with_the_width_and_open_with_the_depth():
 def test_images_of_all_norms_are_predicted_together():
     """The mean over images of a curved function is not the function of their mean."""
     phi = ACTIVATIONS["tanh"]
-    several = Ends(torch.tensor([0.01, 8.0], dtype=torch.float64), 1.0, 1.0, 1.0)
+    several = Ends(2, torch.tensor([0.01, 8.0], dtype=torch.float64), 1.0, 1.0, 1.0)
     apart = [
         predict(square_layers(100, 2, 1.0), phi, one_image(q))["activation_second_moment"][0]
         for q in (0.01, 8.0)
@@ -174,8 +179,6 @@ def test_images_of_all_norms_are_predicted_together():
 
 def test_a_scheme_that_states_no_variance_is_predicted_from_its_weights():
     """And one that does from what it states."""
-    from dataclasses import replace
-
     weight = torch.full((3, 4), 2.0)
     weight[0] = 0.0
     stated = find("he")
@@ -195,6 +198,19 @@ def test_extreme_weights_are_predicted_without_nan(activation, sigma_w2):
         for at in intervals:
             assert 0 <= at.low <= at.high
             assert at.expected >= 0
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+@pytest.mark.parametrize(("width", "depth"), [(1, 40), (10, 100), (100, 700)])
+def test_the_deepest_and_narrowest_are_predicted_without_nan(activation, width, depth):
+    """Where chance outgrows all else, the band is wide, not broken, and holds what is expected."""
+    layers = square_layers(width, depth, 2.0)
+    predicted = predict(layers, ACTIVATIONS[activation], one_image())
+    for intervals in predicted.values():
+        assert all(0 <= at.low <= at.high for at in intervals)
+    exploding = predict(square_layers(100, 300, 200.0), ACTIVATIONS[activation], one_image())
+    for intervals in exploding.values():
+        assert not any(map(math.isnan, [*(at.low for at in intervals), intervals[-1].high]))
 
 
 def test_zero_weights_predict_zero():

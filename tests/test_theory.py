@@ -159,6 +159,31 @@ def test_depth_scales_are_those_of_the_orbits():
     assert ordered.xi_c == pytest.approx(-1 / math.log(ordered.chi_1), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["relu", "tanh", "linear"])
+@pytest.mark.parametrize("sigma_w2", [0.5, 1.0, 3.0])
+def test_depth_scales_where_the_variance_vanishes_or_explodes(name, sigma_w2):
+    """The correlation, which is relative, is not drawn together any faster for it."""
+    field = theory.mean_field(ACTIVATIONS[name], sigma_w2, 0.0)
+    if 0 < field.q_star < math.inf:
+        return
+    assert field.c_star in (0.0, 1.0)
+    assert field.xi_c == math.inf
+    c = double(0.9)
+    for _ in range(60):
+        q = 1e-12 if field.q_star == 0 else 1e12
+        c = theory.correlation_map(ACTIVATIONS[name], c, q, sigma_w2, 0.0)
+    moved = theory.correlation_map(ACTIVATIONS[name], c, q, sigma_w2, 0.0)
+    assert (1 - moved) / (1 - c) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sigma_w2", "sigma_b2", "q_star"), [(1e14, 0.0, 1e14), (0.5, 1e-10, 2e-10)]
+)
+def test_fixed_points_far_out_are_found(sigma_w2, sigma_b2, q_star):
+    """Bounded activations have one, however large or small."""
+    assert theory.fixed_point(TANH, sigma_w2, sigma_b2) == pytest.approx(q_star, rel=1e-5)
+
+
 def test_lecun_with_tanh_decays_as_one_over_twice_the_depth():
     """From q = 1."""
     q = double(1.0)
