@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -63,7 +64,7 @@ class Run:
     @_translated()
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, step) for key, value in values.items()]
+        metrics = [Metric(_key(key), value, now, step) for key, value in values.items()]
         mlflow.MlflowClient().log_batch(self.id, metrics=metrics)
 
     @_translated()
@@ -128,6 +129,11 @@ class Run:
         )
 
 
+def _key(name: str) -> str:
+    """A metric key of the letters that MLflow takes."""
+    return re.sub(r"[^\w.:/ -]", "_", name, flags=re.ASCII)
+
+
 @contextlib.contextmanager
 def start(
     *,
@@ -163,6 +169,8 @@ def start(
         if opened:
             interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
             status = "KILLED" if interrupted else "FAILED"
+            if interrupted:  # a statement that was cut off locks SQLite as long as its frame lives
+                traceback.clear_frames(error.__traceback__)
             with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
                 if own:
                     mlflow.end_run(status)
