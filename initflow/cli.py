@@ -30,7 +30,7 @@ from initflow.errors import InitflowError, VerdictError
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDE = 110  # columns that tables may take where no terminal limits them
+WIDE = 120  # columns that tables may take where no terminal limits them
 
 # Signals that end the command, with the run closed on the way out.
 STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
@@ -144,7 +144,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
         diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
     if not console.is_terminal:
         console.width = max(console.width, WIDE)
-    console.print(report.diagnosis_table(diagnosis))
+    console.print(report.diagnosis_table(diagnosis, console.width))
     _say(console, *report.advice_lines(diagnosis.readings))
     _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run.id}.")
     if diagnosis.failed:

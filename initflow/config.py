@@ -191,6 +191,16 @@ _WIDTHS = Kind(
     parse_widths,
     format_widths,
 )
+
+
+def _parse_probe(value: object) -> int:
+    images = _integer(0, 1_000_000_000).parse(value)
+    if images == 1:  # nothing varies from image to image
+        raise ValueError
+    return int(images)
+
+
+_PROBE = Kind("INTEGER", "0, or a whole number from 2 to 1000000000", _parse_probe)
 _RATE = _number("a number above 0 and at most 1e30", lambda x: 0 < x <= 1e30)
 _DECAY = _number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 _MOMENTUM = _number("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
@@ -267,7 +277,7 @@ class TrainConfig(Settings):
     eval_every: int = _setting(500, _integer(1), "iterations between evaluations")
     probe: int = _setting(
         1_000,
-        _integer(0, 1_000_000_000),
+        _PROBE,
         "training images on which the layers' signals are measured (0: do not measure)",
     )
     seed: int = _setting(0, _integer(0, 2**63 - 1), "seed of the weights and the batch order")
@@ -315,7 +325,7 @@ class DiagnoseConfig(Settings):
     data_dir: Path | None = _shared("data_dir")
     bias_init: str = _shared("bias_init")
     normalize: str = _shared("normalize")
-    probe: int = _setting(1_000, _integer(1, 1_000_000_000), "training images to measure on")
+    probe: int = _setting(1_000, _integer(2, 1_000_000_000), "training images to measure on")
     seed: int = _shared("seed")
     device: str = _shared("device")
     threads: int | None = _shared("threads")

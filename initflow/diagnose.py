@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -122,9 +121,8 @@ def _log_all(run: track.Run, readings: Mapping[Cell, Reading], title: str) -> No
     """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
     for quantity in ("preactivation_second_moment", "gradient_second_moment"):
         lines = {
-            re.sub(r"[^\w.:/ -]", " ", f"{quantity}/{init} {activation}"): by_layer
+            f"{quantity}/{init} {activation}": reading.signals.by_layer(quantity)
             for (init, activation), reading in readings.items()
-            for by_layer in [reading.signals.by_layer(quantity)]
         }
         for layer, values in enumerate(zip(*lines.values(), strict=True), start=1):
             at = {key: v for key, v in zip(lines, values, strict=True) if v is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def log_scale(axes: Axes, unit: str = "", factor: float = 1.0) -> None:
     """A logarithmic y axis that is labelled with plain numbers: 0.1, not 10⁻¹."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    digits = (1.0,) if high / low > 1_000 else (1.0, 2.0, 5.0)
+    digits = (1.0,) if math.log10(high) - math.log10(low) > 3 else (1.0, 2.0, 5.0)
     axes.yaxis.set_major_locator(LogLocator(subs=digits))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{factor * y:g}{unit}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -211,7 +212,10 @@ def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) ->
     for axes in grid[len(quantities) :]:
         axes.set_visible(False)
     figure.supxlabel(
-        "iteration; from dark, the lowest, to bright, the highest; white: none", fontsize=9, y=0.01
+        "iteration; from dark, the lowest, to bright, the highest (moments by their logarithm); "
+        "white: none",
+        fontsize=9,
+        y=0.01,
     )
     return figure
 
@@ -353,6 +357,7 @@ def received(
         slope = activation.derivative(x)
         axes.plot(x, slope, color="black", linewidth=1, linestyle=":", label="its derivative")
         axes.set_title(f"fc{layer + 1}", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_zorder(1)  # the curves over the histograms
         axes.patch.set_visible(False)
         tidy(axes)

@@ -81,6 +81,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
     gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with (
         torch.random.fork_rng(gpus),
+        torch.inference_mode(mode=False),
         torch.enable_grad(),
         contextlib.closing(recorder),
         model.register_forward_pre_hook(lambda *_: recorder.begin()),
@@ -337,6 +338,6 @@ def _refused(what: str) -> Iterator[None]:
     """Raise what a model or a loss makes of a wrong batch as one line that names it."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # a module may refuse a batch in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise SettingError(f"{what}: {reason}") from error

@@ -23,7 +23,7 @@ from initflow.verdict import Verdict, advice, judge
 
 @dataclass(frozen=True)
 class Reading:
-    """``mean_field`` is that of the layer in the middle; ``preactivations`` (n, units) a layer."""
+    """``mean_field`` is of the middle hidden layer; ``preactivations`` are (n, units) a layer."""
 
     signals: Signals
     predicted: Prediction
@@ -49,7 +49,7 @@ class Reading:
                 for layer, interval, value in zip(
                     self.signals.layers, intervals, self.signals.by_layer(quantity), strict=False
                 )
-                if value is None or not interval.holds(value)
+                if math.isfinite(interval.expected) and (value is None or not interval.holds(value))
             ]
             for quantity, intervals in self.predicted.items()
         }
@@ -62,7 +62,7 @@ def read(
     (seen,) = measure.observe(parameters, activation, probe)
     weights = [weight[0] for weight in parameters.weights]
     layers = layers_of(scheme, weights, bias_init)
-    middle = layers[len(layers) // 2]
+    middle = layers[(len(layers) - 1) // 2]
     verdict = judge(
         seen.signals,
         activation,

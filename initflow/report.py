@@ -17,6 +17,8 @@ from initflow.experiment import Result
 from initflow.initializers import recommended
 from initflow.reading import Reading
 
+WIDE = 100  # columns of a terminal, from which on predictions have room
+
 
 def closing_table(result: Result) -> Table:
     """Scheme, accuracy, time and run id of one training."""
@@ -33,14 +35,16 @@ def closing_table(result: Result) -> Table:
     return table
 
 
-def diagnosis_table(diagnosis: Diagnosis) -> Table:
-    """The verdict and the numbers of each network, measured and (predicted)."""
+def diagnosis_table(diagnosis: Diagnosis, columns: int) -> Table:
+    """The verdict and the numbers of each network, with what was predicted if there is room."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    wide = columns >= WIDE
+    bracketed = "; in brackets, predicted" if wide else ""
     table.caption = (
-        "signal: its mean square at the last hidden layer, over the first one's; gradient: at the "
-        "first layer, over the logits'; in brackets, predicted. Theory of such layers: q* the "
-        "variance they lead to, χ₁ the gradient's factor per layer, ξ_c the number of layers over "
-        "which the distance of two images changes e-fold."
+        "signal: the mean square of the pre-activations at the last hidden layer, over the first "
+        f"one's; gradient: at the first, over the last one's{bracketed}. Theory of such layers: q* "
+        "the variance they lead to, χ₁ the gradient's factor per layer, ξ_c the number of layers "
+        "over which the correlation of two images comes e-fold nearer to its limit."
     )
     table.add_column("scheme", overflow="fold")
     for column in ("activation", "forward", "backward"):
@@ -54,8 +58,8 @@ def diagnosis_table(diagnosis: Diagnosis) -> Table:
             activation,
             _coloured(reading.verdict.forward),
             _coloured(reading.verdict.backward),
-            _factor(reading, "preactivation_second_moment", -2, 0),
-            _factor(reading, "gradient_second_moment", 0, -1),
+            _factor(reading, "preactivation_second_moment", -2, 0, wide=wide),
+            _factor(reading, "gradient_second_moment", 0, -2, wide=wide),
             *map(_number, (theory.q_star, theory.chi_1, theory.xi_c)),
         )
     return table
@@ -65,22 +69,22 @@ def _coloured(verdict: str) -> Text:
     return Text(verdict, style="green" if verdict == "stable" else "red")
 
 
-def _factor(reading: Reading, quantity: str, at: int, over: int) -> str:
-    """Measured and (predicted) second moment of one layer, over that of another."""
+def _factor(reading: Reading, quantity: str, at: int, over: int, *, wide: bool) -> str:
+    """Measured, and if ``wide`` (predicted), second moment of one layer over that of another."""
     measured, predicted = reading.signals.by_layer(quantity), reading.predicted[quantity]
+    shown = _ratio(measured[at], measured[over])
     return (
-        f"{_ratio(measured[at], measured[over])} "
-        f"({_ratio(predicted[at].expected, predicted[over].expected)})"
+        f"{shown} ({_ratio(predicted[at].expected, predicted[over].expected)})" if wide else shown
     )
 
 
 def _number(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.3g}" if value < 1_000 else f"{value:,.0f}"
+    return "∞" if math.isinf(value) else f"{value:.3g}"
 
 
 def _ratio(value: float | None, over: float | None) -> str:
     if value is None or over is None or not (math.isfinite(value) and math.isfinite(over)):
-        return "∞"
+        return "∞"  # of what was measured, only finite numbers are there
     return f"{value / over:.2g}" if over else "–"
 
 

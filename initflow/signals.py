@@ -206,7 +206,7 @@ def signals(layers: Mapping[str, Layer]) -> Signals:
         }
         if layer.weight_gradient is not None:
             values["distinct_gradient_fraction"] = distinct_fraction(layer.weight_gradient)
-        if layer.firing is not None:
+        if layer.firing is not None and not (layer.activation and layer.activation.nonfinite):
             values["dead_fraction"] = layer.firing.dead_fraction
             values["saturated_fraction"] = layer.firing.saturated_fraction
         for tensor, of in moments.items():

@@ -9,13 +9,15 @@ Forward, the first that holds:
 - ``exploding`` or ``vanishing``: from the pixels to the logits the variance from image to image
   (``signal_variance``) changes by a factor of more than 10,000, that is 100 in size, or is not
   a finite number.
-- ``stable``: none of these.
+- ``stable``: none of these, or a network without hidden layers that does not explode.
 
 Backward, the first that holds:
 
-- ``symmetric``: all units of a hidden layer get the same gradient for their incoming weights.
-- ``exploding``: from the logits to the first layer the gradient's second moment grows by a
-  factor of more than 10,000, or is not a finite number.
+- ``symmetric``: it is so forward, and all units of a hidden layer get the same gradient for their
+  incoming weights.
+- ``exploding``: from the logits to the first layer the gradient's squared length (its second
+  moment times the number of units) grows by a factor of more than 10,000, or is not a finite
+  number.
 - ``vanishing``: it shrinks by more than that; ``dead`` or ``saturated`` where that is the
   forward verdict, and so the cause.
 - ``stable``: none of these.
@@ -66,14 +68,19 @@ def _forward(
         return "dead"
     if activation.saturates and _reaches(SATURATED, signals, "saturated_fraction"):
         return "saturated"
-    return _change(pixel_variance, signals.by_layer("signal_variance")[-1])
+    change = _change(pixel_variance, signals.by_layer("signal_variance")[-1])
+    return "stable" if change == "vanishing" and len(widths) == 2 else change
 
 
 def _backward(signals: Signals, widths: Sequence[int], forward: str) -> str:
-    if _all_copies(signals, "distinct_gradient_fraction", widths):
+    if forward == "symmetric" and _all_copies(signals, "distinct_gradient_fraction", widths):
         return "symmetric"
     gradients = signals.by_layer("gradient_second_moment")
-    change = _change(gradients[-1], gradients[0])
+    lengths = [
+        None if moment is None else moment * units
+        for moment, units in zip(gradients, widths[1:], strict=True)
+    ]
+    change = _change(lengths[-1], lengths[0])
     return forward if change == "vanishing" and forward in ("dead", "saturated") else change
 
 
@@ -102,26 +109,28 @@ def advice(verdict: Verdict, activation: Activation, scheme: str) -> str:
         return ""
     better = recommended(activation.name)
     remedy = f"Try init={better}."
-    if found == "vanishing" and activation.name == "sigmoid":
-        remedy = "Its slope is at most 1/4: try activation=tanh or relu, or fewer layers."
+    if activation.name == "sigmoid" and found != "symmetric":
+        remedy = "Try init=xavier in a shallow network; in a deep one, activation=tanh or relu."
+        if scheme == better:
+            remedy = "Its slope is at most 1/4: try activation=tanh or relu, or fewer layers."
     elif scheme == better:
-        remedy = "Try fewer or wider layers."
+        remedy = "Try fewer layers, or another activation."
     return f"{_MEANING[found].format(activation=activation.name)} {remedy}"
 
 
 _MEANING = {
     "symmetric": (
-        "The units of a layer start as copies of each other and get the same gradient, so that "
-        "they stay copies: the weights must be drawn at random."
+        "The units of a layer start with equal weights: with equal biases too they stay copies of "
+        "each other for ever, and random biases tell them apart only slowly."
     ),
     "dead": "Nearly all units of a layer give 0 for every image, and so they learn nothing.",
     "saturated": (
-        "Most activations lie where {activation} is flat, where next to no gradient passes: the "
+        "Most activations lie where {activation} is flat, at its largest or smallest value: the "
         "weights are too large."
     ),
-    "exploding": "Signal or gradient grow from layer to layer: the weights are too large.",
+    "exploding": "Signal or gradient grow on their way: the weights are too large.",
     "vanishing": (
-        "Signal or gradient shrink from layer to layer: the weights are too small for "
-        "{activation} at this depth."
+        "Signal or gradient shrink on their way: the weights are too small for {activation} in "
+        "so many layers."
     ),
 }

@@ -21,7 +21,11 @@ NAMED = 10  # as many tensors are named in the tag
 
 @contextlib.contextmanager
 def watch(
-    model: nn.Module, *, every: int = 100, quantities: Iterable[str] | None = None
+    model: nn.Module,
+    *,
+    every: int = 100,
+    quantities: Iterable[str] | None = None,
+    name: str | None = None,
 ) -> Iterator[None]:
     """Log the layers' quantities into the active MLflow run, at every ``every``-th step.
 
@@ -30,7 +34,8 @@ def watch(
     first is step 0. Forwards without gradients (``torch.no_grad``), and those that no gradient
     comes back through, are left out. A step is logged, under the keys ``quantity/layer``, when
     the next one begins or the ``with`` ends. ``quantities`` are names in
-    :data:`initflow.signals.QUANTITIES`; None stands for all.
+    :data:`initflow.signals.QUANTITIES`; None stands for all. ``name`` is put before the layers'
+    names (``quantity/name.layer``), where one run has several models, or one model twice.
 
     Values that are not finite are not logged. The first step that has some gets the run two
     tags: ``initflow.nonfinite_at_step`` and ``initflow.nonfinite``, which counts the entries
@@ -41,7 +46,8 @@ def watch(
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
-    steps = _Steps(model, every, _Log(_active(), _known(quantities)))
+    prefix = "" if name is None else f"{name}."
+    steps = _Steps(model, every, _Log(_active(), _known(quantities), prefix))
     hooks = contextlib.ExitStack()
     try:
         hooks.enter_context(model.register_forward_pre_hook(steps))
@@ -69,8 +75,8 @@ class _Steps:
         self._step, self._state = 0, self._version()
 
     def __call__(self, _module: nn.Module, _inputs: object) -> None:
-        if not torch.is_grad_enabled():
-            return
+        if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack():  # noqa: SLF001
+            return  # torch.func's transforms give no numbers on the way
         state = self._version()
         if state != self._state:
             self.finish()
@@ -111,15 +117,16 @@ class _Steps:
 class _Log:
     """Writes what was measured at a step into ``run``."""
 
-    def __init__(self, run: track.Run, quantities: frozenset[str]) -> None:
-        self._run, self._quantities = run, quantities
+    def __init__(self, run: track.Run, quantities: frozenset[str], prefix: str) -> None:
+        self._run, self._quantities, self._prefix = run, quantities, prefix
         self._tagged = False
 
     def __call__(self, step: int, found: Signals) -> None:
         metrics = {
-            key: value
-            for key, value in found.metrics().items()
-            if key.partition("/")[0] in self._quantities
+            f"{quantity}/{self._prefix}{layer}": value
+            for layer, values in found.layers.items()
+            for quantity, value in values.items()
+            if quantity in self._quantities
         }
         if metrics:
             self._run.log_metrics(step, metrics)
@@ -140,7 +147,15 @@ def _active() -> track.Run:
 
 
 def _known(quantities: Iterable[str] | None) -> frozenset[str]:
-    chosen = [quantities] if isinstance(quantities, str) else list(quantities or QUANTITIES)
+    if quantities is None:
+        return frozenset(QUANTITIES)
+    chosen = (
+        [quantities]
+        if isinstance(quantities, str) or not isinstance(quantities, Iterable)
+        else list(quantities)
+    )
+    if not chosen:
+        raise SettingError("quantities must name at least one, or be None for all")
     for quantity in chosen:
         if quantity not in QUANTITIES:
             raise unknown("quantity", quantity, QUANTITIES)

@@ -1,5 +1,6 @@
 """The command line: options, errors, exit codes, and what is printed."""
 
+import io
 import re
 import shlex
 from dataclasses import fields
@@ -79,7 +80,7 @@ ERRORS = [
     (["train", "--experiment", " ", *QUICK], 2, "Error: experiment must be a name, not ' '"),
     (["tarin"], 2, "Error: No such command 'tarin'"),
     (["train", "--validation", "1430", *QUICK], 2, "not '1430'"),
-    (["train", "--probe", "-1"], 2, "Error: probe must be a whole number, at least 0 and at most"),
+    (["train", "--probe", "1"], 2, "Error: probe must be 0, or a whole number from 2 to"),
     (["diagnose", "--inits", "he,hee", *DIGITS], 2, "not 'hee' (did you mean 'he'?)"),
     (
         ["diagnose", "--inits", "he,he"],
@@ -96,7 +97,7 @@ ERRORS = [
     (["diagnose", "--depth", "0"], 2, "Error: depth must be a whole number, at least 1"),
     (["diagnose", "--fail-on", "vanish"], 2, "Error: fail_on must be 'none' or verdicts between"),
     (["diagnose", "--depth", "1000", "--width", "60000"], 2, "not '60000x1000'"),
-    (["diagnose", "--probe", "0"], 2, "Error: probe must be a whole number, at least 1"),
+    (["diagnose", "--probe", "1"], 2, "Error: probe must be a whole number, at least 2"),
 ]
 
 
@@ -222,7 +223,9 @@ def test_a_diagnosis_prints_verdicts_theory_and_advice(capsys, store):
         ["he", "relu", "stable", "stable"],
         ["he", "tanh", "stable", "stable"],
     ]
-    assert rows[0][-2:] == ["0.5", "1.44"]  # χ₁, and ξ_c = 1/ln 2
+    assert rows[0][-2] == "0.5"  # χ₁
+    assert rows[3][-1] == "18.6"  # ξ_c of tanh under He with these biases
+    assert rows[0][4].partition("e")[2] == rows[0][5].strip("()").partition("e")[2]
     assert "xavier relu: Signal or gradient shrink" in out
     assert re.search(r"in MLflow's run [0-9a-f]{32}\.\n$", out)
     assert "\x1b" not in out
@@ -248,3 +251,23 @@ def test_a_diagnosis_fails_on_what_it_is_told_to(capsys, store, fail_on, code):
         )
     statuses = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert [run.info.status for run in statuses] == ["FINISHED"] * 3
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_of_a_diagnosis_fits_the_terminal(store, columns):
+    """No column is lost at 80; predictions stand in brackets where there is room."""
+    from rich.console import Console
+
+    from initflow.diagnose import diagnose
+    from initflow.report import diagnosis_table
+
+    config = DiagnoseConfig(
+        inits="normal,he_uniform", activations="leaky_relu", depth=30, dataset="digits", probe=50
+    )
+    shown = io.StringIO()
+    Console(width=columns, file=shown).print(diagnosis_table(diagnose(config), columns))
+    shown = shown.getvalue()
+    assert "…" not in shown
+    for word in ("he_uniform", "leaky_relu", "exploding", "signal", "gradient", "χ₁", "ξ_c"):
+        assert word in shown
+    assert ("(" in shown) == (columns >= 100)

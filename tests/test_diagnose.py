@@ -95,7 +95,7 @@ def test_the_parent_draws_lines_by_layer(diagnosed):
     diagnosis, _, _ = diagnosed
     client = mlflow.MlflowClient()
     history = client.get_metric_history(
-        diagnosis.run.id, "gradient_second_moment/he:mode fan_out tanh"
+        diagnosis.run.id, "gradient_second_moment/he:mode_fan_out tanh"
     )
     reading = diagnosis.readings["he:mode=fan_out", "tanh"]
     measured = reading.signals.by_layer("gradient_second_moment")
@@ -180,3 +180,31 @@ def test_an_interrupted_diagnosis_is_closed_as_killed(store):
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert sorted(run.info.status for run in runs) == ["FINISHED", "FINISHED", "KILLED"]
     assert mlflow.active_run() is None
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_diagnosis_cut_off_in_the_middle_of_a_statement_is_closed(store, monkeypatch, stop):
+    """What SQLite had begun to write is let go, so that the ends of all runs can be written."""
+    from sqlalchemy.engine.default import DefaultDialect
+
+    real, left = DefaultDialect.do_executemany, [4]
+
+    def executemany(self, cursor, statement, parameters, context=None):
+        left[0] -= 1
+        if left[0]:
+            return real(self, cursor, statement, parameters, context)
+
+        def cut_off():
+            yield parameters[0]
+            raise stop
+
+        return cursor.executemany(statement, cut_off())
+
+    monkeypatch.setattr(DefaultDialect, "do_executemany", executemany)
+    with pytest.raises(stop):
+        diagnose.diagnose(DiagnoseConfig(**SETTINGS))
+    assert left[0] <= 0
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    statuses = {run.info.status for run in runs}
+    assert "KILLED" in statuses
+    assert "RUNNING" not in statuses

@@ -45,6 +45,9 @@ DEEP, ONE = [100] * 20, [100]
         ("zero", "sigmoid", DEEP, "symmetric", "symmetric"),
         ("constant", "tanh", [5, 5], "symmetric", "vanishing"),
         ("he", "relu", [], "stable", "stable"),
+        ("zero", "relu", [], "stable", "stable"),
+        ("pytorch", "relu", [20_000], "stable", "stable"),
+        ("random", "sigmoid", [30] * 60, "vanishing", "vanishing"),  # float32 gradients of 0
     ],
 )
 def test_each_rule(init, activation, hidden, forward, backward):

@@ -405,3 +405,50 @@ def test_public_names():
     assert {"inspect", "watch"} <= set(initflow.__all__)
     with pytest.raises(AttributeError, match="module 'initflow' has no attribute 'look'"):
         _ = initflow.look
+
+
+def test_two_models_of_one_run_are_told_apart_by_name(store):
+    """As a generator and a discriminator."""
+    first, second = (nn.Sequential(nn.Linear(3, 2)) for _ in range(2))
+    with (
+        mlflow.start_run() as run,
+        initflow.watch(first, name="g"),
+        initflow.watch(second, name="d"),
+    ):
+        for model in (first, second):
+            model(torch.randn(4, 3)).sum().backward()
+    metrics = mlflow.get_run(run.info.run_id).data.metrics
+    assert {"weight_variance/g.0", "weight_variance/d.0"} <= set(metrics)
+
+
+def test_names_of_any_letters_are_logged(store):
+    """In those that MLflow takes."""
+    model = nn.Sequential()
+    model.add_module("häuser & co", nn.Linear(3, 2))
+    with mlflow.start_run() as run, initflow.watch(model):
+        model(torch.randn(4, 3)).sum().backward()
+    assert "weight_variance/h_user _ co" in mlflow.get_run(run.info.run_id).data.metrics
+
+
+def test_transforms_of_torch_func_go_on_unmeasured(store):
+    """Gradients of each image by itself, in the middle of a watched training."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,)).sum()
+
+    with mlflow.start_run(), initflow.watch(model, every=1):
+        each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, torch.randn(4, 3))
+    assert each["0.weight"].shape == (4, 2, 3)
+
+
+@pytest.mark.parametrize("quantities", [[], 5])
+def test_quantities_are_some_names(store, quantities):
+    """None of them is not all of them."""
+    with (
+        mlflow.start_run(),
+        pytest.raises(errors.SettingError, match="quantit"),
+        initflow.watch(nn.Linear(3, 2), quantities=quantities),
+    ):
+        pass
