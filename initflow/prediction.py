@@ -10,6 +10,10 @@ have the exact law's moments, E[M²]/E[M]² = ∏(1 + 5/n) (Hanin and Rolnick 20
 Training: The Effect of Initialization and Architecture"); many images share the weights, and
 how much of the chance is left in their mean goes by how aligned they are.
 
+``tests/test_prediction.py`` holds the bands against 400 simulated networks for every activation
+function. They are too narrow for gelu and silu in ten layers and more, where the scale feeds on
+itself: of the first layers' gradients some 80 to 90 % lie within.
+
 Weights are taken to be independent, of mean 0. Where they are not (``constant``, ``identity``
 and, for the band, ``orthogonal``), what is measured may lie elsewhere.
 """
@@ -158,7 +162,8 @@ class _Through:
     ``slopes`` is E[φ′²] for each group of images (k,). In each of the networks that are
     played through, (networks,): ``luck`` is the logarithm of what chance multiplies E[φ′²] by,
     and ``radial`` what :func:`_radial` gives. ``unevenness`` is E[φ′(u₁)² φ′(u₂)²]/E[φ′²]² for
-    two images u₁ and u₂, and ``alignment`` E[φ′(u₁) φ′(u₂)]/E[φ′²].
+    two images u₁ and u₂, ``own_unevenness`` for one with itself, and ``alignment`` is
+    E[φ′(u₁) φ′(u₂)]/E[φ′²].
     """
 
     preactivation: Interval

@@ -251,17 +251,6 @@ def test_at_30_layers_of_relu_he_trains_where_xavier_stalls():
             assert course.accuracies[-1] < 0.2
 
 
-@pytest.mark.mnist
-def test_at_30_layers_of_relu_he_trains_where_xavier_stalls_on_mnist(mnist):
-    """The same on the real images, at one learning rate."""
-    images = data.load(TrainConfig(data_dir=mnist))
-    he, xavier = claims.depth(images, he_rates=[0.003], xavier_rates=[0.003], steps=300).values()
-    assert he.final_loss < 0.6
-    assert he.accuracies[-1] > 0.8
-    assert xavier.final_loss == pytest.approx(claims.CHANCE, abs=0.01)
-    assert xavier.accuracies[-1] < 0.2
-
-
 @every_claim
 def test_the_page_states_the_claim_with_its_figure_and_a_command(name):
     """The title of the figure is the heading."""

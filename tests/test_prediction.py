@@ -201,14 +201,19 @@ def test_extreme_weights_are_predicted_without_nan(activation, sigma_w2):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-@pytest.mark.parametrize(("width", "depth"), [(1, 40), (10, 100), (100, 700)])
+@pytest.mark.parametrize(("width", "depth"), [(1, 40), (10, 100), (30, 250)])
 def test_the_deepest_and_narrowest_are_predicted_without_nan(activation, width, depth):
     """Where chance outgrows all else, the band is wide, not broken, and holds what is expected."""
     layers = square_layers(width, depth, 2.0)
     predicted = predict(layers, ACTIVATIONS[activation], one_image())
     for intervals in predicted.values():
         assert all(0 <= at.low <= at.high for at in intervals)
-    exploding = predict(square_layers(100, 300, 200.0), ACTIVATIONS[activation], one_image())
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_what_explodes_beyond_all_numbers_is_infinite(activation):
+    """Not NaN."""
+    exploding = predict(square_layers(100, 160, 200.0), ACTIVATIONS[activation], one_image())
     for intervals in exploding.values():
         assert not any(map(math.isnan, [*(at.low for at in intervals), intervals[-1].high]))
 

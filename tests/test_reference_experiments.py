@@ -22,7 +22,7 @@ TUTORIAL = {
 def test_tutorial(mnist, init, activation):
     """Each curve lies within what one seed explains of the published one."""
     result = experiment.train_one(
-        TrainConfig(init=init, activation=activation, data_dir=mnist, log_model=False)
+        TrainConfig(init=init, activation=activation, data_dir=mnist, log_model=False, probe=0)
     )
     history = dict(result.history["accuracy/test"])
     curve = [100 * history[step] for step in range(500, 3_001, 500)]
@@ -56,7 +56,7 @@ ASSIGNMENT = {
 )
 def test_assignment(mnist, init, low, high):
     """Its text's claims: zero keeps the symmetry, and a proper scale converges faster."""
-    config = TrainConfig(init=init, **ASSIGNMENT, data_dir=mnist, log_model=False)
+    config = TrainConfig(init=init, **ASSIGNMENT, data_dir=mnist, log_model=False, probe=0)
     result = experiment.train_one(config)
     accuracies = [100 * value for _, value in result.history["accuracy/test"]]
     assert result.step == 9_380
