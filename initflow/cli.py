@@ -30,6 +30,7 @@ from initflow.errors import InitflowError, VerdictError
 if TYPE_CHECKING:
     from rich.console import Console
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 WIDE = 120  # columns that tables may take where no terminal limits them
 
 # Signals that end the command, with the run closed on the way out.
@@ -79,7 +80,7 @@ _experiment = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="initflow", message="%(prog)s %(version)s")
 @_debug
 def cli() -> None:
@@ -91,7 +92,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(context_settings=CONTEXT)
 @_options(TrainConfig)
 @_experiment
 @_debug
@@ -121,7 +122,7 @@ def train(experiment: str | None, **settings: str) -> None:
     _say(console, f"Next, hold it against: {following}")
 
 
-@cli.command()
+@cli.command(context_settings=CONTEXT)
 @_options(DiagnoseConfig)
 @_experiment
 @_debug

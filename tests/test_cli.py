@@ -231,9 +231,7 @@ def test_a_diagnosis_prints_verdicts_theory_and_advice(capsys, store):
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize(
-    ("fail_on", "code"), [("vanishing,exploding", 1), ("symmetric", 0), ("none", 0)]
-)
+@pytest.mark.parametrize(("fail_on", "code"), [("vanishing,exploding", 1), ("symmetric", 0)])
 def test_a_diagnosis_fails_on_what_it_is_told_to(capsys, store, fail_on, code):
     """So that a CI job can guard an architecture; the run is whole all the same."""
     import mlflow
