@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def diagnose(
                     config.bias_init,
                     probe,
                 )
-                readings[init, activation] = reading
+                # What the layers received is for drawing one training; of a grid it is gigabytes.
+                readings[init, activation] = replace(reading, preactivations=())
                 title = f"{init}, {activation}, {format_shape(widths)}, {config.dataset}"
                 with track.start(
                     name=f"{init} {activation} {format_shape(widths)}",
