@@ -349,6 +349,7 @@ def test_the_package_installs_and_gives_the_command(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = ("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index")
+    pip = (*pip, "--ignore-installed")  # or it would uninstall the checkout's own
     done = run(tmp_path, sys.executable, *pip, "--prefix", tmp_path / "there", source)
     assert done.returncode == 0, done.stderr
     (site,) = (tmp_path / "there").rglob("site-packages")
