@@ -87,7 +87,9 @@ def start_of(splits: data.Splits) -> model.Parameters:
     """The network that both sides start from."""
     widths = (splits.pixels, *CONFIG.hidden, data.CLASSES)
     scheme = find(CONFIG.init)
-    return model.initialize(widths, scheme, bias_init=CONFIG.bias_init, seed=CONFIG.seed)
+    return model.initialize(
+        widths, scheme, ACTIVATIONS[CONFIG.activation], bias_init=CONFIG.bias_init, seed=CONFIG.seed
+    )
 
 
 class Round(NamedTuple):

@@ -97,7 +97,9 @@ def network(config: TrainConfig, images: Splits) -> model.Parameters:
     """The untrained network of ``config``."""
     widths = (images.pixels, *config.hidden, data.CLASSES)
     scheme = initializers.find(config.init)
-    return model.initialize(widths, scheme, bias_init=config.bias_init, seed=config.seed)
+    return model.initialize(
+        widths, scheme, ACTIVATIONS[config.activation], bias_init=config.bias_init, seed=config.seed
+    )
 
 
 def observe(

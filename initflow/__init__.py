@@ -12,13 +12,18 @@ from initflow.errors import InitflowError
 
 if TYPE_CHECKING:
     from initflow.inspection import inspect
+    from initflow.scheme import initializer
     from initflow.watching import watch
 
 __version__ = "0.1.0"
 
-__all__ = ["InitflowError", "TrainConfig", "__version__", "inspect", "watch"]
+__all__ = ["InitflowError", "TrainConfig", "__version__", "initializer", "inspect", "watch"]
 
-_HOMES = {"inspect": "initflow.inspection", "watch": "initflow.watching"}
+_HOMES = {
+    "initializer": "initflow.scheme",
+    "inspect": "initflow.inspection",
+    "watch": "initflow.watching",
+}
 
 
 def __getattr__(name: str) -> object:

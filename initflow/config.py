@@ -17,6 +17,24 @@ from typing import Any
 
 from initflow.errors import SettingError, unknown
 
+SCHEME_NAMES = (
+    "zero",
+    "constant",
+    "normal",
+    "random",
+    "uniform",
+    "truncated_normal",
+    "lecun",
+    "lecun_uniform",
+    "xavier",
+    "xavier_uniform",
+    "he",
+    "he_uniform",
+    "pytorch",
+    "orthogonal",
+    "sparse",
+    "identity",
+)  # the built-in ones
 ACTIVATION_NAMES = (
     "sigmoid",
     "tanh",
@@ -29,6 +47,8 @@ ACTIVATION_NAMES = (
     "softplus",
     "linear",
 )
+# The built-in scheme made for an activation function, by its authors' claim; he for all others.
+RECOMMENDED = {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}
 DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
 VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
 BIAS_INITS = ("pytorch", "zeros")
@@ -243,10 +263,15 @@ class TrainConfig(Settings):
     """The settings of one training run.
 
     ``init`` is only known to be text here: which schemes there are is for
-    :mod:`initflow.initializers` to say.
+    :mod:`initflow.plugins` to say.
     """
 
     init: str = _setting("he", _TEXT, "initialization scheme, with arguments after a colon")
+    plugins_dir: Path | None = _setting(
+        None,
+        _or_word("none", _FOLDER),
+        "folder of plugins to use in place (none: INITFLOW_PLUGINS_DIR, else plugins)",
+    )
     activation: str = _setting(
         "relu", _choice(ACTIVATION_NAMES), "activation of every hidden layer"
     )
@@ -295,6 +320,24 @@ def _shared(name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Settings):
+    """The untrained network on which a scheme is shown."""
+
+    plugins_dir: Path | None = _shared("plugins_dir")
+    activation: str = _shared("activation")
+    dataset: str = _shared("dataset")
+    data_dir: Path | None = _shared("data_dir")
+    hidden: tuple[int, ...] = _shared("hidden")
+    bias_init: str = _shared("bias_init")
+    normalize: str = _shared("normalize")
+    seed: int = _shared("seed")
+
+    def training(self, init: str) -> TrainConfig:
+        """The settings that a training of the network under ``init`` would have."""
+        return TrainConfig(init=init, **{s.name: getattr(self, s.name) for s in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig(Settings):
     """The settings of one diagnosis: every scheme with every activation, untrained."""
 
@@ -321,6 +364,7 @@ class DiagnoseConfig(Settings):
         ),
         "verdicts, between commas, that make the exit code 1",
     )
+    plugins_dir: Path | None = _shared("plugins_dir")
     dataset: str = _shared("dataset")
     data_dir: Path | None = _shared("data_dir")
     bias_init: str = _shared("bias_init")

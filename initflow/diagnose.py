@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import initflow
-from initflow import data, figures, initializers, machine, measure, model, track
+from initflow import data, figures, machine, measure, model, plugins, track
 from initflow.activations import ACTIVATIONS
 from initflow.config import DiagnoseConfig, format_shape
 from initflow.errors import SettingError
@@ -49,7 +49,8 @@ def diagnose(
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
-    schemes = {scheme.spec: scheme for scheme in map(initializers.find, config.inits)}
+    found = [plugins.find(init, config.plugins_dir, *config.activations) for init in config.inits]
+    schemes = {scheme.spec: scheme for scheme in found}
     if len(schemes) < len(config.inits):
         raise SettingError(f"inits must be schemes that differ, not '{','.join(config.inits)}'")
     device = machine.device(config.device)
@@ -79,7 +80,12 @@ def diagnose(
                 progress(f"{init} with {activation}", done, len(cells))
                 scheme = schemes[init]
                 initial = model.initialize(
-                    widths, scheme, bias_init=config.bias_init, seed=config.seed
+                    widths,
+                    scheme,
+                    ACTIVATIONS[activation],
+                    bias_init=config.bias_init,
+                    seed=config.seed,
+                    data=splits.train,
                 )
                 reading = read(
                     initial.copy_to(device),
@@ -121,8 +127,8 @@ def _log_network(run: track.Run, reading: Reading, title: str) -> None:
 def _log_all(run: track.Run, readings: Mapping[Cell, Reading], title: str) -> None:
     """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
     for quantity in ("preactivation_second_moment", "gradient_second_moment"):
-        lines = {
-            f"{quantity}/{init} {activation}": reading.signals.by_layer(quantity)
+        lines = {  # what stands before the last slash is a section of MLflow's page
+            f"{quantity}/{init.replace('/', '_')} {activation}": reading.signals.by_layer(quantity)
             for (init, activation), reading in readings.items()
         }
         for layer, values in enumerate(zip(*lines.values(), strict=True), start=1):

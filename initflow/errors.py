@@ -18,6 +18,10 @@ class SettingError(InitflowError):
     exit_code = 2
 
 
+class PluginError(InitflowError):
+    """An initializer of a plugin cannot be loaded, failed, or broke a rule."""
+
+
 class DataError(InitflowError):
     """A data set is missing, damaged, or not what it says it is."""
 
@@ -28,6 +32,18 @@ class TrackingError(InitflowError):
 
 class VerdictError(InitflowError):
     """A network was diagnosed as what the user wants to fail on."""
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def cause(error: BaseException) -> str:
+    """What any error says, in one line: its first, and of others' errors the type before it."""
+    line = first_line(error)
+    if isinstance(error, InitflowError):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def unknown(what: str, value: object, valid: Iterable[str]) -> SettingError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import initflow
-from initflow import data, figures, initializers, machine, measure, model, track, train
+from initflow import data, figures, machine, measure, model, plugins, track, train
 from initflow.activations import ACTIVATIONS, Activation
 from initflow.config import TrainConfig, format_shape
 from initflow.reading import Reading, as_json, read
@@ -70,7 +70,7 @@ def train_one(
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
     made. Whatever is raised later, the run is closed with what was measured.
     """
-    scheme = initializers.find(config.init)
+    scheme = plugins.find(config.init, config.plugins_dir, config.activation)
     activation = ACTIVATIONS[config.activation]
     device = machine.device(config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
@@ -79,7 +79,14 @@ def train_one(
     summary = _summary(config, scheme, widths, len(splits.train))
 
     with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
-        initial = model.initialize(widths, scheme, bias_init=config.bias_init, seed=config.seed)
+        initial = model.initialize(
+            widths,
+            scheme,
+            activation,
+            bias_init=config.bias_init,
+            seed=config.seed,
+            data=splits.train,
+        )
         resolved = {"resolved.device": device, "resolved.threads": str(threads)}
         tracked = track.start(
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from initflow.scheme import Scheme, Value, ask, resolve
+from initflow.errors import unknown
+from initflow.scheme import Scheme, Value, ask, parse
 
 Distribution = Literal["normal", "uniform", "truncated_normal"]
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
@@ -94,7 +95,7 @@ def zero(weight: Tensor) -> None:
     weight.zero_()
 
 
-@_filled(lambda **_: 0.0)
+@_filled(lambda: 0.0)
 def constant(weight: Tensor, *, value: float = 0.1) -> None:
     """All weights equal ``value``: variance 0, nothing is drawn. Symmetric, as ``zero`` is."""
     weight.fill_(value)
@@ -201,7 +202,7 @@ def pytorch(fan_in: int) -> float:
     return 1 / (3 * fan_in)
 
 
-@_filled(lambda fan_in, fan_out, gain=1.0: gain**2 / max(fan_in, fan_out))
+@_filled(lambda fan_in, fan_out, gain: gain**2 / max(fan_in, fan_out))
 def orthogonal(weight: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
     """gain times a uniformly (Haar) drawn matrix of orthonormal rows or columns.
 
@@ -219,7 +220,7 @@ def orthogonal(weight: Tensor, generator: torch.Generator, *, gain: float = 1.0)
     weight.copy_((q if rows >= columns else q.T).reshape(weight.shape)).mul_(gain)
 
 
-def _sparse_variance(fan_in: int, nonzero: int = 15, std: float = 1.0) -> float:
+def _sparse_variance(fan_in: int, nonzero: int, std: float) -> float:
     return std**2 * min(nonzero, fan_in) / fan_in
 
 
@@ -244,7 +245,7 @@ def sparse(
         weight.copy_(units.reshape(weight.shape))
 
 
-def _identity_variance(fan_in: int, fan_out: int, gain: float = 1.0) -> float:
+def _identity_variance(fan_in: int, fan_out: int, gain: float) -> float:
     share = min(fan_in, fan_out) / (fan_in * fan_out)
     return gain**2 * share * (1 - share)
 
@@ -285,12 +286,8 @@ BUILT_IN = {scheme.name: scheme for scheme in _ALL}
 
 
 def find(spec: str) -> Scheme:
-    """The scheme that ``spec`` names, with its arguments, or a :class:`SettingError`."""
-    return resolve(spec, BUILT_IN)
-
-
-def recommended(activation: str) -> str:
-    """The built-in scheme made for an activation function: its authors' claim, by name."""
-    return {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}.get(
-        activation, "he"
-    )
+    """The built-in scheme that ``spec`` names, with its arguments, or a :class:`SettingError`."""
+    name, arguments = parse(spec, BUILT_IN)
+    if name not in BUILT_IN:
+        raise unknown("init", name, BUILT_IN)
+    return BUILT_IN[name].bind(arguments)

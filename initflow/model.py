@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections import OrderedDict
@@ -11,9 +12,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from initflow import contract
 from initflow.activations import Activation
-from initflow.scheme import Scheme
+from initflow.data import Split
+from initflow.errors import SettingError
+from initflow.scheme import Place, Scheme, fans
 from initflow.seeds import generator
+
+BATCH = 1_000  # images, at most, that a scheme sees which fills the network as a whole
 
 # Floats in a cache line: the kernels of matrix products round differently where a tensor does
 # not start on one, as PyTorch's own tensors all do.
@@ -84,20 +90,66 @@ def layer_names(depth: int) -> list[str]:
     return [f"fc{layer}" for layer in range(1, depth + 1)]
 
 
-def initialize(widths: tuple[int, ...], scheme: Scheme, *, bias_init: str, seed: int) -> Parameters:
+def initialize(
+    widths: tuple[int, ...],
+    scheme: Scheme,
+    activation: Activation,
+    *,
+    bias_init: str,
+    seed: int,
+    data: Split | None = None,
+) -> Parameters:
     """One network under ``scheme``, on the CPU, so that every device starts from the same bits.
 
     Weights and biases are drawn from streams of their own: networks of one seed have the
-    same biases, whatever their schemes draw.
+    same biases, whatever their schemes draw, unless a scheme sets them itself. A scheme that
+    fills the network as a whole sees :data:`BATCH` images of ``data``, drawn from a third.
+
+    Raises :class:`initflow.errors.PluginError` for a scheme of a plugin that fails or breaks a
+    rule, and :class:`initflow.errors.SettingError` for one that refuses its arguments.
     """
     parameters = Parameters(widths)
     weight_stream, bias_stream = generator(seed, "weights"), generator(seed, "biases")
     for weight, bias in zip(parameters.weights, parameters.biases, strict=True):
-        scheme.initialize(weight[0], weight_stream)
         bound = bias_bound(bias_init, weight.shape[-1])
         if bound:
             bias.uniform_(-bound, bound, generator=bias_stream)
+    state = parameters.state()
+    if scheme.kind == "network":
+        if data is None:
+            raise SettingError(f"scheme '{scheme.spec}' needs images to see the network on")
+        order = torch.randperm(len(data), generator=generator(seed, "initialization"))
+        batch = data.take(order[:BATCH])
+        fill = functools.partial(fill_network, scheme, activation, batch)
+        contract.apply(scheme, state, fill, weight_stream, "the network")
+        return parameters
+    for layer, name in enumerate(layer_names(parameters.depth)):
+        tensors = {key: state[key] for key in (f"{name}.weight", f"{name}.bias")}
+        fan_in, fan_out = fans(tensors[f"{name}.weight"].shape)
+        at = Place(fan_in, fan_out, activation, layer, parameters.depth)
+        fill = functools.partial(fill_layer, scheme, at)
+        contract.apply(scheme, tensors, fill, weight_stream, name)
     return parameters
+
+
+def fill_layer(
+    scheme: Scheme, at: Place, tensors: Mapping[str, Tensor], generator: torch.Generator
+) -> object:
+    """Let ``scheme`` fill one layer's tensors, its weight and its bias."""
+    weight, bias = tensors.values()
+    return scheme.fill_layer(weight, bias, at, generator)
+
+
+def fill_network(
+    scheme: Scheme,
+    activation: Activation,
+    batch: Split,
+    tensors: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> object:
+    """Let ``scheme`` fill the tensors of a whole network, named as by :meth:`Parameters.state`."""
+    module = network(tensors, activation)
+    return scheme.fill_network(module, batch.images, batch.labels, activation, generator)
 
 
 def bias_bound(bias_init: str, fan_in: int) -> float:
@@ -123,6 +175,19 @@ class _Elementwise(nn.Module):
         return self.activation.function(x)
 
 
+def network(state: Mapping[str, Tensor], activation: Activation) -> nn.Sequential:
+    """A plain PyTorch module on the very tensors of ``state``: (n, pixels) to (n, classes)."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    names = layer_names(len(state) // 2)
+    for name in names:
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        modules[name] = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        modules[name].weight, modules[name].bias = nn.Parameter(weight), nn.Parameter(bias)
+        if name != names[-1]:
+            modules[f"{activation.name}{name.removeprefix('fc')}"] = _Elementwise(activation)
+    return nn.Sequential(modules)
+
+
 def to_module(
     state: Mapping[str, Tensor], activation: Activation, *, mean: float = 0.0, std: float = 1.0
 ) -> nn.Sequential:
@@ -130,18 +195,12 @@ def to_module(
 
     It takes pixels in [0, 1]: it starts with the normalization that its data had.
     """
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    copied = network({name: tensor.clone() for name, tensor in state.items()}, activation)
+    modules = OrderedDict(copied.named_children())
     if (mean, std) != (0.0, 1.0):
         modules["normalize"] = _Normalize(mean, std)
-    names = layer_names(len(state) // 2)
-    for name in names:
-        fan_out, fan_in = state[f"{name}.weight"].shape
-        modules[name] = nn.Linear(fan_in, fan_out)
-        if name != names[-1]:
-            modules[f"{activation.name}{name.removeprefix('fc')}"] = _Elementwise(activation)
-    module = nn.Sequential(modules)
-    module.load_state_dict(state)
-    return module.eval()
+        modules.move_to_end("normalize", last=False)
+    return nn.Sequential(modules).eval()
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from initflow.activations import Activation
-from initflow.model import bias_bound
-from initflow.scheme import Scheme
+from initflow.model import Parameters, bias_bound
+from initflow.scheme import Place, Scheme, fans
 from initflow.theory import (
     expectation,
     log_slope,
@@ -61,18 +61,28 @@ class Layer:
     bias_variance: float
 
 
-def layers_of(scheme: Scheme, weights: Sequence[Tensor], bias_init: str) -> list[Layer]:
-    """The layers that have ``weights``, each (fan_out, fan_in), drawn by ``scheme``.
+def layers_of(
+    scheme: Scheme, parameters: Parameters, activation: Activation, bias_init: str
+) -> list[Layer]:
+    """The layers of ``parameters`` (a stack of one), drawn by ``scheme``.
 
-    Their variance is the one that the scheme states or, where it states none, the sample's.
+    Their variances are those that the scheme states or, where it states none, the sample's;
+    of biases that it does not set, those of ``bias_init``.
     """
     found = []
-    for weight in weights:
-        fan_out, fan_in = weight.shape
-        variance = scheme.variance(fan_in, fan_out)
+    for index, (weights, biases) in enumerate(
+        zip(parameters.weights, parameters.biases, strict=True)
+    ):
+        fan_in, fan_out = fans(weights[0].shape)
+        at = Place(fan_in, fan_out, activation, index, parameters.depth)
+        variance, bias_variance = scheme.variance(at), scheme.bias_variance(at)
         if variance is None:
-            variance = weight.double().var(correction=0).item()
-        found.append(Layer(fan_in, fan_out, variance, bias_bound(bias_init, fan_in) ** 2 / 3))
+            variance = weights[0].double().var(correction=0).item()
+        if not scheme.fills_biases:
+            bias_variance = bias_bound(bias_init, fan_in) ** 2 / 3
+        elif bias_variance is None:
+            bias_variance = biases[0].double().square().mean().item()
+        found.append(Layer(fan_in, fan_out, variance, bias_variance))
     return found
 
 

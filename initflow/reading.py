@@ -60,8 +60,7 @@ def read(
 ) -> Reading:
     """The network of ``parameters`` (a stack of one), drawn by ``scheme``, on ``probe``."""
     (seen,) = measure.observe(parameters, activation, probe)
-    weights = [weight[0] for weight in parameters.weights]
-    layers = layers_of(scheme, weights, bias_init)
+    layers = layers_of(scheme, parameters, activation, bias_init)
     middle = layers[(len(layers) - 1) // 2]
     verdict = judge(
         seen.signals,

@@ -1,44 +1,117 @@
-"""What an initialization scheme is: a name, a function that fills weights, a stated variance."""
+"""What an initialization scheme is: a name, a function that fills tensors, a stated variance."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from initflow.errors import SettingError, unknown
+from initflow.activations import ACTIVATIONS, Activation
+from initflow.errors import PluginError, SettingError, cause, first_line, unknown
+from initflow.finder import MARK
 
-# What a scheme's functions may ask for, by parameter name; other parameters are arguments.
-GIVEN = ("weight", "fan_in", "fan_out", "generator")
+# What a function may ask for, by parameter name: one that fills layer by layer, one that fills
+# the whole network, and one that states a variance. All other parameters are arguments.
+OF_A_LAYER = ("weight", "bias", "fan_in", "fan_out", "activation", "layer", "depth", "generator")
+OF_THE_NETWORK = ("network", "images", "labels", "activation", "depth", "generator")
+OF_A_VARIANCE = ("fan_in", "fan_out", "activation", "layer", "depth")
+GIVEN = frozenset(OF_A_LAYER + OF_THE_NETWORK)
+
+BUILT_IN = "built-in"
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number"}
+FUNCTION = re.compile(r"(?P<where>.+\.py|[^\W\d][\w.]*):(?P<function>[^\W\d]\w*)(?::(?P<rest>.*))?")
 
 Value = bool | int | float | str
+Variance = Callable[..., float]
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands: what its initialization may go by.
+
+    ``layer`` counts from 0 to ``depth`` - 1, the one that gives the logits; ``activation`` is
+    that of the hidden layers.
+    """
+
+    fan_in: int
+    fan_out: int
+    activation: Activation = ACTIVATIONS["relu"]
+    layer: int = 0
+    depth: int = 1
+
+    def given(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in OF_A_VARIANCE}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What :func:`initializer` notes of a function: the variances that it states."""
+
+    variance: Variance | None = None
+    bias_variance: Variance | None = None
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to fill one layer's weights, with the arguments it was given.
+    """A way to fill a network's weights, with the arguments it was given.
 
-    ``fill`` writes into ``weight`` in place. ``stated_variance`` gives the variance of a
-    weight tensor's entries: of the distribution they are drawn from or, where nothing is
-    drawn, of the entries themselves; it is None where a scheme states none. Either gets
-    those of :data:`GIVEN` that it names (a variance only the fans), and the arguments.
+    ``fill`` writes into tensors in place and gets what it asks for by parameter name: of
+    :data:`OF_A_LAYER`, or of :data:`OF_THE_NETWORK` where it asks for ``network``, and the
+    arguments. ``stated_variance`` gives the variance of a weight tensor's entries: of the
+    distribution they are drawn from or, where nothing is drawn, of the entries themselves;
+    ``stated_bias_variance`` the mean square of the biases, if ``fill`` sets them. Either gets
+    what it asks for of :data:`OF_A_VARIANCE` and the arguments; None where nothing is stated.
 
     ``signature`` is the function whose keyword parameters are the scheme's arguments, with
-    their defaults and types; ``provider`` says who offers the scheme.
+    their defaults and types; ``provider`` says who offers the scheme, in which version.
     """
 
     name: str
-    fill: Callable[..., None]
-    stated_variance: Callable[..., float] | None
+    fill: Callable[..., object]
+    stated_variance: Variance | None
     signature: Callable[..., object]
     arguments: Mapping[str, Value] = field(default_factory=dict)
-    provider: str = "built-in"
+    provider: str = BUILT_IN
+    stated_bias_variance: Variance | None = None
+
+    @classmethod
+    def of(cls, function: object, name: str, provider: str) -> Scheme:
+        """The scheme that ``function`` is, or a :class:`SettingError` that says why it is none."""
+        if not callable(function):
+            raise SettingError(f"an initializer is a function, not {type(function).__name__}")
+        _check_signature(function)
+        stated: Statement = getattr(function, MARK, Statement())
+        return cls(
+            name,
+            function,
+            stated.variance,
+            signature=function,
+            provider=provider,
+            stated_bias_variance=stated.bias_variance,
+        )
+
+    @property
+    def kind(self) -> Literal["layer", "network"]:
+        """Whether ``fill`` sees one layer at a time or the whole network and some images."""
+        return "network" if "network" in _parameters(self.fill) else "layer"
+
+    @property
+    def fills_biases(self) -> bool:
+        return self.kind == "network" or "bias" in _parameters(self.fill)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it asks for random numbers."""
+        return "generator" in _parameters(self.fill)
 
     @property
     def description(self) -> str:
@@ -46,8 +119,8 @@ class Scheme:
 
     @property
     def spec(self) -> str:
-        """The text that :func:`resolve` reads back: ``normal:std=0.05``."""
-        arguments = ",".join(f"{name}={_write(value)}" for name, value in self.arguments.items())
+        """The text that :func:`parse` reads back: ``normal:std=0.05``."""
+        arguments = ",".join(f"{name}={write(value)}" for name, value in self.arguments.items())
         return f"{self.name}:{arguments}" if arguments else self.name
 
     @property
@@ -55,57 +128,139 @@ class Scheme:
         """The arguments the scheme takes, by name."""
         return {
             name: parameter
-            for name, parameter in inspect.signature(self.signature).parameters.items()
+            for name, parameter in _parameters(self.signature).items()
             if name not in GIVEN
         }
 
-    def variance(self, fan_in: int, fan_out: int) -> float | None:
-        """The stated variance of the weights of a layer with these fans, or None."""
-        if self.stated_variance is None:
+    @property
+    def values(self) -> dict[str, Value]:
+        """Every argument by name, as given or by default."""
+        return {name: p.default for name, p in self.parameters.items()} | dict(self.arguments)
+
+    def variance(self, at: Place) -> float | None:
+        """The stated variance of a layer's weights, or None.
+
+        Raises :class:`SettingError` for a ValueError of the function that states it, which is
+        about arguments, and :class:`PluginError` for any other failure.
+        """
+        return self._stated(self.stated_variance, at)
+
+    def bias_variance(self, at: Place) -> float | None:
+        """The stated mean square of a layer's biases, or None."""
+        return self._stated(self.stated_bias_variance, at)
+
+    def _stated(self, variance: Variance | None, at: Place) -> float | None:
+        if variance is None:
             return None
-        return ask(self.stated_variance, {"fan_in": fan_in, "fan_out": fan_out}, self.arguments)
+        try:
+            stated = ask(variance, at.given(), self.values)
+            value = float(stated)
+        except ValueError as error:
+            raise SettingError(f"scheme '{self.spec}': {first_line(error)}") from error
+        except Exception as error:  # a plugin's function may fail in any way
+            what = f"the variance that it states failed: {cause(error)}"
+            raise PluginError(f"scheme '{self.spec}' of {self.provider}: {what}") from error
+        if not 0 <= value < math.inf:
+            what = f"it states {stated!r}, which is no variance"
+            raise PluginError(f"scheme '{self.spec}' of {self.provider}: {what}")
+        return value
 
     @torch.no_grad()
-    def initialize(self, weight: Tensor, generator: torch.Generator) -> None:
+    def fill_layer(
+        self, weight: Tensor, bias: Tensor, at: Place, generator: torch.Generator
+    ) -> object:
         """Fill ``weight``, of shape (fan_out, fan_in) or (channels_out, channels_in, *kernel).
 
-        All randomness is drawn from ``generator``, on the weight's device.
+        ``bias``, (fan_out,) or (channels_out,), is filled too if the scheme asks for it. All
+        randomness is drawn from ``generator``, on the weight's device. What ``fill`` returns is
+        returned.
         """
-        fan_in, fan_out = fans(weight.shape)
-        ask(
-            self.fill,
-            {"weight": weight, "fan_in": fan_in, "fan_out": fan_out, "generator": generator},
-            self.arguments,
-        )
+        given = {"weight": weight, "bias": bias, "generator": generator, **at.given()}
+        return ask(self.fill, given, self.values)
+
+    @torch.no_grad()
+    def fill_network(
+        self,
+        network: nn.Sequential,
+        images: Tensor,
+        labels: Tensor,
+        activation: Activation,
+        generator: torch.Generator,
+    ) -> object:
+        """Fill all of ``network``, seeing ``images`` (n, pixels) and their ``labels`` (n,)."""
+        depth = sum(isinstance(module, nn.Linear) for module in network)
+        given = {
+            "network": network,
+            "images": images,
+            "labels": labels,
+            "activation": activation,
+            "depth": depth,
+            "generator": generator,
+        }
+        return ask(self.fill, given, self.values)
 
     def bind(self, arguments: Mapping[str, str]) -> Scheme:
         """The scheme with ``arguments``, given as text, or a :class:`SettingError`."""
-        types = get_type_hints(self.signature)
         bound = {}
         for name, text in arguments.items():
             if name not in self.parameters:
                 raise unknown(f"argument of scheme '{self.name}'", name, self.parameters)
-            bound[name] = _read(f"{self.name}:{name}", text, types[name])
-        scheme = replace(self, arguments=bound)
-        try:  # on a small layer, so that a value out of range is found before any real work
-            small = torch.empty(3, 4)
-            scheme.initialize(small, torch.Generator())
-            scheme.variance(4, 3)
-        except ValueError as error:
-            raise SettingError(f"scheme '{scheme.spec}': {error}") from error
-        except (OverflowError, RuntimeError) as error:
-            raise SettingError(f"scheme '{scheme.spec}' cannot fill a layer: {error}") from error
-        if not small.isfinite().all():
-            raise SettingError(f"scheme '{scheme.spec}' gives weights that are not finite")
-        return scheme
+            kind = _type(self.signature, self.parameters[name])
+            bound[name] = _read(f"{self.name}:{name}", text, kind)
+        return replace(self, arguments=bound)
+
+
+@overload
+def initializer(function: F) -> F: ...
+
+
+@overload
+def initializer(
+    *, variance: Variance | None = None, bias_variance: Variance | None = None
+) -> Callable[[F], F]: ...
+
+
+def initializer(
+    function: F | None = None,
+    *,
+    variance: Variance | None = None,
+    bias_variance: Variance | None = None,
+) -> F | Callable[[F], F]:
+    """Make a function an initialization scheme, which may state its ``variance``.
+
+    ::
+
+        @initflow.initializer(variance=lambda fan_in, gain: gain**2 / fan_in)
+        def mine(weight, fan_in, generator, *, gain: float = 1.0):
+            weight.normal_(0.0, gain / fan_in**0.5, generator=generator)
+
+    The function stays as it is. Defined in a notebook or a script, it is a scheme there, by its
+    name; elsewhere an entry point or ``package.module:function`` names it. ``variance`` asks by
+    parameter name for what it needs of ``fan_in``, ``fan_out``, ``activation``, ``layer``,
+    ``depth`` and the function's own arguments, and gives the variance of the weights' entries;
+    ``bias_variance`` the mean square of the biases. The theory predicts by them.
+
+    Raises :class:`SettingError` where the function cannot be an initializer.
+    """
+
+    def mark(function: F) -> F:
+        setattr(function, MARK, Statement(variance, bias_variance))
+        _check_signature(function)
+        return function
+
+    return mark if function is None else mark(function)
 
 
 def ask(
     function: Callable[..., T], given: Mapping[str, object], arguments: Mapping[str, Value]
 ) -> T:
-    """Call ``function`` with those of ``given`` that it names, and with ``arguments``."""
-    named = inspect.signature(function).parameters
-    return function(**{key: value for key, value in given.items() if key in named}, **arguments)
+    """Call ``function`` with those of ``given`` and of ``arguments`` that it names."""
+    parameters = _parameters(function)
+    named = set(parameters)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        named |= set(arguments)
+    values = {**given, **arguments}
+    return function(**{name: value for name, value in values.items() if name in named})
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -118,14 +273,17 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return fan_in * receptive_field_size, fan_out * receptive_field_size
 
 
-def resolve(spec: str, schemes: Mapping[str, Scheme]) -> Scheme:
-    """The one of ``schemes`` that ``spec`` names, with its arguments: ``he:mode=fan_out``.
+def parse(spec: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Name and arguments of a scheme: of ``he:mode=fan_out``, or ``file.py:function:gain=2``.
 
-    The text is taken apart, never evaluated. Raises :class:`SettingError`.
+    What stands before the first colon is a scheme's name if it is one of ``names``. The text is
+    taken apart, never evaluated. Raises :class:`SettingError`.
     """
     name, colon, rest = (part.strip() for part in spec.partition(":"))
-    if name not in schemes:
-        raise unknown("init", name, schemes)
+    function = FUNCTION.fullmatch(spec.strip())
+    if function and name not in names:
+        name = f"{function['where']}:{function['function']}"
+        rest, colon = function["rest"], ":" if function["rest"] is not None else ""
     arguments: dict[str, str] = {}
     for item in rest.split(",") if colon else ():
         key, equals, text = (part.strip() for part in item.partition("="))
@@ -134,7 +292,70 @@ def resolve(spec: str, schemes: Mapping[str, Scheme]) -> Scheme:
         if key in arguments:
             raise SettingError(f"init '{spec}' gives the argument '{key}' twice")
         arguments[key] = text
-    return schemes[name].bind(arguments)
+    return name, arguments
+
+
+@functools.lru_cache(maxsize=1_000)
+def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _type(function: Callable[..., object], parameter: inspect.Parameter) -> object:
+    """An argument's type: by its annotation or, where there is none, by its default."""
+    hints = get_type_hints(inspect.unwrap(function))
+    return hints.get(parameter.name, type(parameter.default))
+
+
+def _check_signature(function: Callable[..., object]) -> None:
+    """Raise a :class:`SettingError` for what no initializer can ask for."""
+    try:
+        parameters = _parameters(function)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"an initializer is a function with named parameters: {error}") from None
+    allowed = OF_THE_NETWORK if "network" in parameters else OF_A_LAYER
+    if allowed[0] not in parameters:
+        raise SettingError("an initializer asks for 'weight', or for 'network': this one does not")
+    for parameter in parameters.values():
+        _check_parameter(function, parameter, allowed)
+    stated: Statement = getattr(function, MARK, Statement())
+    known = (*OF_A_VARIANCE, *(name for name in parameters if name not in GIVEN))
+    for variance in filter(None, (stated.variance, stated.bias_variance)):
+        for name, parameter in _parameters(variance).items():
+            if name not in known and parameter.default is parameter.empty:
+                raise unknown("what a stated variance asks for", name, known)
+
+
+def _check_parameter(
+    function: Callable[..., object], parameter: inspect.Parameter, allowed: tuple[str, ...]
+) -> None:
+    name = parameter.name
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise SettingError(f"an initializer names its parameters: '{parameter}' names none")
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        raise SettingError(f"an initializer is called by parameter name: not so '{name}'")
+    if name in allowed:
+        return
+    if name in GIVEN:
+        raise SettingError(f"an initializer that asks for '{allowed[0]}' is not given '{name}'")
+    if parameter.default is parameter.empty:
+        raise SettingError(
+            f"an initializer is given {', '.join(allowed)}: '{name}' is none of them and, "
+            "for an argument, has no default"
+        )
+    _check_type(function, parameter)
+
+
+def _check_type(function: Callable[..., object], parameter: inspect.Parameter) -> None:
+    try:
+        kind = _type(function, parameter)
+    except (NameError, TypeError, SyntaxError) as error:
+        raise SettingError(f"annotation of '{parameter.name}': {error}") from None
+    words = get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind))
+    if not words and kind not in (bool, int, float, str):
+        raise SettingError(
+            f"argument '{parameter.name}' must be annotated as bool, int, float, str or a Literal "
+            f"of words, not '{getattr(kind, '__name__', kind)}'"
+        )
 
 
 def _read(what: str, text: str, kind: object) -> Value:
@@ -151,11 +372,10 @@ def _read(what: str, text: str, kind: object) -> Value:
             return float(text)
     except (ValueError, KeyError):
         pass
-    expected = {bool: "true or false", int: "a whole number", float: "a finite number"}
-    if kind not in expected:
+    if kind not in EXPECTED:
         return text
-    raise SettingError(f"{what} must be {expected[kind]}, not '{text}'")
+    raise SettingError(f"{what} must be {EXPECTED[kind]}, not '{text}'")
 
 
-def _write(value: Value) -> str:
+def write(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

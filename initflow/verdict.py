@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from initflow.activations import Activation
-from initflow.initializers import recommended
+from initflow.config import RECOMMENDED
 from initflow.signals import Signals
 
 FACTOR = 10_000.0
@@ -107,7 +107,7 @@ def advice(verdict: Verdict, activation: Activation, scheme: str) -> str:
     found = verdict.forward if verdict.forward != "stable" else verdict.backward
     if found == "stable":
         return ""
-    better = recommended(activation.name)
+    better = RECOMMENDED.get(activation.name, "he")
     remedy = f"Try init={better}."
     if activation.name == "sigmoid" and found != "symmetric":
         remedy = "Try init=xavier in a shallow network; in a deep one, activation=tanh or relu."

@@ -15,6 +15,7 @@ def test_defaults_are_the_contracts():
     """The defaults users hold on to, as text."""
     assert TrainConfig().as_text() == {
         "init": "he",
+        "plugins_dir": "none",
         "activation": "relu",
         "dataset": "mnist",
         "data_dir": "none",
@@ -125,7 +126,7 @@ def test_wrong_values_are_named_with_what_would_be_right(name, value, message):
 @pytest.mark.parametrize("setting", fields(TrainConfig), ids=lambda setting: setting.name)
 def test_every_setting_refuses_nonsense_but_free_text(setting):
     """No setting takes whatever it is given, but names, which others check."""
-    if setting.name in ("init", "data_dir"):
+    if setting.name in ("init", "data_dir", "plugins_dir"):
         return
     with pytest.raises(SettingError, match=setting.name):
         replace(TrainConfig(), **{setting.name: "%&!"})

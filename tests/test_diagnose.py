@@ -71,7 +71,9 @@ def test_a_nested_run_has_the_networks_signals_and_verdict(diagnosed):
     run = runs["lecun relu 64-30x12-10"]
     splits = data.load(diagnosis.config.network("lecun", "relu"))
     widths = (64, *(30,) * 12, 10)
-    parameters = model.initialize(widths, find("lecun"), bias_init="pytorch", seed=4)
+    parameters = model.initialize(
+        widths, find("lecun"), ACTIVATIONS["relu"], bias_init="pytorch", seed=4
+    )
     probe = measure.probe(splits.train, 200)
     (seen,) = measure.observe(parameters, ACTIVATIONS["relu"], probe)
     logged = run.data.metrics

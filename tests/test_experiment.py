@@ -95,7 +95,9 @@ def test_tags_name_version_scheme_outcome_and_weights(finished):
     """The hashes are those of the network that was trained, before and after."""
     result, run, _ = finished
     tags = {k: v for k, v in run.data.tags.items() if k.startswith("initflow.")}
-    initial = model.initialize((64, 32, 16, 10), result.scheme, bias_init="pytorch", seed=3)
+    initial = model.initialize(
+        (64, 32, 16, 10), result.scheme, ACTIVATIONS["relu"], bias_init="pytorch", seed=3
+    )
     final = tags.pop("initflow.weights_sha256")
     assert tags == {
         "initflow.version": initflow.__version__,

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from initflow.initializers import BUILT_IN, TRUNCATED_STD, draw, find
+from initflow.scheme import Place, fans
 
 NAMES = [
     *("zero", "constant", "normal", "random", "uniform", "truncated_normal"),
@@ -35,9 +36,14 @@ SHAPES = [(256, 784), (784, 256), (10, 10), (1, 1), (5, 1), (1, 5)]
 every_spec = pytest.mark.parametrize("spec", SPECS)
 
 
+def fill(scheme, weight, generator):
+    at = Place(*fans(weight.shape))
+    scheme.fill_layer(weight, weight.new_zeros(len(weight)), at, generator)
+
+
 def filled(spec, shape, seed=0, dtype=torch.float32):
     weight = torch.full(shape, math.nan, dtype=dtype)
-    find(spec).initialize(weight, torch.Generator().manual_seed(seed))
+    fill(find(spec), weight, torch.Generator().manual_seed(seed))
     return weight
 
 
@@ -54,7 +60,7 @@ def test_fills_in_place_with_finite_values(spec, shape, dtype):
     """Every entry of the very tensor, whose shape and type stay."""
     weight = torch.full(shape, math.nan, dtype=dtype)
     address = weight.data_ptr()
-    find(spec).initialize(weight, torch.Generator().manual_seed(0))
+    fill(find(spec), weight, torch.Generator().manual_seed(0))
     assert weight.data_ptr() == address
     assert (weight.shape, weight.dtype) == (shape, dtype)
     assert weight.isfinite().all()
@@ -68,7 +74,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def test_stays_on_the_device_of_the_weight(spec, device):
     """Drawn there, from a generator there."""
     weight = torch.full((20, 30), math.nan, device=device)
-    find(spec).initialize(weight, torch.Generator(device).manual_seed(0))
+    fill(find(spec), weight, torch.Generator(device).manual_seed(0))
     assert weight.device.type == device
     assert weight.isfinite().all()
 
@@ -77,7 +83,7 @@ def test_stays_on_the_device_of_the_weight(spec, device):
 def test_fills_a_layers_parameter_and_leaves_it_one(spec):
     """A weight of a module keeps requiring its gradient, and none is recorded."""
     weight = torch.nn.Linear(4, 3).weight
-    find(spec).initialize(weight, torch.Generator())
+    fill(find(spec), weight, torch.Generator())
     assert weight.requires_grad
     assert weight.is_leaf
 
@@ -100,7 +106,7 @@ def test_draws_from_the_generator_alone(spec):
 def test_sampled_variance_is_the_stated_one(spec, shape):
     """The variance of 420,000 or more entries is what the scheme says; so is their mean."""
     weight = filled(spec, shape, dtype=torch.float64)
-    stated = find(spec).variance(fan_in=shape[1], fan_out=shape[0])
+    stated = find(spec).variance(Place(fan_in=shape[1], fan_out=shape[0]))
     n = weight.numel()
     assert weight.var(correction=0).item() == pytest.approx(stated, rel=0.02)
     if spec.split(":")[0] in DRAWN:
@@ -131,7 +137,7 @@ DISTRIBUTION_OF = {
 def test_draws_are_of_the_documented_distribution(name):
     """Kolmogorov–Smirnov on 200,000 entries; its docstring says which it is."""
     weight = filled(name, (400, 500), dtype=torch.float64)
-    std = math.sqrt(find(name).variance(fan_in=500, fan_out=400))
+    std = math.sqrt(find(name).variance(Place(fan_in=500, fan_out=400)))
     kind = DISTRIBUTION_OF[name]
     p = stats.kstest(weight.flatten().numpy(), DISTRIBUTIONS[kind](std).cdf).pvalue
     assert p > 1e-3
@@ -166,7 +172,7 @@ def test_the_wrong_distribution_would_be_found(distribution):
 )
 def test_published_standard_deviations(spec, std):
     """At fan_in 784 and fan_out 256, from the papers' formulas, to all digits given."""
-    assert math.sqrt(find(spec).variance(784, 256)) == pytest.approx(std, abs=5e-8)
+    assert math.sqrt(find(spec).variance(Place(784, 256))) == pytest.approx(std, abs=5e-8)
 
 
 def test_truncation_constant_is_that_of_the_distribution():
@@ -233,7 +239,7 @@ def test_docstrings_state_variance_and_source(name):
 def test_convolution_shapes_count_the_kernel(spec):
     """A kernel's positions are inputs (He et al. 2015)."""
     weight = filled(spec, (64, 32, 5, 5), dtype=torch.float64)
-    stated = find(spec).variance(fan_in=32 * 25, fan_out=64 * 25)
+    stated = find(spec).variance(Place(fan_in=32 * 25, fan_out=64 * 25))
     assert weight.var(correction=0).item() == pytest.approx(stated, rel=0.05)
 
 

@@ -255,7 +255,9 @@ def test_transformer_encoder():
 def test_our_own_networks(name):
     """The export of a network measures as the network does."""
     activation = ACTIVATIONS[name]
-    parameters = model.initialize((30, 20, 15, 10), find("he"), bias_init="pytorch", seed=0)
+    parameters = model.initialize(
+        (30, 20, 15, 10), find("he"), ACTIVATIONS["relu"], bias_init="pytorch", seed=0
+    )
     split = data.Split(normal(200, 30), torch.arange(200) % 10)
     (expected,) = measure.observe(parameters, activation, split)
     module = model.to_module(parameters.state(), activation)

@@ -16,7 +16,9 @@ def test_loss_and_accuracy_are_pytorchs(n):
     data = images(n, pixels=30)
     stack = model.Parameters((30, 20, 10), members=2)
     for member in range(2):
-        single = model.initialize((30, 20, 10), find("he"), bias_init="pytorch", seed=member)
+        single = model.initialize(
+            (30, 20, 10), find("he"), ACTIVATIONS["relu"], bias_init="pytorch", seed=member
+        )
         for name, tensor in stack.state(member).items():
             tensor.copy_(single.state()[name])
     evaluations = measure.evaluate(stack, ACTIVATIONS["tanh"], data)
@@ -29,7 +31,9 @@ def test_loss_and_accuracy_are_pytorchs(n):
 
 def test_measuring_changes_nothing():
     """Neither the parameters nor the global random stream."""
-    parameters = model.initialize((30, 20, 10), find("he"), bias_init="pytorch", seed=0)
+    parameters = model.initialize(
+        (30, 20, 10), find("he"), ACTIVATIONS["relu"], bias_init="pytorch", seed=0
+    )
     before, stream = parameters.flat.clone(), torch.get_rng_state()
     measure.evaluate(parameters, ACTIVATIONS["relu"], images(100, pixels=30))
     assert torch.equal(before, parameters.flat)

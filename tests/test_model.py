@@ -10,12 +10,13 @@ from bench import reference
 from initflow import model
 from initflow.activations import ACTIVATIONS
 from initflow.initializers import find
+from initflow.scheme import Place
 
 WIDTHS = (20, 8, 6, 4)
 
 
 def initialized(spec="he", bias_init="pytorch", seed=0, widths=WIDTHS):
-    return model.initialize(widths, find(spec), bias_init=bias_init, seed=seed)
+    return model.initialize(widths, find(spec), ACTIVATIONS["relu"], bias_init=bias_init, seed=seed)
 
 
 def test_layers_are_named_in_forward_order_and_shaped_as_pytorchs():
@@ -64,7 +65,9 @@ def test_the_scheme_reaches_every_layer_of_the_network(spec):
     parameters = initialized(spec, widths=(400, 300, 200, 100))
     for weight in parameters.weights:
         fan_out, fan_in = weight.shape[1:]
-        assert weight.var().item() == pytest.approx(find(spec).variance(fan_in, fan_out), rel=0.05)
+        assert weight.var().item() == pytest.approx(
+            find(spec).variance(Place(fan_in, fan_out)), rel=0.05
+        )
 
 
 def test_biases_are_pytorchs_or_zeros():

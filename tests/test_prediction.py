@@ -13,6 +13,7 @@ from initflow.config import TrainConfig
 from initflow.initializers import find
 from initflow.prediction import PREDICTED, Ends, Interval, Layer, layers_of, predict
 from initflow.propagation import Pass
+from initflow.scheme import Place, Scheme, fans
 
 NETWORKS = 400
 
@@ -33,9 +34,13 @@ def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zer
     widths = (splits.pixels, *([width] * depth), 10)
     stack = model.Parameters(widths, NETWORKS)
     for member in range(NETWORKS):
-        one = model.initialize(widths, scheme, bias_init=bias_init, seed=member).state()
-        for name, tensor in stack.state(member).items():
-            tensor.copy_(one[name])
+        stream = torch.Generator().manual_seed(member)
+        for weights, biases in zip(stack.weights, stack.biases, strict=True):
+            weight, bias = weights[member], biases[member]
+            at = Place(*fans(weight.shape), phi)
+            scheme.fill_layer(weight, bias, at, stream)
+            bound = model.bias_bound(bias_init, at.fan_in)
+            bias.uniform_(-bound, bound, generator=stream)
     both = Pass(stack, phi, len(probe))
     both.forward(probe.images)
     both.losses(probe.labels)
@@ -49,7 +54,7 @@ def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zer
     measured["gradient_second_moment"] /= measured["gradient_second_moment"][-1].clone()
     ends = Ends.of(probe.images, both.gradients[-1][0])
     unit = replace(ends, gradient_moment=1.0)
-    layers = layers_of(scheme, [weight[0] for weight in stack.weights], bias_init)
+    layers = layers_of(scheme, stack, phi, bias_init)
     return measured, predict(layers, phi, unit)
 
 
@@ -116,9 +121,9 @@ def test_a_wide_network_meets_the_expected_values():
     for init, activation in (("he", "relu"), ("xavier", "tanh"), ("lecun", "sigmoid")):
         widths = (splits.pixels, *([3_000] * 4), 3_000)
         phi, scheme = ACTIVATIONS[activation], find(init)
-        parameters = model.initialize(widths, scheme, bias_init="pytorch", seed=1)
+        parameters = model.initialize(widths, scheme, phi, bias_init="pytorch", seed=1)
         (seen,) = measure.observe(parameters, phi, probe)
-        layers = layers_of(scheme, [weight[0] for weight in parameters.weights], "pytorch")
+        layers = layers_of(scheme, parameters, phi, "pytorch")
         predicted = predict(layers, phi, Ends.of(probe.images, seen.output_gradient))
         for quantity, intervals in predicted.items():
             for interval, value in zip(intervals, seen.signals.by_layer(quantity), strict=False):
@@ -179,14 +184,25 @@ def test_images_of_all_norms_are_predicted_together():
 
 def test_a_scheme_that_states_no_variance_is_predicted_from_its_weights():
     """And one that does from what it states."""
-    weight = torch.full((3, 4), 2.0)
-    weight[0] = 0.0
+    parameters, relu = model.Parameters((4, 3)), ACTIVATIONS["relu"]
+    weight, bias = parameters.weights[0], parameters.biases[0]
+    weight[:, 1:] = 2.0
+    bias[:, 0] = 3.0
     stated = find("he")
     silent = replace(stated, stated_variance=None)
-    assert layers_of(stated, [weight], "zeros") == [Layer(4, 3, 0.5, 0.0)]
-    (sampled,) = layers_of(silent, [weight], "pytorch")
+    assert layers_of(stated, parameters, relu, "zeros") == [Layer(4, 3, 0.5, 0.0)]
+    (sampled,) = layers_of(silent, parameters, relu, "pytorch")
     assert sampled.weight_variance == pytest.approx(weight.var(correction=0).item())
     assert sampled.bias_variance == pytest.approx(1 / 12)
+
+    def both(weight, bias):
+        """Sets them all to 5."""
+
+    setting = Scheme.of(both, "both", "a test")
+    (sampled,) = layers_of(setting, parameters, relu, "pytorch")
+    assert sampled.bias_variance == pytest.approx(3.0)  # mean square of (3, 0, 0)
+    saying = replace(setting, stated_bias_variance=lambda fan_in, layer: fan_in + layer)
+    assert layers_of(saying, parameters, relu, "pytorch")[0].bias_variance == 4
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from initflow.errors import InitflowError, SettingError
 from initflow.initializers import BUILT_IN, find
+from initflow.plugins import find as find_and_try
 from initflow.scheme import fans
 
 
@@ -43,9 +44,9 @@ WRONG = [
     ("normal:std=nan", "normal:std must be a finite number, not 'nan'", ""),
     ("normal:std=__import__('os')", "must be a finite number, not '__import__('os')'", ""),
     ("normal:std=-1", "scheme 'normal:std=-1.0': std must be at least 0, not -1.0", ""),
-    ("normal:std=1e300", "scheme 'normal:std=1e+300' cannot fill a layer: ", "out of range"),
-    ("normal:std=1e40", "scheme 'normal:std=1e+40' gives weights that are not finite", ""),
-    ("constant:value=1e39", "scheme 'constant:value=1e+39' cannot fill a layer", ""),
+    ("normal:std=1e300", "scheme 'normal:std=1e+300' at fc1 failed: OverflowError", "out of range"),
+    ("normal:std=1e40", "scheme 'normal:std=1e+40' at fc1 breaks the rule 'finite': 2", "infinite"),
+    ("constant:value=1e39", "scheme 'constant:value=1e+39' at fc1 failed: RuntimeError", ""),
     ("sparse:nonzero=0", "nonzero must be at least 1, not 0", ""),
     ("sparse:nonzero=1.5", "sparse:nonzero must be a whole number, not '1.5'", ""),
 ]
@@ -55,7 +56,7 @@ WRONG = [
 def test_wrong_specs_are_named_with_what_would_be_right(spec, message, hint):
     """One line with the bad value, the valid ones and the nearest."""
     with pytest.raises(SettingError) as error:
-        find(spec)
+        find_and_try(spec, None, "relu")
     assert message in str(error.value)
     assert hint in str(error.value)
     assert "\n" not in str(error.value)

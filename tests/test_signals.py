@@ -22,7 +22,9 @@ WIDTHS = (12, 9, 7, 10)
 
 
 def network(init="he", activation="relu", bias_init="pytorch", seed=0, widths=WIDTHS):
-    parameters = model.initialize(widths, find(init), bias_init=bias_init, seed=seed)
+    parameters = model.initialize(
+        widths, find(init), ACTIVATIONS["relu"], bias_init=bias_init, seed=seed
+    )
     return parameters, ACTIVATIONS[activation]
 
 

@@ -43,7 +43,9 @@ def assert_identical_to_pytorch(
     activation, *, n, epochs, hidden=(100,), batch_size=100, momentum=0.9, nesterov=True, lr=0.1
 ):
     data = images(n)
-    parameters = model.initialize((784, *hidden, 10), find("he"), bias_init="pytorch", seed=0)
+    parameters = model.initialize(
+        (784, *hidden, 10), find("he"), ACTIVATIONS["relu"], bias_init="pytorch", seed=0
+    )
     initial = {name: tensor.clone() for name, tensor in parameters.state().items()}
     _, losses = run(
         parameters,
@@ -144,7 +146,8 @@ def test_a_network_in_a_stack_is_the_network_alone(activation, hidden):
     data = images(1_050)
     widths = (784, *hidden, 10)
     alone = [
-        model.initialize(widths, find("he"), bias_init="pytorch", seed=seed) for seed in range(3)
+        model.initialize(widths, find("he"), ACTIVATIONS["relu"], bias_init="pytorch", seed=seed)
+        for seed in range(3)
     ]
     stack = model.Parameters(widths, members=3)
     for member, parameters in enumerate(alone):
@@ -160,7 +163,9 @@ def test_a_network_in_a_stack_is_the_network_alone(activation, hidden):
 def test_stopping_to_look_changes_nothing():
     """Evaluating at every step leaves losses and weights as they were."""
     data = images(1_000)
-    quiet = model.initialize((784, 30, 10), find("he"), bias_init="zeros", seed=0)
+    quiet = model.initialize(
+        (784, 30, 10), find("he"), ACTIVATIONS["relu"], bias_init="zeros", seed=0
+    )
     looked_at = quiet.copy_to("cpu")
     _, losses = run(quiet, "relu", data, epochs=2)
     seen = []
@@ -184,7 +189,9 @@ def test_stopping_to_look_changes_nothing():
 def test_checkpoints_come_at_the_start_the_interval_and_the_end():
     """Steps count updates; the rate is that of the last one; no loss is told twice."""
     data = images(1_000)
-    parameters = model.initialize((784, 10), find("he"), bias_init="zeros", seed=0)
+    parameters = model.initialize(
+        (784, 10), find("he"), ACTIVATIONS["relu"], bias_init="zeros", seed=0
+    )
     checkpoints, losses = run(parameters, "relu", data, epochs=3, eval_every=7)
     assert [checkpoint.step for checkpoint in checkpoints] == [0, 7, 14, 21, 28, 30]
     assert [len(checkpoint.losses) for checkpoint in checkpoints] == [0, 7, 7, 7, 7, 2]
@@ -221,7 +228,9 @@ def test_batch_order_is_a_permutation_of_seed_and_epoch_alone():
 def test_divergence_stops_at_the_step_whose_loss_is_not_finite():
     """Everything before it is kept, and the last checkpoint says so."""
     data = images(1_000)
-    parameters = model.initialize((784, 50, 50, 10), find("normal"), bias_init="zeros", seed=0)
+    parameters = model.initialize(
+        (784, 50, 50, 10), find("normal"), ACTIVATIONS["relu"], bias_init="zeros", seed=0
+    )
     checkpoints, losses = run(parameters, "linear", data, epochs=5, lr=10.0, eval_every=2)
     last = checkpoints[-1]
     assert last.diverged
@@ -232,7 +241,9 @@ def test_divergence_stops_at_the_step_whose_loss_is_not_finite():
 
 def test_a_network_that_starts_without_a_finite_loss_diverges_at_step_0():
     """Before any update."""
-    parameters = model.initialize((784, 50, 10), find("normal:std=1e30"), bias_init="zeros", seed=0)
+    parameters = model.initialize(
+        (784, 50, 10), find("normal:std=1e30"), ACTIVATIONS["relu"], bias_init="zeros", seed=0
+    )
     checkpoints, losses = run(parameters, "linear", images(100), epochs=1)
     assert [(c.step, c.diverged) for c in checkpoints] == [(0, False), (0, True)]
     assert losses == []
@@ -240,7 +251,9 @@ def test_a_network_that_starts_without_a_finite_loss_diverges_at_step_0():
 
 def test_zero_weights_start_at_ln_10_and_only_the_output_bias_learns():
     """With zero weights and biases and ReLU every weight gradient is exactly 0."""
-    parameters = model.initialize((784, 30, 30, 10), find("zero"), bias_init="zeros", seed=0)
+    parameters = model.initialize(
+        (784, 30, 30, 10), find("zero"), ACTIVATIONS["relu"], bias_init="zeros", seed=0
+    )
     _, losses = run(parameters, "relu", images(1_000), epochs=2)
     assert losses[0][0] == pytest.approx(math.log(10), abs=1e-6)
     assert not any(weight.any() for weight in parameters.weights)

@@ -14,7 +14,9 @@ def verdict(init, activation, hidden, bias_init="pytorch"):
     splits = data.load(TrainConfig(dataset="digits"))
     probe = measure.probe(splits.train, 300)
     widths = (splits.pixels, *hidden, 10)
-    parameters = model.initialize(widths, find(init), bias_init=bias_init, seed=0)
+    parameters = model.initialize(
+        widths, find(init), ACTIVATIONS["relu"], bias_init=bias_init, seed=0
+    )
     (seen,) = measure.observe(parameters, ACTIVATIONS[activation], probe)
     variance = probe.images.double().var(0, correction=0).mean().item()
     return judge(seen.signals, ACTIVATIONS[activation], widths, variance)

@@ -1,0 +1,187 @@
+"""What every initializer must keep to, checked each time that one has run.
+
+It fills the very tensors it is given, all of them and nothing else, with finite numbers, draws
+from the generator it is given alone, and from the same seed gives the same weights. It runs
+twice, on copies, so that a breach or an error leaves the weights as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from initflow.errors import InitflowError, PluginError, SettingError, cause, first_line
+from initflow.scheme import BUILT_IN, Scheme
+
+# The rules by name, as `initflow plugins check` lists them.
+RULES = {
+    "runs": "fills its tensors without an error",
+    "in place": "writes into the tensors it is given; replaces and returns none",
+    "shape": "leaves their shape as it is",
+    "dtype": "leaves their dtype as it is",
+    "device": "leaves them on their device",
+    "finite": "writes every entry, and finite numbers only",
+    "global random state": "draws from the generator it is given, and moves no global random state",
+    "same seed": "gives the same weights for the same seed",
+}
+
+Tensors = Mapping[str, Tensor]
+
+
+class Breach(Exception):  # noqa: N818 - becomes one of initflow.errors, with names, in apply
+    """A rule of :data:`RULES` was broken, at a tensor such as ``fc1.weight``."""
+
+    def __init__(self, rule: str, tensor: str, detail: str) -> None:
+        super().__init__(f"{tensor}: {detail}" if tensor else detail)
+        self.rule, self.tensor, self.detail = rule, tensor, detail
+
+
+def apply(
+    scheme: Scheme,
+    tensors: Tensors,
+    fill: Callable[[Tensors, torch.Generator], object],
+    generator: torch.Generator,
+    place: str,
+) -> None:
+    """Let ``fill``, of ``scheme``, write into ``tensors``, as :func:`attempt` does.
+
+    An error names the scheme, its provider, ``place`` (the layer or network) and the rule: a
+    :class:`SettingError` for what the scheme refuses as a ``ValueError``, and for any failure of
+    a built-in scheme, whose arguments are to blame; else a :class:`PluginError`.
+    """
+    try:
+        attempt(tensors, fill, generator)
+    except Breach as breach:
+        at = breach.tensor.removesuffix(".weight").removesuffix(".bias") or place
+        raise _error(scheme, at, f"breaks the rule '{breach.rule}': {breach.detail}") from breach
+    except InitflowError:
+        raise
+    except ValueError as error:
+        raise SettingError(f"scheme '{scheme.spec}': {first_line(error)}") from error
+    except Exception as error:  # a plugin may fail in any way
+        raise _error(scheme, place, f"failed: {cause(error)}") from error
+
+
+def attempt(
+    tensors: Tensors, fill: Callable[[Tensors, torch.Generator], object], generator: torch.Generator
+) -> None:
+    """Let ``fill`` write into ``tensors``, by name, such as ``fc1.weight`` and ``fc1.bias``.
+
+    It gets copies whose weights are all NaN, then once more others, from the same place of
+    ``generator``; where all :data:`RULES` hold, the first are copied into ``tensors``. Raises
+    :class:`Breach`, or what ``fill`` raises, with ``tensors`` and the global random states as
+    they were.
+    """
+    twin = torch.Generator(generator.device).set_state(generator.get_state())
+    with _left_alone():
+        first = _filled(tensors, fill, generator, math.nan)
+        again = _filled(tensors, fill, twin, 0.0)
+    for name, tensor in first.items():
+        if not torch.equal(tensor, again[name]):
+            differ = int((tensor != again[name]).sum())
+            raise Breach(
+                "same seed", name, f"{differ} of {tensor.numel()} entries differ in a second run"
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(first[name])
+
+
+def _filled(
+    tensors: Tensors,
+    fill: Callable[[Tensors, torch.Generator], object],
+    generator: torch.Generator,
+    blank: float,
+) -> dict[str, Tensor]:
+    """What ``fill`` makes of copies, whose weights are ``blank``."""
+    copies = {
+        name: torch.full_like(tensor, blank) if name.endswith("weight") else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+    addresses = {name: tensor.data_ptr() for name, tensor in copies.items()}
+    returned = fill(copies, generator)
+    for name, copy in copies.items():
+        original = tensors[name]
+        for rule in ("shape", "dtype", "device"):
+            before, after = getattr(original, rule), getattr(copy, rule)
+            if before != after:
+                raise Breach(rule, name, f"was {_text(before)}, became {_text(after)}")
+        if copy.data_ptr() != addresses[name]:
+            raise Breach("in place", name, "its memory was replaced by another tensor's")
+        if copy.isfinite().all():
+            continue
+        if isinstance(returned, Tensor):
+            raise Breach("in place", name, "a tensor was returned instead")
+        if name.endswith("weight") and copy.isnan().all():
+            raise Breach("finite", name, "nothing was written into it, or NaN only")
+        wrong = int((~copy.isfinite()).sum())
+        raise Breach("finite", name, f"{wrong} of {copy.numel()} entries are NaN or infinite")
+    return copies
+
+
+@contextlib.contextmanager
+def _left_alone() -> Iterator[None]:
+    """Put the global random states back, and raise :class:`Breach` if one was moved."""
+    before = {name: get() for name, (get, _) in _GLOBAL.items()}
+    moved = ""
+    try:
+        yield
+    finally:
+        for name, (get, put) in _GLOBAL.items():
+            if get() != before[name]:
+                moved = name
+                put(before[name])
+    if moved:
+        raise Breach("global random state", "", f"that of {moved} was moved or seeded")
+
+
+def _cuda_states() -> tuple[bytes, ...]:
+    there = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return tuple(map(_bytes, torch.cuda.get_rng_state_all())) if there else ()
+
+
+def _put_cuda_states(states: tuple[bytes, ...]) -> None:
+    torch.cuda.set_rng_state_all(list(map(_tensor, states)))
+
+
+def _numpy_state() -> tuple[object, ...]:
+    name, keys, *others = np.random.get_state(legacy=True)  # noqa: NPY002
+    return (name, keys.tobytes(), *others)  # type: ignore[union-attr]
+
+
+def _put_numpy_state(state: tuple[str, bytes, int, int, float]) -> None:
+    name, keys, *others = state
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *others))  # type: ignore[arg-type]  # noqa: NPY002
+
+
+def _bytes(state: Tensor) -> bytes:
+    return state.numpy().tobytes()
+
+
+def _tensor(state: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+
+# How the state of each global generator is had, as what can be compared, and put back.
+_GLOBAL: dict[str, tuple[Callable[[], object], Callable[..., None]]] = {
+    "torch": (lambda: _bytes(torch.get_rng_state()), lambda s: torch.set_rng_state(_tensor(s))),
+    "torch.cuda": (_cuda_states, _put_cuda_states),
+    "numpy": (_numpy_state, _put_numpy_state),
+    "Python's random": (random.getstate, random.setstate),
+}
+
+
+def _error(scheme: Scheme, place: str, what: str) -> InitflowError:
+    if scheme.provider == BUILT_IN:
+        return SettingError(f"scheme '{scheme.spec}' at {place} {what}")
+    return PluginError(f"scheme '{scheme.spec}' of {scheme.provider} at {place} {what}")
+
+
+def _text(value: object) -> str:
+    return str(tuple(value)) if isinstance(value, torch.Size) else str(value)

@@ -1,0 +1,162 @@
+"""Which plugins there are: found and sorted, by their metadata alone. Nothing is imported.
+
+A plugin is a scheme that an installed distribution offers by an entry point, that a folder
+offers which is such a distribution and is used in place, or that the running notebook or script
+defines. One that cannot be used is kept, with its cause, and troubles no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import distributions
+from pathlib import Path
+
+from initflow.config import SCHEME_NAMES
+from initflow.errors import SettingError, cause, first_line
+
+GROUP = "initflow.initializers"
+FOLDER = "plugins"
+NOTEBOOK = "__main__"
+MARK = "__initflow__"  # the attribute of a function that was made an initializer
+NAME = re.compile(r"\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A scheme that a distribution offers under ``name``: found, not yet imported.
+
+    ``function`` is its place, ``module:name``. ``folder`` is that of a distribution that is used
+    in place, None for an installed one; ``installed_too`` where it is both. ``problem`` says why
+    it cannot be used, where finding it was enough to know.
+    """
+
+    name: str
+    function: str
+    distribution: str
+    version: str
+    folder: Path | None = None
+    installed_too: bool = False
+    problem: str | None = None
+
+    @property
+    def provider(self) -> str:
+        """``distribution version``, as the tags of a run have it."""
+        return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def origin(self) -> str:
+        """Who offers it, and from where."""
+        if self.distribution == NOTEBOOK:
+            return "the running script or notebook"
+        return f"{self.provider} ({self.folder or 'installed'})"
+
+    def as_json(self) -> dict[str, object]:
+        where = None if self.folder is None else str(self.folder)
+        return dataclasses.asdict(self) | {"folder": where}
+
+
+def folder(asked: Path | None) -> Path:
+    """Where plugins lie that are used in place: as ``asked``, else as the environment says."""
+    given = os.environ.get("INITFLOW_PLUGINS_DIR") or FOLDER
+    return asked or Path(os.path.expanduser(given))  # noqa: PTH111 - leaves an unknown ~user
+
+
+def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
+    """Every plugin by name, sorted; nothing is imported.
+
+    Raises :class:`SettingError` for a ``plugins_dir`` that is no folder.
+    """
+    place = folder(plugins_dir)
+    if not place.is_dir() and (plugins_dir or os.environ.get("INITFLOW_PLUGINS_DIR")):
+        raise SettingError(f"plugins_dir must be a folder, not '{place}'")
+    return _sorted([*_in_notebook(), *_in_folders(place), *_installed()])
+
+
+def found_in_notebook() -> dict[str, Plugin]:
+    """Those of the running notebook or script alone."""
+    return _sorted(_in_notebook())
+
+
+def _in_notebook() -> Iterator[Plugin]:
+    """Functions marked as initializers in the notebook or script that is running."""
+    for name, value in list(vars(sys.modules[NOTEBOOK]).items()):
+        if hasattr(value, MARK) and getattr(value, "__module__", None) == NOTEBOOK:
+            yield Plugin(name, f"{NOTEBOOK}:{name}", NOTEBOOK, "")
+
+
+def _installed() -> Iterator[Plugin]:
+    """Of every distribution on the path, by its entry points; the first of a name is imported."""
+    seen = set()
+    for distribution in distributions():
+        if GROUP not in (distribution.read_text("entry_points.txt") or ""):
+            continue
+        try:
+            metadata = distribution.metadata  # parsed at every access
+            name, version = metadata["Name"], metadata["Version"]
+            key = normalized(name)
+            points = list(distribution.entry_points.select(group=GROUP))
+        except Exception as error:  # noqa: BLE001 - damaged metadata is no one else's trouble
+            name = Path(str(getattr(distribution, "_path", "unknown"))).stem
+            yield Plugin(name, "", name, "", problem=f"its metadata are damaged: {cause(error)}")
+            continue
+        if key not in seen:
+            seen.add(key)
+            for point in points:
+                yield Plugin(point.name, point.value, name, version)
+
+
+def _in_folders(place: Path) -> Iterator[Plugin]:
+    """Of every folder in ``place`` that has a ``pyproject.toml``, by its entry points."""
+    for project in sorted(place.glob("*/pyproject.toml")):
+        home = project.parent
+        try:
+            table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+            name, points = str(table["name"]), dict(table["entry-points"][GROUP])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            why = first_line(error)
+            if isinstance(error, KeyError):
+                why = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
+            problem = f"{project}: {why}"
+            yield Plugin(home.name, "", home.name, "", home, problem=problem)
+            continue
+        for point, function in points.items():
+            yield Plugin(point, str(function), name, str(table.get("version", "")), home)
+
+
+def _sorted(plugins: Iterable[Plugin]) -> dict[str, Plugin]:
+    """By name; what makes a name unusable is noted as the plugin's problem."""
+    named: dict[str, list[Plugin]] = {}
+    for plugin in plugins:
+        named.setdefault(plugin.name, []).append(plugin)
+    return {name: _one(named[name]) for name in sorted(named)}
+
+
+def _one(plugins: list[Plugin]) -> Plugin:
+    """The one to use of those with a name; folders come before what is installed."""
+    first, *others = plugins
+    same = [p for p in others if first.folder and not p.folder and _same(p, first)]
+    rivals = [first, *(p for p in others if p not in same)]
+    problem = first.problem
+    if len(rivals) > 1:
+        problem = f"two distributions offer '{first.name}': " + " and ".join(
+            plugin.origin for plugin in rivals
+        )
+    elif first.name in SCHEME_NAMES:
+        problem = f"'{first.name}' is the name of a built-in scheme, which no plugin may take"
+    elif not NAME.fullmatch(first.name):
+        problem = f"'{first.name}' is no name for a scheme: letters, digits, '_', '-' and '.' are"
+    return replace(first, installed_too=bool(same), problem=problem)
+
+
+def _same(plugin: Plugin, other: Plugin) -> bool:
+    return normalized(plugin.distribution) == normalized(other.distribution)
+
+
+def normalized(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
