@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import json
 import logging
 import os
 import shlex
@@ -18,14 +19,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from initflow import __version__
-from initflow.config import DiagnoseConfig, Settings, TrainConfig
-from initflow.errors import InitflowError, VerdictError
+from initflow.config import DiagnoseConfig, NetworkConfig, Settings, TrainConfig
+from initflow.errors import InitflowError, PluginError, VerdictError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,8 +145,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
 
         _quieten_libraries()
         diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDE)
+    _widen(console)
     console.print(report.diagnosis_table(diagnosis, console.width))
     _say(console, *report.advice_lines(diagnosis.readings))
     _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run.id}.")
@@ -153,6 +154,144 @@ def diagnose(experiment: str | None, **settings: str) -> None:
             f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
         )
         raise VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
+
+
+_plugins_dir = click.option(
+    "--plugins-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of plugins to use in place.  [default: INITFLOW_PLUGINS_DIR, else plugins]",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@cli.command(context_settings=CONTEXT)
+@click.argument("name", required=False)
+@_json
+@_options(NetworkConfig)
+@_debug
+def schemes(name: str | None, as_json: bool, **settings: str) -> None:
+    """What schemes there are, built in and from plugins; or one of them, on a network.
+
+    \b
+    Examples:
+      initflow schemes
+      initflow schemes he:mode=fan_out --hidden 300,100
+    """
+    config = NetworkConfig(**settings)  # type: ignore[arg-type]  # it reads text
+    with _progress() as (console, _):
+        from initflow import catalogue, report
+
+        found = [catalogue.filled(name, config)] if name else catalogue.entries(config)
+    if as_json:
+        values = [entry.as_json() for entry in found]
+        click.echo(json.dumps(values[0] if name else values, indent=2))
+        return
+    _widen(console)
+    if name:
+        _say(console, *report.scheme_lines(found[0]))
+        console.print(report.layers_table(found[0]))
+    else:
+        console.print(report.schemes_table(found))
+        _say(console, *report.broken_lines(found))
+
+
+@cli.group(context_settings=CONTEXT)
+@_debug
+def plugins() -> None:
+    """Initializers of your own: list, check and start one.
+
+    \b
+    Example:
+      initflow plugins list
+    """
+
+
+@plugins.command("list", context_settings=CONTEXT)
+@_json
+@_plugins_dir
+@_debug
+def list_plugins(as_json: bool, plugins_dir: Path | None) -> None:
+    """What is found, from where; nothing is imported.
+
+    \b
+    Example:
+      initflow plugins list --plugins-dir my-plugins
+    """
+    from initflow import finder
+
+    found = list(finder.found(plugins_dir).values())
+    if as_json:
+        click.echo(json.dumps([plugin.as_json() for plugin in found], indent=2))
+        return
+    if not found:
+        click.echo(f"No plugin is installed, and none is in '{finder.folder(plugins_dir)}'.")
+        return
+    from rich.console import Console
+
+    from initflow.report import plugins_table
+
+    console = Console()
+    _widen(console)
+    console.print(plugins_table(found))
+
+
+@plugins.command(context_settings=CONTEXT)
+@click.argument("name")
+@_json
+@_plugins_dir
+@_debug
+def check(name: str, as_json: bool, plugins_dir: Path | None) -> None:
+    """Try an initializer against its contract; exit 1 if it breaks a rule.
+
+    NAME is what init would be: a scheme's name, or file.py:function.
+
+    \b
+    Example:
+      initflow plugins check he
+    """
+    with _progress() as (console, progress):
+        from initflow import report, testing
+
+        rows = []
+        for row in testing.check(name, plugins_dir):
+            rows.append(row)
+            progress(f"checked: {row.rule}", len(rows), len(testing.ALL_RULES))
+    if as_json:
+        click.echo(json.dumps([row.as_json() for row in rows], indent=2))
+    else:
+        _widen(console)
+        console.print(report.check_table(rows))
+        _say(console, *report.failure_lines(rows))
+    broken = [row.rule for row in rows if not row.passed]
+    if broken:
+        raise PluginError(f"'{name}' breaks its contract: {', '.join(broken)}")
+    if not as_json:
+        _say(console, f"'{name}' keeps its contract.")
+
+
+@plugins.command(context_settings=CONTEXT)
+@click.argument("name")
+@_plugins_dir
+@_debug
+def new(name: str, plugins_dir: Path | None) -> None:
+    """Write a complete plugin that offers a scheme called NAME, to change into your own.
+
+    \b
+    Example:
+      initflow plugins new mine
+    """
+    from initflow.finder import folder
+    from initflow.scaffold import new as write
+
+    place = write(name, folder(plugins_dir))
+    click.echo(f"Written: {place}")
+    click.echo(f"Next, try it: initflow plugins check {name}")
+
+
+def _widen(console: Console) -> None:
+    """Give tables room where no terminal limits them."""
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 
 CLASSES = 10
+SIDE = {"digits": 8}  # pixels; of all others 28
 DIGITS_TEST_IMAGES = 360
 DOWNLOAD_TIMEOUT_S = 30.0
 PARSED_FORMAT = "1"
@@ -112,16 +113,16 @@ def load(config: TrainConfig) -> Splits:
     validation than there are.
     """
     if config.dataset == "digits":
-        pixels = _digits()
+        loaded = _digits()
     else:
-        pixels = _idx(config.dataset, data_dir(config.data_dir))
-    tensors = pixels.tensors
-    mean, std = _normalization(config.normalize, tensors["train_images"], pixels.white)
+        loaded = _idx(config.dataset, data_dir(config.data_dir))
+    tensors = loaded.tensors
+    mean, std = _normalization(config.normalize, tensors["train_images"], loaded.white)
     if not std:
-        raise DataError(f"normalize=standard: all training pixels in '{pixels.source}' are equal")
+        raise DataError(f"normalize=standard: all training pixels in '{loaded.source}' are equal")
 
     def split(images: Tensor, labels: Tensor) -> Split:
-        scaled = images.to(torch.float32).div_(pixels.white)
+        scaled = images.to(torch.float32).div_(loaded.white)
         if config.normalize != "unit":
             scaled.sub_(mean).div_(std)
         return Split(scaled, labels.to(torch.int64))
@@ -139,8 +140,13 @@ def load(config: TrainConfig) -> Splits:
         mean=mean,
         std=std,
         digest=_content_digest(tensors),
-        source=pixels.source,
+        source=loaded.source,
     )
+
+
+def pixels(dataset: str) -> int:
+    """Pixels of an image of ``dataset``, known without its files."""
+    return SIDE.get(dataset, 28) ** 2
 
 
 def data_dir(given: Path | None) -> Path:

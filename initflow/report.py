@@ -6,17 +6,23 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from initflow.config import TrainConfig
-from initflow.diagnose import Diagnosis
-from initflow.experiment import Result
-from initflow.initializers import recommended
-from initflow.reading import Reading
+from initflow.config import RECOMMENDED, TrainConfig
+from initflow.finder import NOTEBOOK, Plugin
 
+if TYPE_CHECKING:  # they take seconds to import, which a list of plugins need not wait for
+    from initflow.catalogue import Entry
+    from initflow.diagnose import Diagnosis
+    from initflow.experiment import Result
+    from initflow.reading import Reading
+    from initflow.testing import Row
+
+FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
 
 
@@ -97,9 +103,107 @@ def advice_lines(readings: Mapping[tuple[str, str], Reading]) -> list[str]:
     return [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
 
 
+def schemes_table(entries: Sequence[Entry]) -> Table:
+    """A row for each scheme that can be used, then one for each broken one with its cause."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    usable = [entry for entry in entries if not entry.broken]
+    first = usable[0].layers[0]
+    table.caption = (
+        f"std: of the weights of the first layer, {first.fan_in} inputs to {first.fan_out} units, "
+        "as the scheme states it; – where it states none. A scheme fills one layer after the "
+        "other, or the whole network, seeing images; some set the biases too."
+    )
+    table.add_column("scheme", overflow="fold")
+    table.add_column("from", overflow="fold")
+    table.add_column("fills", no_wrap=True)
+    table.add_column("std", no_wrap=True, justify="right")
+    table.add_column("arguments", overflow="fold")
+    for entry in usable:
+        table.add_row(
+            Text(entry.name),
+            Text(entry.provider),
+            _fills(entry),
+            _std(entry.layers[0].stated_std),
+            Text(", ".join(f"{name}={value}" for name, value in entry.arguments.items())),
+        )
+    return table
+
+
+def broken_lines(entries: Sequence[Entry]) -> list[str]:
+    return [f"Broken: {entry.broken}" for entry in entries if entry.broken]
+
+
+def layers_table(entry: Entry) -> Table:
+    """What a scheme states of each layer's weights, and what it really gives."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layer")
+    for column in ("inputs", "units", "stated std", "std", "std of biases"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in entry.layers:
+        numbers = map(_std, (layer.stated_std, layer.weight_std, layer.bias_std))
+        table.add_row(layer.name, str(layer.fan_in), str(layer.fan_out), *numbers)
+    return table
+
+
+def scheme_lines(entry: Entry) -> list[str]:
+    """What a scheme is, in the words of its own docstring."""
+    arguments = ", ".join(f"{name}={value}" for name, value in entry.arguments.items())
+    return [
+        f"{entry.name}, from {entry.provider}; fills {_fills(entry)}",
+        f"Arguments: {arguments or 'none'}",
+        "",
+        entry.description or "(its function has no docstring)",
+    ]
+
+
+def _fills(entry: Entry) -> str:
+    what = "the network" if entry.fills == "network" else "layers"
+    return f"{what}, biases too" if entry.sets_biases and entry.fills == "layer" else what
+
+
+def _std(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def plugins_table(plugins: Sequence[Plugin]) -> Table:
+    """What was found, and what keeps a plugin from being used as far as finding can tell."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("scheme", "distribution", "where", "function"):
+        table.add_column(column, overflow="fold")
+    for plugin in plugins:
+        where = str(plugin.folder or ("here" if plugin.distribution == NOTEBOOK else "installed"))
+        cells = (plugin.name, plugin.provider, where, plugin.problem or plugin.function)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def check_table(rows: Sequence[Row]) -> Table:
+    """The conformance table; what failed is told below it."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("rule", no_wrap=True)
+    table.add_column("cases", justify="right", no_wrap=True)
+    table.add_column("it …", overflow="fold")
+    for row in rows:
+        mark = Text("✓", style="green") if row.passed else Text("✗", style="red")
+        meaning = f"{row.meaning} ({row.note})" if row.note else row.meaning
+        table.add_row(mark, row.rule, str(row.cases) if row.cases else "–", Text(meaning))
+    return table
+
+
+def failure_lines(rows: Sequence[Row]) -> list[str]:
+    """The first failures of each rule."""
+    lines = []
+    for row in rows:
+        lines += [f"{row.rule}: {failure}" for failure in row.failures[:FAILURES]]
+        if len(row.failures) > FAILURES:
+            lines.append(f"{row.rule}: and {len(row.failures) - FAILURES} more")
+    return lines
+
+
 def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
     """The same training under a scheme worth holding this one against."""
-    other = recommended(config.activation)
+    other = RECOMMENDED.get(config.activation, "he")
     if config.init == other:
         other = "normal"
     return train_command(replace(config, init=other), launcher)

@@ -1,18 +1,58 @@
 """The command line: options, errors, exit codes, and what is printed."""
 
 import io
+import json
 import re
 import shlex
+import sys
 from dataclasses import fields
 
 import pytest
 
 from initflow import __version__, cli
-from initflow.config import DiagnoseConfig, TrainConfig
+from initflow.config import SCHEME_NAMES, DiagnoseConfig, NetworkConfig, TrainConfig
 from initflow.report import next_command, train_command
+from tests.test_finder import project
 
 QUICK = ["--dataset", "digits", "--log-model", "false", "--probe", "0"]
 DIGITS = ["--dataset", "digits"]
+
+
+PLUGINS = {
+    "mine": (
+        "import initflow\n"
+        "@initflow.initializer(variance=lambda fan_in, gain: gain**2 / fan_in)\n"
+        "def fill(weight, bias, fan_in, generator, *, gain: float = 1.0):\n"
+        "    'N(0, gain²/fan_in).'\n"
+        "    weight.normal_(0.0, gain / fan_in**0.5, generator=generator)\n"
+        "    bias.zero_()\n"
+    ),
+    "whole": (
+        "def fill(network, generator):\n"
+        "    for layer in network[::2]:\n"
+        "        layer.weight.normal_(0.0, 0.5, generator=generator)\n"
+    ),
+    "hurt": "import no_such_module",
+    "stated": (
+        "import initflow\n"
+        "@initflow.initializer(variance=lambda: {}[1])\n"
+        "def fill(weight):\n    weight.zero_()\n"
+    ),
+}
+
+
+@pytest.fixture
+def plugins_here(tmp_path, monkeypatch):
+    """A working folder with plugins: one by layers, one by the network, two that are broken."""
+    monkeypatch.chdir(tmp_path)
+    for name, code in PLUGINS.items():
+        version = "0.4" if name == "mine" else "1.0"
+        home = project(tmp_path / "plugins", name, {name: f"{name}:fill"}, version=version)
+        (home / f"{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield tmp_path
+    for name in PLUGINS:
+        sys.modules.pop(name, None)
 
 
 def run(capsys, *arguments):
@@ -28,20 +68,32 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["train", "-h"], ["diagnose", "-h"]], ids=str
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "-h"],
+        ["diagnose", "-h"],
+        ["schemes", "-h"],
+        ["plugins", "-h"],
+        ["plugins", "list", "-h"],
+        ["plugins", "check", "-h"],
+        ["plugins", "new", "-h"],
+    ],
+    ids=str,
 )
 def test_help_has_examples(capsys, arguments):
     """For the group and for each command."""
     code, out, err = run(capsys, *arguments)
     assert (code, err) == (0, "")
     assert "Example" in out
-    assert re.search(r"  initflow (train|diagnose) --", out)
+    assert re.search(rf"  initflow {' '.join(arguments[:-1]) or 'train'}\b", out)
 
 
 @pytest.mark.parametrize(
     ("command", "settings"),
-    [(cli.train, TrainConfig), (cli.diagnose, DiagnoseConfig)],
-    ids=["train", "diagnose"],
+    [(cli.train, TrainConfig), (cli.diagnose, DiagnoseConfig), (cli.schemes, NetworkConfig)],
+    ids=["train", "diagnose", "schemes"],
 )
 def test_every_setting_is_an_option_with_its_default_and_meaning(command, settings):
     """The options come from the configuration."""
@@ -52,7 +104,8 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(command, settin
         assert option.opts == [f"--{setting.name.replace('_', '-')}"]
         assert option.default == defaults[setting.name]
         assert setting.metadata["meaning"].lower() in option.help.lower()
-    assert set(options) == {"experiment", "debug"}
+    more = {"name", "as_json"} if command is cli.schemes else {"experiment"}
+    assert set(options) == {"debug", *more}
 
 
 def test_help_examples_are_valid(capsys):
@@ -98,6 +151,17 @@ ERRORS = [
     (["diagnose", "--fail-on", "vanish"], 2, "Error: fail_on must be 'none' or verdicts between"),
     (["diagnose", "--depth", "1000", "--width", "60000"], 2, "not '60000x1000'"),
     (["diagnose", "--probe", "1"], 2, "Error: probe must be a whole number, at least 2"),
+    (["train", "--plugins-dir", "none/here", "--init", "x"], 2, "not 'none/here'"),
+    (["schemes", "hee"], 2, "not 'hee' (did you mean 'he'?)"),
+    (["schemes", "he:gain=2"], 2, "argument of scheme 'he' must be one of mode"),
+    (["schemes", "--hidden", "ten"], 2, "Error: hidden must be widths such as 100"),
+    (["schemes", "--plugins-dir", "none/here"], 2, "plugins_dir must be a folder, not 'none/here'"),
+    (["plugins", "list", "--plugins-dir", "none"], 2, "plugins_dir must be a folder, not 'none'"),
+    (["plugins", "check", "hee"], 2, "not 'hee' (did you mean 'he'?)"),
+    (["plugins", "check"], 2, "Error: Missing argument 'NAME'."),
+    (["plugins", "new", "he"], 2, "'he'"),
+    (["plugins", "new", "my init"], 2, "'my init'"),
+    (["plugins", "nwe"], 2, "Error: No such command 'nwe'"),
 ]
 
 
@@ -269,3 +333,114 @@ def test_the_table_of_a_diagnosis_fits_the_terminal(store, columns):
     for word in ("he_uniform", "leaky_relu", "exploding", "signal", "gradient", "χ₁", "ξ_c"):
         assert word in shown
     assert ("(" in shown) == (columns >= 100)
+
+
+def json_of(capsys, *arguments):
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_schemes_are_listed_with_their_providers_and_arguments(capsys, plugins_here):
+    """Built-in ones first, then plugins by name, then what is broken, with its cause."""
+    code, out, err = run(capsys, "schemes")
+    assert (code, err) == (0, "")
+    table, _, broken = out.partition("std: of the weights of the first layer")
+    names = [line.split()[0] for line in table.splitlines()[3:] if line.strip()]
+    assert names == [*SCHEME_NAMES, "mine", "whole"]
+    assert re.search(r" he +built-in +layers +0\.05051 +mode=fan_in, negative_slope=0\.0 ", table)
+    assert re.search(r" mine +mine 0\.4 +layers, biases too +0\.03571 +gain=1\.0 ", table)
+    assert re.search(r" whole +whole 1\.0 +the network +– ", table)
+    assert "Broken: scheme 'hurt' of hurt 1.0 (plugins/hurt): ModuleNotFoundError: No mod" in broken
+    assert "Broken: scheme 'stated' of stated 1.0" in broken
+
+
+def test_schemes_are_listed_for_programs(capsys, plugins_here):
+    """Everything the table says, and the layers of the network asked for."""
+    listed = json_of(capsys, "schemes", "--json", "--hidden", "50x2", "--dataset", "digits")
+    by_name = {scheme["name"]: scheme for scheme in listed}
+    assert list(by_name)[:16] == list(SCHEME_NAMES)
+    mine = by_name["mine"]
+    assert (mine["provider"], mine["fills"], mine["sets_biases"]) == ("mine 0.4", "layer", True)
+    assert (mine["arguments"], mine["broken"]) == ({"gain": 1.0}, None)
+    assert mine["description"] == "N(0, gain²/fan_in)."
+    shapes = [(layer["name"], layer["fan_in"], layer["fan_out"]) for layer in mine["layers"]]
+    assert shapes == [("fc1", 64, 50), ("fc2", 50, 50), ("fc3", 50, 10)]
+    assert mine["layers"][0]["stated_std"] == pytest.approx(1 / 8)
+    assert "No module named" in by_name["hurt"]["broken"]
+    assert (
+        "of stated 1.0: the variance that it states failed: KeyError: 1"
+        in by_name["stated"]["broken"]
+    )
+
+
+def test_one_scheme_is_shown_on_a_network(capsys, plugins_here):
+    """With its docstring, its arguments, and the std that it really gives."""
+    code, out, err = run(
+        capsys, "schemes", "mine:gain=2", "--hidden", "none", "--dataset", "digits"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "mine:gain=2.0, from mine 0.4; fills layers, biases too\n"
+        "Arguments: gain=2.0\n\nN(0, gain²/fan_in).\n"
+    )
+    stated, std, bias = map(float, re.search(r" fc1 +64 +10 +(\S+) +(\S+) +(\S+)", out).groups())
+    assert stated == 0.25
+    assert std == pytest.approx(0.25, rel=0.1)
+    assert bias == 0
+    shown = json_of(capsys, "schemes", "whole", "--json", "--dataset", "digits")
+    assert shown["layers"][0]["weight_std"] == pytest.approx(0.5, rel=0.05)
+    assert shown["layers"][0]["stated_std"] is None
+
+
+def test_plugins_are_listed_from_where_they_are(capsys, plugins_here):
+    """Without importing any; an empty place says so."""
+    code, out, err = run(capsys, "plugins", "list")
+    assert (code, err) == (0, "")
+    assert re.search(r" mine +mine 0\.4 +plugins/mine +mine:fill ", out)
+    assert re.search(r" hurt +hurt 1\.0 +plugins/hurt +hurt:fill ", out)
+    listed = json_of(capsys, "plugins", "list", "--json")
+    assert [plugin["name"] for plugin in listed] == ["hurt", "mine", "stated", "whole"]
+    assert listed[1]["folder"] == "plugins/mine"
+    (plugins_here / "empty").mkdir()
+    code, out, _ = run(capsys, "plugins", "list", "--plugins-dir", "empty")
+    assert (code, out) == (0, "No plugin is installed, and none is in 'empty'.\n")
+
+
+def test_a_plugin_that_keeps_its_contract_is_told_so(capsys, plugins_here):
+    """Exit 0; the same for programs."""
+    code, out, err = run(capsys, "plugins", "check", "mine")
+    assert (code, err) == (0, "")
+    assert "✗" not in out
+    assert out.endswith("'mine' keeps its contract.\n")
+    rows = json_of(capsys, "plugins", "check", "mine", "--json")
+    assert all(row["passed"] for row in rows)
+    assert run(capsys, "plugins", "check", "stated", "--json")[0] == 1
+
+
+def test_a_new_plugin_is_written_and_passes(capsys, tmp_path, monkeypatch):
+    """Where plugins are looked for; the next command is told."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "plugins", "new", "my-own")
+    assert (code, err) == (0, "")
+    assert out == (
+        "Written: plugins/initflow-my-own\nNext, try it: initflow plugins check my-own\n"
+    )
+    assert run(capsys, "plugins", "check", "my-own")[0] == 0
+    code, out, err = run(capsys, "plugins", "new", "my-own")
+    assert (code, out) == (2, "")
+    assert err == "Error: 'plugins/initflow-my-own' exists already\n"
+
+
+def test_schemes_fit_a_narrow_terminal(store, plugins_here):
+    """No column is lost at 80."""
+    from rich.console import Console
+
+    from initflow import catalogue, report
+
+    shown = io.StringIO()
+    entries = catalogue.entries(NetworkConfig())
+    Console(width=80, file=shown).print(report.schemes_table(entries))
+    assert "…" not in shown.getvalue()
+    for word in ("truncated_normal", "the network", "arguments", "gain=1.0"):
+        assert word in shown.getvalue()

@@ -1,0 +1,124 @@
+"""Every scheme there is, as values to show: what it is, who offers it, or why it is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from initflow import data, plugins
+from initflow.activations import ACTIVATIONS
+from initflow.config import NetworkConfig
+from initflow.errors import PluginError, SettingError
+from initflow.initializers import BUILT_IN
+from initflow.model import initialize, layer_names
+from initflow.scheme import Place, Scheme, Value
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network: the standard deviation stated of its weights, and the real ones.
+
+    Only what is stated is known of a layer that was not filled.
+    """
+
+    name: str
+    fan_in: int
+    fan_out: int
+    stated_std: float | None
+    weight_std: float | None = None
+    bias_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scheme, with the ``layers`` of a network.
+
+    ``fills`` is "layer" or "network", by which it goes. Of a broken one only its name, its
+    provider and the cause are known.
+    """
+
+    name: str
+    provider: str
+    fills: str | None = None
+    sets_biases: bool = False
+    arguments: dict[str, Value] = field(default_factory=dict)
+    description: str = ""
+    layers: tuple[Layer, ...] = ()
+    broken: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+def entries(config: NetworkConfig) -> list[Entry]:
+    """All schemes, built-in ones first, with what they state of the network of ``config``."""
+    listed = [_entry(scheme, config) for scheme in BUILT_IN.values()]
+    for plugin, scheme in plugins.load_all(config.plugins_dir):
+        if isinstance(scheme, PluginError):
+            listed.append(Entry(plugin.name, plugin.origin, broken=str(scheme)))
+        else:
+            listed.append(_entry(scheme, config))
+    return listed
+
+
+def filled(spec: str, config: NetworkConfig) -> Entry:
+    """The scheme that ``spec`` names, and what it makes of the network of ``config``.
+
+    Images are loaded only for a scheme that sees them. Raises what training would.
+    """
+    scheme = plugins.find(spec, config.plugins_dir, config.activation)
+    images = data.load(config.training(spec)).train if scheme.kind == "network" else None
+    activation = ACTIVATIONS[config.activation]
+    parameters = initialize(
+        _widths(config),
+        scheme,
+        activation,
+        bias_init=config.bias_init,
+        seed=config.seed,
+        data=images,
+    )
+    entry = _entry(scheme, config)
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            weight_std=weight.std(correction=0).item(),
+            bias_std=bias.std(correction=0).item(),
+        )
+        for layer, weight, bias in zip(
+            entry.layers, parameters.weights, parameters.biases, strict=True
+        )
+    )
+    return dataclasses.replace(entry, layers=layers)
+
+
+def _widths(config: NetworkConfig) -> tuple[int, ...]:
+    return (data.pixels(config.dataset), *config.hidden, data.CLASSES)
+
+
+def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:
+    pairs = list(pairwise(_widths(config)))
+    activation = ACTIVATIONS[config.activation]
+    layers, broken = [], None
+    for index, (name, (fan_in, fan_out)) in enumerate(
+        zip(layer_names(len(pairs)), pairs, strict=True)
+    ):
+        at = Place(fan_in, fan_out, activation, index, len(pairs))
+        variance = None
+        try:
+            variance = scheme.variance(at)
+        except SettingError:  # made for other activation functions
+            pass
+        except PluginError as error:
+            broken = str(error)
+        layers.append(Layer(name, fan_in, fan_out, None if variance is None else variance**0.5))
+    return Entry(
+        scheme.spec,
+        scheme.provider,
+        scheme.kind,
+        scheme.fills_biases,
+        scheme.values,
+        scheme.description,
+        tuple(layers),
+        broken,
+    )
