@@ -327,19 +327,86 @@ def test_training_needs_no_network(tmp_path):
     assert len(runs(tmp_path)) == 1
 
 
+DROPPED = """
+def dropped(weight, fan_in, generator):
+    weight.normal_(0.0, fan_in**-0.5, generator=generator)
+"""
+
+
+def write_plugin(folder, version):
+    """A plugin's folder, whose scheme is `dropped`."""
+    folder.mkdir(parents=True)
+    (folder / "dropped_init.py").write_text(DROPPED)
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "dropped-plugin"\nversion = "{version}"\n'
+        '[project.entry-points."initflow.initializers"]\ndropped = "dropped_init:dropped"\n'
+    )
+
+
 def test_an_edit_of_the_checkout_is_never_stale(tmp_path):
-    """`mlflow run` of a copy runs the copy's source, not what is installed."""
+    """`mlflow run` of a copy runs the copy's source, and a plugin as soon as it lies there."""
     copy = tmp_path / "copy"
     shutil.copytree(ROOT / "initflow", copy / "initflow")
     for name in ("MLproject", "conda.yaml"):
         shutil.copy(ROOT / name, copy)
     init = copy / "initflow" / "__init__.py"
     init.write_text(init.read_text().replace('__version__ = "', '__version__ = "edited-'))
+    write_plugin(copy / "plugins" / "dropped", "0.7")
     command = ("mlflow", "run", copy, "--env-manager", "local", "-P", "dataset=digits")
-    done = run(tmp_path, *command, "-P", "log_model=false", PYTHONPATH="")
+    more = ("-P", "log_model=false", "-P", "init=dropped")
+    done = run(tmp_path, *command, *more, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     (logged,) = runs(tmp_path)
     assert logged.data.tags["initflow.version"].startswith("edited-")
+    assert logged.data.tags["initflow.provider"] == "dropped-plugin 0.7"
+
+
+def test_mlflow_run_diagnoses_a_plugin(tmp_path):
+    """At depth 100 the signal survives under `critical` where Xavier's fades."""
+    done = run(
+        tmp_path, "mlflow", "run", ROOT, "-e", "diagnose", "--env-manager", "local",
+        "--experiment-name", "e2e", "-P", "inits=xavier,critical", "-P", "activations=tanh",
+        "-P", "depth=100", "-P", "dataset=digits",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    by_scheme = {run.data.tags.get("initflow.scheme"): run.data for run in runs(tmp_path)}
+    signal = {
+        scheme: by_scheme[scheme].metrics["signal_variance/fc100"]
+        for scheme in ("xavier", "critical")
+    }
+    assert signal["critical"] > 4 * signal["xavier"]
+    assert by_scheme["critical"].tags["initflow.provider"] == "initflow-critical 0.1.0"
+    assert re.search(r"\n +critical +tanh +stable +stable ", done.stdout)
+
+
+def test_a_plugin_by_a_real_pip_install(tmp_path):
+    """Into a fresh environment: found by its entry point, used, and its folder is no conflict."""
+    folder = tmp_path / "plugins" / "dropped"
+    write_plugin(folder, "0.7")
+    assert (
+        run(tmp_path, sys.executable, "-m", "venv", "--without-pip", tmp_path / "env").returncode
+        == 0
+    )
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env").rglob("site-packages")
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    (site / "ours.pth").write_text(ours)  # 6 GB of packages, which are not copied
+    pip = ("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index")
+    done = run(tmp_path, python, *pip, folder)
+    assert done.returncode == 0, done.stderr
+    (site / "dropped_init.py").write_text((site / "dropped_init.py").read_text() + "# installed\n")
+
+    def shown(where):
+        done = run(where, python, "-m", "initflow", "schemes", "dropped", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["provider"]
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert shown(elsewhere) == "dropped-plugin 0.7"
+    toml = folder / "pyproject.toml"
+    toml.write_text(toml.read_text().replace("0.7", "0.8"))
+    assert shown(tmp_path) == "dropped-plugin 0.8"
 
 
 def test_the_package_installs_and_gives_the_command(tmp_path):

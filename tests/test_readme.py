@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from dataclasses import fields
 import mlflow
 import pytest
 
+import initflow
 from initflow.config import ACTIVATION_NAMES, DATASET_NAMES, VERDICTS, DiagnoseConfig, TrainConfig
 from initflow.initializers import BUILT_IN
+from initflow.plugins import load_all
+from initflow.testing import assert_initializer_contract
 from tests.conftest import ROOT
 from tests.test_end_to_end import environment, free_port, run, runs
 
@@ -43,6 +47,10 @@ IN_TESTS = {
     "-P activations=relu -P dataset=digits -P fail_on=vanishing,exploding": (
         "test_mlflow_run_diagnoses_and_guards"
     ),
+    "mlflow run . -e diagnose --env-manager local --experiment-name initflow "
+    "-P inits=xavier,critical -P activations=tanh -P depth=100 -P dataset=digits": (
+        "test_mlflow_run_diagnoses_a_plugin"
+    ),
 }
 HERE = [c for c in COMMANDS if c not in ELSEWHERE | IN_TESTS]
 
@@ -64,7 +72,10 @@ def test_every_command_is_run_somewhere():
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("command", HERE)
 def test_commands_of_the_command_line(tmp_path, command):
-    """As they stand, each in an empty folder."""
+    """As they stand, each in a folder that has nothing but the plugins."""
+    shutil.copytree(ROOT / "plugins", tmp_path / "plugins")
+    if command == "initflow plugins check mine":
+        assert run(tmp_path, *shlex.split("initflow plugins new mine")).returncode == 0
     done = run(tmp_path, *shlex.split(command))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -106,7 +117,7 @@ def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
 @pytest.mark.end_to_end
 def test_the_python_example(tmp_path):
     """It prints the id of a run that is there, and its accuracy."""
-    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     done = run(tmp_path, sys.executable, "-c", example)
     assert done.returncode == 0, done.stderr
     (logged,) = runs(tmp_path)
@@ -137,7 +148,7 @@ def train(model):
 @pytest.mark.end_to_end
 def test_the_example_with_any_model(tmp_path):
     """Two steps in a run, and the same keys printed."""
-    _, example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     done = run(tmp_path, sys.executable, "-c", WATCHED + example)
     assert done.returncode == 0, done.stderr
     (logged,) = runs(tmp_path)
@@ -176,7 +187,7 @@ def documented(settings):
 
 def test_the_table_of_schemes_is_the_built_in_ones():
     """Names in order, arguments with their defaults."""
-    table = README.partition("### Schemes")[2].partition("## Your own")[0]
+    table = README.partition("### Schemes")[2].partition("### Plugins")[0]
     rows = re.findall(r"^\| (`[a-z_`, ]+`) \| .* \| (.*) ?\|$", table, re.MULTILINE)
     told = {}
     for names, arguments in rows:
@@ -185,6 +196,22 @@ def test_the_table_of_schemes_is_the_built_in_ones():
     assert list(told) == list(BUILT_IN)
     for name, scheme in BUILT_IN.items():
         assert told[name] == {key: str(p.default) for key, p in scheme.parameters.items()}
+
+
+def test_the_table_of_plugins_is_what_is_there():
+    """Names and arguments with their defaults; the example is an initializer."""
+    table = README.partition("### Plugins")[2].partition("## Your own")[0]
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| (.*) \|$", table, re.MULTILINE)
+    told = {name: dict(re.findall(r"`(\w+)` \(([^)]+)\)", text)) for name, text in rows}
+    there = {
+        plugin.name: {key: str(value) for key, value in scheme.values.items()}
+        for plugin, scheme in load_all(ROOT / "plugins")
+    }
+    assert told == there
+    (example,) = re.findall(r"```python\n(.*?)```", table, re.DOTALL)
+    namespace = {"initflow": initflow}
+    exec(example, namespace)  # noqa: S102 - it is the example
+    assert_initializer_contract(namespace["mine"])
 
 
 def test_activations_and_data_sets_are_all_named():

@@ -1,0 +1,116 @@
+"""docs/plugins.md is true: its commands, its code, its metadata and its tables."""
+
+import inspect
+import re
+import shlex
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import initflow
+from initflow import cli, scheme
+from initflow.contract import RULES
+from initflow.finder import found
+from initflow.plugins import LIMIT_S, find
+from initflow.testing import MORE_RULES, assert_initializer_contract
+from tests.conftest import ROOT
+
+GUIDE = (ROOT / "docs" / "plugins.md").read_text()
+BLOCKS = {
+    kind: [
+        textwrap.dedent(block) for block in re.findall(rf"```{kind}\n(.*?)```", GUIDE, re.DOTALL)
+    ]
+    for kind in ("console", "python", "toml")
+}
+
+
+@pytest.fixture
+def clean(tmp_path, monkeypatch):
+    """An empty working folder; what is imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    path, before = list(sys.path), set(sys.modules)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def namespace(code):
+    names = {"torch": torch, "initflow": initflow}
+    exec(code, names)  # noqa: S102 - it is the guide's own
+    return names
+
+
+def test_the_first_commands_lead_from_nothing_to_a_trained_network(clean, store, capsys):
+    """As they stand, in an empty folder."""
+    commands = re.findall(r"^\$ initflow (.*)$", BLOCKS["console"][0], re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert cli.main(shlex.split(command)) == 0, command
+    out = capsys.readouterr().out
+    assert "Written: plugins/initflow-mine" in out
+    assert "'mine' keeps its contract." in out
+    assert re.search(r" mine +relu +stable ", out)
+
+
+def test_functions_are_named_by_their_place(clean, store, monkeypatch):
+    """The second commands, with the guide's own function."""
+    monkeypatch.syspath_prepend(str(clean))
+    for place in ("path/to/file.py", "package/module.py"):
+        (clean / place).parent.mkdir(parents=True)
+        (clean / place).write_text(BLOCKS["python"][0])
+    commands = re.findall(r"^\$ initflow (.*)$", BLOCKS["console"][1], re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert cli.main([*shlex.split(command), "--epochs", "1", "--log-model", "false"]) == 0
+
+
+def test_the_functions_keep_the_contract():
+    """Of a layer and of the network."""
+    assert_initializer_contract(namespace(BLOCKS["python"][0])["mine"])
+    assert_initializer_contract(namespace(BLOCKS["python"][1])["unit_variance"])
+
+
+def test_the_notebook_example(clean, store, monkeypatch):
+    """The function in one cell, the training in another."""
+    from initflow import TrainConfig
+    from initflow.experiment import train_one
+
+    names = {"__name__": "__main__"}
+    exec(BLOCKS["python"][0], names)  # noqa: S102 - it is the guide's own
+    monkeypatch.setattr(sys.modules["__main__"], "mine", names["mine"], raising=False)
+    result = eval(  # noqa: S307 - it is the guide's own
+        BLOCKS["python"][2], {"train_one": train_one, "TrainConfig": TrainConfig}
+    )
+    assert (result.scheme.spec, result.scheme.provider) == ("mine:gain=1.5", "__main__")
+
+
+def test_the_folder_written_by_hand(clean, monkeypatch):
+    """Its metadata, its function, its test."""
+    home = clean / "plugins" / "initflow-mine"
+    (home / "src").mkdir(parents=True)
+    (home / "pyproject.toml").write_text(BLOCKS["toml"][0])
+    (home / "src" / "initflow_mine.py").write_text(BLOCKS["python"][0])
+    assert find("mine:gain=1.5", None, "relu").provider == "initflow-mine 0.1.0"
+    assert found()["mine"].folder.name == "initflow-mine"
+    namespace(BLOCKS["python"][3])["test_the_contract"]()
+
+
+@pytest.mark.parametrize("names", [scheme.OF_A_LAYER, scheme.OF_THE_NETWORK], ids=["layer", "net"])
+def test_everything_that_can_be_asked_for_is_in_the_tables(names):
+    """By name, and nothing that cannot."""
+    rows = re.findall(r"^\| (`.*?) \| ", GUIDE, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert set(names) <= told
+
+
+def test_the_rules_are_the_contracts():
+    """Names and meanings, in order; the time limit too."""
+    rows = dict(re.findall(r"^\| `([\w ]+)` \| (.*) \|$", GUIDE, re.MULTILINE))
+    rules = {name: text for name, text in rows.items() if name in RULES | MORE_RULES}
+    assert rules == RULES | MORE_RULES
+    assert f"within {LIMIT_S:.0f} s" in GUIDE
+    assert "initflow.initializer" in inspect.getsource(scheme)
