@@ -13,18 +13,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from bench import training, watching
 from initflow import data
+from initflow.finder import GROUP
 
 ROUNDS = 3
+PLUGINS = 200
 
 
 def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
-    missed = [*_training(), *_watching(), *_command(), *_help()]
+    missed = [*_training(), *_watching(), *_command(), *_help(), *_listing()]
     if missed:
         sys.exit(f"not held: {', '.join(missed)}")
 
@@ -88,9 +91,30 @@ def _help() -> Iterator[str]:
         yield "initflow --help under 1 s"
 
 
-def _seconds(*command: str, cwd: str | None = None) -> float:
+def _listing() -> Iterator[str]:
+    """The whole command with many plugins installed, and with none."""
+    with tempfile.TemporaryDirectory() as folder:
+        for n in range(PLUGINS):
+            info = Path(folder) / f"plugin_{n}-1.0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Name: plugin-{n}\nVersion: 1.0\n")
+            (info / "entry_points.txt").write_text(f"[{GROUP}]\nscheme-{n} = plugin_{n}:fill\n")
+        command = ("initflow", "plugins", "list")
+        pairs = [
+            (_seconds(*command, PYTHONPATH=folder), _seconds(*command, cwd=folder))
+            for _ in range(5)
+        ]
+    many, none = map(list, zip(*pairs, strict=True))
+    print(f"initflow plugins list, {PLUGINS} installed   {_spread(many)} s (to hold: under 0.3)")
+    print(f"{'':25s}none installed  {_spread(none)} s")
+    if statistics.median(many) >= 0.3:
+        yield f"listing {PLUGINS} plugins under 0.3 s"
+
+
+def _seconds(*command: str, cwd: str | None = None, **more: str) -> float:
+    environment = _environment() | more
     started = time.perf_counter()
-    subprocess.run(command, cwd=cwd, env=_environment(), check=True, capture_output=True)
+    subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
     return time.perf_counter() - started
 
 
