@@ -108,7 +108,7 @@ def train(experiment: str | None, **settings: str) -> None:
     """
     config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
 
-    with _progress() as (console, progress):
+    with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import experiment as experiments
         from initflow import report
 
@@ -139,7 +139,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
       initflow diagnose --inits xavier,he --activations relu --depth 30 --fail-on vanishing
     """
     config = DiagnoseConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress() as (console, progress):
+    with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import diagnose as diagnoses
         from initflow import report
 
@@ -178,7 +178,7 @@ def schemes(name: str | None, as_json: bool, **settings: str) -> None:
       initflow schemes he:mode=fan_out --hidden 300,100
     """
     config = NetworkConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress() as (console, _):
+    with _progress("PyTorch") as (console, _):
         from initflow import catalogue, report
 
         found = [catalogue.filled(name, config)] if name else catalogue.entries(config)
@@ -232,7 +232,8 @@ def list_plugins(as_json: bool, plugins_dir: Path | None) -> None:
 
     console = Console()
     _widen(console)
-    console.print(plugins_table(found))
+    console.print(plugins_table(found, console.width))
+    _say(console, *(f"Broken: {plugin.problem}" for plugin in found if plugin.problem))
 
 
 @plugins.command(context_settings=CONTEXT)
@@ -249,7 +250,7 @@ def check(name: str, as_json: bool, plugins_dir: Path | None) -> None:
     Example:
       initflow plugins check he
     """
-    with _progress() as (console, progress):
+    with _progress("PyTorch") as (console, progress):
         from initflow import report, testing
 
         rows = []
@@ -295,7 +296,7 @@ def _widen(console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[tuple[Console, Callable[[str, int, int], None]]]:
+def _progress(loading: str) -> Iterator[tuple[Console, Callable[[str, int, int], None]]]:
     """A console, and a bar on it that can be told how far things are."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -310,7 +311,7 @@ def _progress() -> Iterator[tuple[Console, Callable[[str, int, int], None]]]:
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("loading PyTorch and MLflow", total=None)
+        task = bar.add_task(f"loading {loading}", total=None)
         yield (
             console,
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),

@@ -111,9 +111,10 @@ def schemes_table(entries: Sequence[Entry]) -> Table:
     table.caption = (
         f"std: of the weights of the first layer, {first.fan_in} inputs to {first.fan_out} units, "
         "as the scheme states it; – where it states none. A scheme fills one layer after the "
-        "other, or the whole network, seeing images; some set the biases too."
+        "other, some with its biases, or the whole network, seeing images."
     )
-    table.add_column("scheme", overflow="fold")
+    longest = max((len(entry.name) for entry in usable if ":" not in entry.name), default=0)
+    table.add_column("scheme", overflow="fold", min_width=longest)
     table.add_column("from", overflow="fold")
     table.add_column("fills", no_wrap=True)
     table.add_column("std", no_wrap=True, justify="right")
@@ -130,6 +131,7 @@ def schemes_table(entries: Sequence[Entry]) -> Table:
 
 
 def broken_lines(entries: Sequence[Entry]) -> list[str]:
+    """Why each of those that cannot be used cannot."""
     return [f"Broken: {entry.broken}" for entry in entries if entry.broken]
 
 
@@ -157,23 +159,25 @@ def scheme_lines(entry: Entry) -> list[str]:
 
 
 def _fills(entry: Entry) -> str:
-    what = "the network" if entry.fills == "network" else "layers"
-    return f"{what}, biases too" if entry.sets_biases and entry.fills == "layer" else what
+    return (
+        f"{entry.fills}, bias" if entry.sets_biases and entry.fills == "layer" else str(entry.fills)
+    )
 
 
 def _std(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:.3g}"
 
 
-def plugins_table(plugins: Sequence[Plugin]) -> Table:
-    """What was found, and what keeps a plugin from being used as far as finding can tell."""
+def plugins_table(plugins: Sequence[Plugin], columns: int) -> Table:
+    """What was found and where, with each one's function if there is room."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("scheme", "distribution", "where", "function"):
-        table.add_column(column, overflow="fold")
+    titles = ("scheme", "distribution", "where", "function")[: 4 if columns >= WIDE else 3]
+    for title in titles:
+        table.add_column(title, overflow="fold")
     for plugin in plugins:
         where = str(plugin.folder or ("here" if plugin.distribution == NOTEBOOK else "installed"))
-        cells = (plugin.name, plugin.provider, where, plugin.problem or plugin.function)
-        table.add_row(*map(Text, cells))
+        cells = (plugin.name, plugin.provider, where, plugin.function)
+        table.add_row(*map(Text, cells[: len(titles)]))
     return table
 
 

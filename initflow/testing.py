@@ -270,7 +270,7 @@ def _variance(
 ) -> Row:
     """What is stated of each layer's weights, or biases, against what many seeds give."""
     if states is None:
-        return Row(rule, 0, note="states none: theory takes that of the weights at hand")
+        return Row(rule, 0, note="states none: theory takes the one it finds")
     failures = []
     for case in cases:
         drawn = [case.filled(seed) for seed in range(SEEDS)]

@@ -348,9 +348,9 @@ def test_schemes_are_listed_with_their_providers_and_arguments(capsys, plugins_h
     table, _, broken = out.partition("std: of the weights of the first layer")
     names = [line.split()[0] for line in table.splitlines()[3:] if line.strip()]
     assert names == [*SCHEME_NAMES, "mine", "whole"]
-    assert re.search(r" he +built-in +layers +0\.05051 +mode=fan_in, negative_slope=0\.0 ", table)
-    assert re.search(r" mine +mine 0\.4 +layers, biases too +0\.03571 +gain=1\.0 ", table)
-    assert re.search(r" whole +whole 1\.0 +the network +– ", table)
+    assert re.search(r" he +built-in +layer +0\.0505 +mode=fan_in, negative_slope=0\.0 ", table)
+    assert re.search(r" mine +mine 0\.4 +layer, bias +0\.0357 +gain=1\.0 ", table)
+    assert re.search(r" whole +whole 1\.0 +network +– ", table)
     assert "Broken: scheme 'hurt' of hurt 1.0 (plugins/hurt): ModuleNotFoundError: No mod" in broken
     assert "Broken: scheme 'stated' of stated 1.0" in broken
 
@@ -381,7 +381,7 @@ def test_one_scheme_is_shown_on_a_network(capsys, plugins_here):
     )
     assert (code, err) == (0, "")
     assert out.startswith(
-        "mine:gain=2.0, from mine 0.4; fills layers, biases too\n"
+        "mine:gain=2.0, from mine 0.4; fills layer, bias\n"
         "Arguments: gain=2.0\n\nN(0, gain²/fan_in).\n"
     )
     stated, std, bias = map(float, re.search(r" fc1 +64 +10 +(\S+) +(\S+) +(\S+)", out).groups())
@@ -442,5 +442,5 @@ def test_schemes_fit_a_narrow_terminal(store, plugins_here):
     entries = catalogue.entries(NetworkConfig())
     Console(width=80, file=shown).print(report.schemes_table(entries))
     assert "…" not in shown.getvalue()
-    for word in ("truncated_normal", "the network", "arguments", "gain=1.0"):
+    for word in ("truncated_normal", "network", "arguments", "gain=1.0"):
         assert word in shown.getvalue()

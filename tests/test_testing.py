@@ -197,7 +197,7 @@ def test_what_it_refuses_is_noted_and_the_others_are_tried():
     assert all(row.passed for row in rows.values())
     assert rows["runs"].note.startswith("refuses sigmoid, relu, leaky_relu")
     assert rows["runs"].cases == 64
-    assert rows["variance"].note == "states none: theory takes that of the weights at hand"
+    assert rows["variance"].note == "states none: theory takes the one it finds"
 
 
 def test_layers_that_differ_are_checked_by_what_they_state():
