@@ -13,7 +13,7 @@ from bench import reference
 from initflow import data, measure, model, train
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
-from initflow.initializers import find
+from initflow.plugins import find
 
 CONFIG = TrainConfig()  # the defaults are the tutorial's he: relu
 

@@ -28,7 +28,7 @@ from matplotlib.ticker import (
 )
 from torch import Tensor
 
-from initflow import data, initializers, machine, measure, model, train
+from initflow import data, machine, measure, model, plugins, train
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
 from initflow.data import Splits
@@ -96,7 +96,7 @@ class Response:
 def network(config: TrainConfig, images: Splits) -> model.Parameters:
     """The untrained network of ``config``."""
     widths = (images.pixels, *config.hidden, data.CLASSES)
-    scheme = initializers.find(config.init)
+    scheme = plugins.find(config.init)
     return model.initialize(
         widths, scheme, ACTIVATIONS[config.activation], bias_init=config.bias_init, seed=config.seed
     )

@@ -17,7 +17,7 @@ from initflow.scheme import Place, Scheme, Value
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a network: the standard deviation stated of its weights, and the real ones.
+    """A layer of a network: the variance stated of its weights, and the real deviations.
 
     Only what is stated is known of a layer that was not filled.
     """
@@ -25,7 +25,7 @@ class Layer:
     name: str
     fan_in: int
     fan_out: int
-    stated_std: float | None
+    stated_variance: float | None
     weight_std: float | None = None
     bias_std: float | None = None
 
@@ -67,7 +67,7 @@ def filled(spec: str, config: NetworkConfig) -> Entry:
 
     Images are loaded only for a scheme that sees them. Raises what training would.
     """
-    scheme = plugins.find(spec, config.plugins_dir, config.activation)
+    scheme = plugins.find(spec, config.plugins_dir)
     images = data.load(config.training(spec)).train if scheme.kind == "network" else None
     activation = ACTIVATIONS[config.activation]
     parameters = initialize(
@@ -111,7 +111,7 @@ def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:
             pass
         except PluginError as error:
             broken = str(error)
-        layers.append(Layer(name, fan_in, fan_out, None if variance is None else variance**0.5))
+        layers.append(Layer(name, fan_in, fan_out, variance))
     return Entry(
         scheme.spec,
         scheme.provider,

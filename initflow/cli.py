@@ -286,7 +286,8 @@ def new(name: str, plugins_dir: Path | None) -> None:
 
     place = write(name, folder(plugins_dir))
     click.echo(f"Written: {place}")
-    click.echo(f"Next, try it: initflow plugins check {name}")
+    option = f" --plugins-dir {shlex.quote(str(plugins_dir))}" if plugins_dir else ""
+    click.echo(f"Next, try it: initflow plugins check {name}{option}")
 
 
 def _widen(console: Console) -> None:

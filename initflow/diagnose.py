@@ -49,13 +49,13 @@ def diagnose(
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
-    found = [plugins.find(init, config.plugins_dir, *config.activations) for init in config.inits]
+    found = [plugins.find(init, config.plugins_dir) for init in config.inits]
     schemes = {scheme.spec: scheme for scheme in found}
     if len(schemes) < len(config.inits):
         raise SettingError(f"inits must be schemes that differ, not '{','.join(config.inits)}'")
     device = machine.device(config.device)
-    progress("loading the data, downloaded at its first use", 0, 1)
     cells = list(itertools.product(schemes, config.activations))
+    progress("loading the data, downloaded at its first use", 0, 1)
     splits = data.load(config.network(*cells[0]))
     widths = (splits.pixels, *config.hidden, data.CLASSES)
     probe = measure.probe(splits.train, config.probe).to(torch.device(device))
@@ -64,6 +64,19 @@ def diagnose(
         f"{', '.join(schemes)} with {', '.join(config.activations)}, on {len(probe):,} "
         f"images of {config.dataset}; seed {config.seed}."
     )
+
+    def initialized(init: str, activation: str) -> model.Parameters:
+        return model.initialize(
+            widths,
+            schemes[init],
+            ACTIVATIONS[activation],
+            bias_init=config.bias_init,
+            seed=config.seed,
+            data=splits.train,
+        )
+
+    for cell in cells:  # a scheme that fails, does so before a run is made
+        initialized(*cell)
     readings: dict[Cell, Reading] = {}
     with machine.threads(config.threads) as threads:
         resolved = {"resolved.device": device, "resolved.threads": str(threads)}
@@ -78,15 +91,7 @@ def diagnose(
             run.log_data(splits)
             for done, (init, activation) in enumerate(cells):
                 progress(f"{init} with {activation}", done, len(cells))
-                scheme = schemes[init]
-                initial = model.initialize(
-                    widths,
-                    scheme,
-                    ACTIVATIONS[activation],
-                    bias_init=config.bias_init,
-                    seed=config.seed,
-                    data=splits.train,
-                )
+                scheme, initial = schemes[init], initialized(init, activation)
                 reading = read(
                     initial.copy_to(device),
                     scheme,

@@ -70,7 +70,7 @@ def train_one(
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
     made. Whatever is raised later, the run is closed with what was measured.
     """
-    scheme = plugins.find(config.init, config.plugins_dir, config.activation)
+    scheme = plugins.find(config.init, config.plugins_dir)
     activation = ACTIVATIONS[config.activation]
     device = machine.device(config.device)
     progress("loading the data, downloaded at its first use", 0, 1)

@@ -7,6 +7,7 @@ defines. One that cannot be used is kept, with its cause, and troubles no other.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 from initflow.config import SCHEME_NAMES
@@ -43,6 +44,11 @@ class Plugin:
     folder: Path | None = None
     installed_too: bool = False
     problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The distribution's normalized name (PEP 503), by which two are the same."""
+        return re.sub(r"[-_.]+", "-", self.distribution).lower()
 
     @property
     def provider(self) -> str:
@@ -75,7 +81,15 @@ def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
     place = folder(plugins_dir)
     if not place.is_dir() and (plugins_dir or os.environ.get("INITFLOW_PLUGINS_DIR")):
         raise SettingError(f"plugins_dir must be a folder, not '{place}'")
-    return _sorted([*_in_notebook(), *_in_folders(place), *_installed()])
+    in_place, installed = list(_in_folders(place)), list(_installed())
+    twice = {p.key for p in in_place if not p.problem} & {p.key for p in installed}
+    return _sorted(
+        [
+            *_in_notebook(),
+            *(replace(plugin, installed_too=plugin.key in twice) for plugin in in_place),
+            *(plugin for plugin in installed if plugin.key not in twice),
+        ]
+    )
 
 
 def found_in_notebook() -> dict[str, Plugin]:
@@ -94,21 +108,26 @@ def _installed() -> Iterator[Plugin]:
     """Of every distribution on the path, by its entry points; the first of a name is imported."""
     seen = set()
     for distribution in distributions():
-        if GROUP not in (distribution.read_text("entry_points.txt") or ""):
-            continue
-        try:
-            metadata = distribution.metadata  # parsed at every access
-            name, version = metadata["Name"], metadata["Version"]
-            key = normalized(name)
-            points = list(distribution.entry_points.select(group=GROUP))
-        except Exception as error:  # noqa: BLE001 - damaged metadata is no one else's trouble
-            name = Path(str(getattr(distribution, "_path", "unknown"))).stem
-            yield Plugin(name, "", name, "", problem=f"its metadata are damaged: {cause(error)}")
-            continue
-        if key not in seen:
-            seen.add(key)
-            for point in points:
-                yield Plugin(point.name, point.value, name, version)
+        with contextlib.suppress(UnicodeError, OSError):  # whose it is, cannot be known
+            if GROUP not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+            offered = list(_offered(distribution))
+            if offered and offered[0].key not in seen:
+                seen.add(offered[0].key)
+                yield from offered
+
+
+def _offered(distribution: Distribution) -> Iterator[Plugin]:
+    try:
+        metadata = distribution.metadata  # parsed at every access
+        name, version = (metadata[key].strip() for key in ("Name", "Version"))
+        points = list(distribution.entry_points.select(group=GROUP))
+    except Exception as error:  # noqa: BLE001 - damaged metadata is no one else's trouble
+        name = Path(str(getattr(distribution, "_path", "unknown"))).stem
+        yield Plugin(name, "", name, "", problem=f"its metadata are damaged: {cause(error)}")
+        return
+    for point in points:
+        yield Plugin(point.name, point.value, name, version)
 
 
 def _in_folders(place: Path) -> Iterator[Plugin]:
@@ -138,25 +157,15 @@ def _sorted(plugins: Iterable[Plugin]) -> dict[str, Plugin]:
 
 
 def _one(plugins: list[Plugin]) -> Plugin:
-    """The one to use of those with a name; folders come before what is installed."""
-    first, *others = plugins
-    same = [p for p in others if first.folder and not p.folder and _same(p, first)]
-    rivals = [first, *(p for p in others if p not in same)]
+    """The one of those with a name, with what keeps it from being used."""
+    first = plugins[0]
     problem = first.problem
-    if len(rivals) > 1:
+    if len(plugins) > 1:
         problem = f"two distributions offer '{first.name}': " + " and ".join(
-            plugin.origin for plugin in rivals
+            plugin.origin for plugin in plugins
         )
     elif first.name in SCHEME_NAMES:
         problem = f"'{first.name}' is the name of a built-in scheme, which no plugin may take"
     elif not NAME.fullmatch(first.name):
         problem = f"'{first.name}' is no name for a scheme: letters, digits, '_', '-' and '.' are"
-    return replace(first, installed_too=bool(same), problem=problem)
-
-
-def _same(plugin: Plugin, other: Plugin) -> bool:
-    return normalized(plugin.distribution) == normalized(other.distribution)
-
-
-def normalized(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+    return replace(first, problem=problem)

@@ -15,8 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from initflow.errors import unknown
-from initflow.scheme import Scheme, Value, ask, parse
+from initflow.scheme import Scheme, Value, ask
 
 Distribution = Literal["normal", "uniform", "truncated_normal"]
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
@@ -283,11 +282,3 @@ _ALL = (
 )
 
 BUILT_IN = {scheme.name: scheme for scheme in _ALL}
-
-
-def find(spec: str) -> Scheme:
-    """The built-in scheme that ``spec`` names, with its arguments, or a :class:`SettingError`."""
-    name, arguments = parse(spec, BUILT_IN)
-    if name not in BUILT_IN:
-        raise unknown("init", name, BUILT_IN)
-    return BUILT_IN[name].bind(arguments)

@@ -16,7 +16,7 @@ from initflow import contract
 from initflow.activations import Activation
 from initflow.data import Split
 from initflow.errors import SettingError
-from initflow.scheme import Place, Scheme, fans
+from initflow.scheme import Place, Scheme
 from initflow.seeds import generator
 
 BATCH = 1_000  # images, at most, that a scheme sees which fills the network as a whole
@@ -114,6 +114,10 @@ def initialize(
         bound = bias_bound(bias_init, weight.shape[-1])
         if bound:
             bias.uniform_(-bound, bound, generator=bias_stream)
+    places = [
+        Place(fan_in, fan_out, activation, layer, parameters.depth)
+        for layer, (fan_in, fan_out) in enumerate(pairwise(widths))
+    ]
     state = parameters.state()
     if scheme.kind == "network":
         if data is None:
@@ -122,13 +126,13 @@ def initialize(
         batch = data.take(order[:BATCH])
         fill = functools.partial(fill_network, scheme, activation, batch)
         contract.apply(scheme, state, fill, weight_stream, "the network")
-        return parameters
-    for layer, name in enumerate(layer_names(parameters.depth)):
-        tensors = {key: state[key] for key in (f"{name}.weight", f"{name}.bias")}
-        fan_in, fan_out = fans(tensors[f"{name}.weight"].shape)
-        at = Place(fan_in, fan_out, activation, layer, parameters.depth)
-        fill = functools.partial(fill_layer, scheme, at)
-        contract.apply(scheme, tensors, fill, weight_stream, name)
+    for name, at in zip(layer_names(parameters.depth), places, strict=True):
+        if scheme.kind == "layer":
+            tensors = {key: state[key] for key in (f"{name}.weight", f"{name}.bias")}
+            fill = functools.partial(fill_layer, scheme, at)
+            contract.apply(scheme, tensors, fill, weight_stream, name)
+        scheme.variance(at)  # what it cannot state is found here, not when it is asked
+        scheme.bias_variance(at)
     return parameters
 
 
@@ -149,7 +153,10 @@ def fill_network(
 ) -> object:
     """Let ``scheme`` fill the tensors of a whole network, named as by :meth:`Parameters.state`."""
     module = network(tensors, activation)
-    return scheme.fill_network(module, batch.images, batch.labels, activation, generator)
+    images, labels = batch.images.clone(), batch.labels.clone()  # it may do with them what it likes
+    returned = scheme.fill_network(module, images, labels, activation, generator)
+    contract.kept(tensors, dict(module.named_parameters()))
+    return returned
 
 
 def bias_bound(bias_init: str, fan_in: int) -> float:

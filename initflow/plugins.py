@@ -13,67 +13,98 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, packages_distributions, version
+from importlib.metadata import EntryPoint, distribution, packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-import torch
-
-from initflow.activations import ACTIVATIONS, Activation
-from initflow.data import Split
 from initflow.errors import PluginError, SettingError, cause, unknown
 from initflow.finder import GROUP, Plugin, found, found_in_notebook
 from initflow.initializers import BUILT_IN
-from initflow.model import initialize
-from initflow.scheme import Place, Scheme, parse
+from initflow.scheme import Scheme, parse
 
 LIMIT_S = 30.0  # for what a plugin may do at once: its import, or filling one network
+# Folders and files of a project that are no part of its distribution (as setuptools has it).
+BESIDE = {"build", "conftest", "docs", "examples", "scripts", "setup", "tests", "test"}
 
 T = TypeVar("T")
+_importing = threading.RLock()  # of the path, of sys.modules, and of what follows
+_used_in_place: set[Path] = set()  # where modules were imported from
 
 
 def load(plugin: Plugin) -> Scheme:
-    """Import ``plugin``, or raise a :class:`PluginError` that names it and the cause."""
+    """Import ``plugin``, or raise a :class:`PluginError` that names it and the cause.
+
+    One that is used in place is imported anew each time, as its files are now.
+    """
     who = f"scheme '{plugin.name}' of {plugin.origin}"
     if plugin.problem:
         raise PluginError(f"{who}: {plugin.problem}")
     try:
-        function = within(LIMIT_S, lambda: _function(plugin))
-        return Scheme.of(function, plugin.name, plugin.provider)
+        point = _entry_point(plugin)
+        module = _module(plugin, point.module)
+        provider = plugin.provider
+        if plugin.folder and not plugin.version and module.__file__:
+            provider = f"{provider} sha256:{_digest(Path(module.__file__).read_bytes())}"
+        return Scheme.of(_attribute(module, point.attr), plugin.name, provider)
     except Exception as error:  # a plugin's code may raise anything
         raise PluginError(f"{who}: {cause(error)}") from error
 
 
-def _function(plugin: Plugin) -> object:
+def _entry_point(plugin: Plugin) -> EntryPoint:
     point = EntryPoint(plugin.name, plugin.function, GROUP)
     if not point.pattern.match(point.value) or not point.attr:
         raise SettingError(f"its entry point '{point.value}' is not module:function")
-    return _attribute(_module(plugin, point), point.attr)
+    return point
 
 
-def _module(plugin: Plugin, point: EntryPoint) -> ModuleType:
+def _module(plugin: Plugin, name: str) -> ModuleType:
     if plugin.folder is None:
-        return importlib.import_module(point.module)
+        return within(LIMIT_S, lambda: importlib.import_module(name))
     source = plugin.folder / "src"
     source = (source if source.is_dir() else plugin.folder).resolve()
-    top = point.module.partition(".")[0]
-    loaded = sys.modules.get(top)
-    if loaded and not _lies_in(loaded, source):
-        if not plugin.installed_too:
-            where = getattr(loaded, "__file__", None) or "Python itself"
-            raise ImportError(
-                f"its module '{top}' has the name of one that is loaded already, from {where}"
-            )
-        for name in [name for name in sys.modules if name.partition(".")[0] == top]:
-            del sys.modules[name]  # the installed copy: the folder is the one to use
-    with _first_on_path(source):
-        return importlib.import_module(point.module)
+    own = {file.stem for file in source.glob("*.py")}
+    own |= {file.parent.name for file in source.glob("*/__init__.py")}
+    own -= BESIDE
+    with _importing:
+        # Another folder of plugins was looked into before: its modules have had their time.
+        for former in [p for p in _used_in_place if not p.is_relative_to(_home(plugin))]:
+            _forget(former)
+        for module in own:
+            elsewhere = _found_elsewhere(module, source)
+            if elsewhere and not plugin.installed_too:
+                raise ImportError(f"its module '{module}' has the name of another one, {elsewhere}")
+        for module in [module for module in sys.modules if module.partition(".")[0] in own]:
+            del sys.modules[module]
+        _used_in_place.add(source)
+        with _first_on_path(source):
+            return within(LIMIT_S, lambda: importlib.import_module(name))
 
 
-def _lies_in(module: ModuleType, source: Path) -> bool:
-    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-    return any(place and Path(place).resolve().is_relative_to(source) for place in places)
+def _home(plugin: Plugin) -> Path:
+    """The folder of plugins that a folder lies in."""
+    assert plugin.folder
+    return plugin.folder.absolute().parent.resolve()
+
+
+def _forget(source: Path) -> None:
+    """Undo that modules were imported from ``source``."""
+    _used_in_place.discard(source)
+    sys.path[:] = [place for place in sys.path if place != str(source)]
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(source):
+            del sys.modules[name]
+
+
+def _found_elsewhere(module: str, source: Path) -> str | None:
+    """Where Python would find ``module`` without ``source``, if anywhere."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # loaded, by other means than an import
+        return "which is loaded already"
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    outside = [p for p in places if p and not Path(p).resolve().is_relative_to(source)]
+    return outside[0] if outside else None
 
 
 @contextlib.contextmanager
@@ -126,8 +157,9 @@ def _by_place(place: str) -> Scheme:
     try:
         if where.endswith(".py"):
             file = Path(where).expanduser().resolve(strict=True)
-            module = within(LIMIT_S, lambda: _file_module(file))
-            provider = f"{where} sha256:{_digest(file)}"
+            content = file.read_bytes()
+            module = _file_module(file, content)
+            provider = f"{where} sha256:{_digest(content)}"
         else:
             module = within(LIMIT_S, lambda: importlib.import_module(where))
             provider = _provider(module)
@@ -138,39 +170,45 @@ def _by_place(place: str) -> Scheme:
         raise PluginError(f"init '{place}': {cause(error)}") from error
 
 
-def _file_module(file: Path) -> ModuleType:
-    """The module in ``file``, run anew, so that an edit counts."""
-    name = f"initflow_file_{_digest(file)}_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        with _first_on_path(file.parent):
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+def _file_module(file: Path, content: bytes) -> ModuleType:
+    """The module that ``content``, of ``file``, makes: run anew, with those beside it."""
+    name = f"initflow_file_{_digest(content)}_{file.stem}"
+    module = ModuleType(name)
+    module.__file__ = str(file)
+    with _importing, _first_on_path(file.parent):
+        before = set(sys.modules)
+        sys.modules[name] = module  # dataclasses look for it there
+        try:
+            code = compile(content, str(file), "exec", dont_inherit=True)
+            within(LIMIT_S, lambda: exec(code, vars(module)))  # noqa: S102 - the user's own
+        finally:
+            # Those beside it are another file's too, by the same names, or edited by then.
+            for new in set(sys.modules) - before:
+                if Path(getattr(sys.modules[new], "__file__", None) or "").parent == file.parent:
+                    del sys.modules[new]
     return module
 
 
 def _provider(module: ModuleType) -> str:
-    """Distribution and version of an importable module or, where it is in none, its digest."""
-    for distribution in packages_distributions().get(module.__name__.partition(".")[0], ()):
-        return f"{distribution} {version(distribution)}"
-    file = getattr(module, "__file__", None)
-    return f"{module.__name__} sha256:{_digest(Path(file))}" if file else module.__name__
+    """Distribution and version of an importable module or, where it is of none, its digest."""
+    if not module.__file__:
+        return module.__name__
+    file = Path(module.__file__)
+    for name in packages_distributions().get(module.__name__.partition(".")[0], ()):
+        installed = distribution(name)
+        if any(Path(str(installed.locate_file(f))) == file for f in installed.files or ()):
+            return f"{name} {installed.version}"
+    return f"{module.__name__} sha256:{_digest(file.read_bytes())}"
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+def _digest(content: bytes) -> str:
+    """Enough of the SHA-256 to tell versions apart."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
-def find(spec: str, plugins_dir: Path | None = None, *activations: str) -> Scheme:
-    """The scheme that ``spec`` names, with its arguments, tried on a small network.
+def find(spec: str, plugins_dir: Path | None = None) -> Scheme:
+    """The scheme that ``spec`` names, with its arguments.
 
-    It is tried with each of ``activations``, so that what it refuses is known before any work.
     Raises :class:`SettingError` for a name or an argument that is wrong, and
     :class:`PluginError` for a plugin that cannot be used.
     """
@@ -187,19 +225,7 @@ def find(spec: str, plugins_dir: Path | None = None, *activations: str) -> Schem
     else:
         usable = [plugin.name for plugin in plugins.values() if not plugin.problem]
         raise unknown("init", name, [*BUILT_IN, *usable])
-    scheme = scheme.bind(arguments)
-    for activation in activations:
-        _try(scheme, ACTIVATIONS[activation])
-    return scheme
-
-
-def _try(scheme: Scheme, activation: Activation) -> None:
-    """Fill a small network, on random images, or raise what is wrong with the scheme."""
-    images = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
-    data = Split(images, torch.arange(20) % 2)
-    initialize((4, 6, 2), scheme, activation, bias_init="pytorch", seed=0, data=data)
-    for variance in (scheme.variance, scheme.bias_variance):
-        variance(Place(4, 6, activation, 0, 2))
+    return scheme.bind(arguments)
 
 
 def load_all(plugins_dir: Path | None = None) -> Iterator[tuple[Plugin, Scheme | PluginError]]:

@@ -109,22 +109,22 @@ def schemes_table(entries: Sequence[Entry]) -> Table:
     usable = [entry for entry in entries if not entry.broken]
     first = usable[0].layers[0]
     table.caption = (
-        f"std: of the weights of the first layer, {first.fan_in} inputs to {first.fan_out} units, "
-        "as the scheme states it; – where it states none. A scheme fills one layer after the "
-        "other, some with its biases, or the whole network, seeing images."
+        f"variance: of the weights of the first layer, {first.fan_in} inputs to {first.fan_out} "
+        "units, as the scheme states it; – where it states none. A scheme fills one layer after "
+        "the other, some with its biases, or the whole network, seeing images."
     )
     longest = max((len(entry.name) for entry in usable if ":" not in entry.name), default=0)
     table.add_column("scheme", overflow="fold", min_width=longest)
     table.add_column("from", overflow="fold")
     table.add_column("fills", no_wrap=True)
-    table.add_column("std", no_wrap=True, justify="right")
+    table.add_column("variance", no_wrap=True, justify="right")
     table.add_column("arguments", overflow="fold")
     for entry in usable:
         table.add_row(
             Text(entry.name),
             Text(entry.provider),
             _fills(entry),
-            _std(entry.layers[0].stated_std),
+            _or_dash(entry.layers[0].stated_variance),
             Text(", ".join(f"{name}={value}" for name, value in entry.arguments.items())),
         )
     return table
@@ -142,7 +142,8 @@ def layers_table(entry: Entry) -> Table:
     for column in ("inputs", "units", "stated std", "std", "std of biases"):
         table.add_column(column, justify="right", no_wrap=True)
     for layer in entry.layers:
-        numbers = map(_std, (layer.stated_std, layer.weight_std, layer.bias_std))
+        stated = None if layer.stated_variance is None else math.sqrt(layer.stated_variance)
+        numbers = map(_or_dash, (stated, layer.weight_std, layer.bias_std))
         table.add_row(layer.name, str(layer.fan_in), str(layer.fan_out), *numbers)
     return table
 
@@ -164,7 +165,7 @@ def _fills(entry: Entry) -> str:
     )
 
 
-def _std(value: float | None) -> str:
+def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 

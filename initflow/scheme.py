@@ -88,8 +88,8 @@ class Scheme:
         """The scheme that ``function`` is, or a :class:`SettingError` that says why it is none."""
         if not callable(function):
             raise SettingError(f"an initializer is a function, not {type(function).__name__}")
-        _check_signature(function)
         stated: Statement = getattr(function, MARK, Statement())
+        _check_signature(function, stated)
         return cls(
             name,
             function,
@@ -111,7 +111,12 @@ class Scheme:
     @property
     def draws(self) -> bool:
         """Whether it asks for random numbers."""
-        return "generator" in _parameters(self.fill)
+        return self.asks_for("generator")
+
+    def asks_for(self, name: str) -> bool:
+        """Whether it, or what it states, goes by what has this name."""
+        functions = (self.fill, self.stated_variance, self.stated_bias_variance)
+        return any(name in _parameters(function) for function in functions if function)
 
     @property
     def description(self) -> str:
@@ -244,8 +249,11 @@ def initializer(
     """
 
     def mark(function: F) -> F:
-        setattr(function, MARK, Statement(variance, bias_variance))
-        _check_signature(function)
+        statement = Statement(variance, bias_variance)
+        if not callable(function):
+            raise SettingError(f"an initializer is a function, not {type(function).__name__}")
+        _check_signature(function, statement)
+        setattr(function, MARK, statement)
         return function
 
     return mark if function is None else mark(function)
@@ -302,11 +310,23 @@ def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Paramet
 
 def _type(function: Callable[..., object], parameter: inspect.Parameter) -> object:
     """An argument's type: by its annotation or, where there is none, by its default."""
-    hints = get_type_hints(inspect.unwrap(function))
-    return hints.get(parameter.name, type(parameter.default))
+    if parameter.annotation is parameter.empty:
+        return type(parameter.default)
+    # This one alone: others may name what only type checkers import.
+    holder = type("_", (), {"__annotations__": {parameter.name: parameter.annotation}})
+    return get_type_hints(holder, globalns=_globals(function))[parameter.name]
 
 
-def _check_signature(function: Callable[..., object]) -> None:
+def _globals(function: Callable[..., object]) -> dict[str, object]:
+    """Where a function, a partial one or a callable object finds its names."""
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    code = function if hasattr(function, "__globals__") else type(function).__call__
+    return getattr(code, "__globals__", {})
+
+
+def _check_signature(function: Callable[..., object], stated: Statement) -> None:
     """Raise a :class:`SettingError` for what no initializer can ask for."""
     try:
         parameters = _parameters(function)
@@ -317,9 +337,15 @@ def _check_signature(function: Callable[..., object]) -> None:
         raise SettingError("an initializer asks for 'weight', or for 'network': this one does not")
     for parameter in parameters.values():
         _check_parameter(function, parameter, allowed)
-    stated: Statement = getattr(function, MARK, Statement())
     known = (*OF_A_VARIANCE, *(name for name in parameters if name not in GIVEN))
-    for variance in filter(None, (stated.variance, stated.bias_variance)):
+    for variance in (stated.variance, stated.bias_variance):
+        if variance is None:
+            continue
+        if not callable(variance):
+            raise SettingError(
+                f"a variance is stated by a function, such as lambda fan_in: 1 / fan_in, "
+                f"not by {variance!r}"
+            )
         for name, parameter in _parameters(variance).items():
             if name not in known and parameter.default is parameter.empty:
                 raise unknown("what a stated variance asks for", name, known)

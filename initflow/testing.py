@@ -6,13 +6,14 @@ the same table.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from initflow.activations import ACTIVATIONS, Activation
 from initflow.contract import RULES, Breach
 from initflow.data import Split
 from initflow.errors import InitflowError, PluginError, SettingError, cause, first_line
-from initflow.scheme import Place, Scheme, fans, write
+from initflow.scheme import Place, Scheme, fans, parse, write
 
 # Shapes of weights: wide, tall, square, tiny, and those of convolutions.
 SHAPES = [
@@ -37,7 +38,7 @@ NETWORKS = [(30, 20, 10), (30, 10), (5, 1, 3), (20, *[15] * 10, 10)]
 DTYPES = [torch.float32, torch.float64]
 DEPTH = 3  # of the networks that single layers are of: the first, one between, the last
 SEEDS = 100
-SAMPLED = [(60, 200), (200, 60)]  # shapes of which the variance is sampled
+SAMPLED = [(100, 200), (1_000, 60)]  # shapes of which the variance is sampled
 TOLERANCE = 0.01  # of the stated variance, beside as many standard errors of the sampled one
 STANDARD_ERRORS = 5
 
@@ -105,61 +106,68 @@ def check(
     yield _arguments(scheme)
     tally = _Tally()
     case = _layer if scheme.kind == "layer" else _network
-    usable = [name for name, phi in ACTIVATIONS.items() if tally.holds(case(scheme, phi))]
-    activation = ACTIVATIONS["relu" if "relu" in usable or not usable else usable[0]]
-    for each in (
-        _layers(scheme, activation) if scheme.kind == "layer" else _networks(scheme, activation)
-    ):
-        tally.holds(each, refusable=not usable)
+    usable = [
+        activation
+        for activation in ACTIVATIONS.values()
+        if tally.fill(case(scheme, activation), refusable=True)
+    ]
+    usual = next((phi for phi in usable if phi.name == "relu"), usable[0] if usable else None)
+    for each in _variety(scheme, usual) if usual else ():
+        tally.fill(each)
+    sampled = list(_sampled(scheme, usual, usable, tally)) if usual and tally.sound else []
     yield from tally.rows()
-    if not tally.sound:
-        return
-    if scheme.draws:
-        yield _other_seed(case(scheme, activation))
-    sampled = [case(scheme, activation)]
-    if scheme.kind == "layer":
-        sampled = [_layer(scheme, activation, s, at=at) for s in SAMPLED for at in range(DEPTH)]
-    yield _variance("variance", "weight", scheme.stated_variance, scheme.variance, sampled)
-    if scheme.fills_biases:
-        stated = scheme.stated_bias_variance
-        yield _variance("bias variance", "bias", stated, scheme.bias_variance, sampled)
+    yield from sampled
 
 
 def _arguments(scheme: Scheme) -> Row:
     """A spec, which is text, can say whatever Python can."""
     failures = []
     for name, value in scheme.values.items():
+        spec = replace(scheme, arguments={name: value}).spec
         try:
-            read = scheme.bind({name: write(value)}).arguments[name]
+            read = scheme.bind(parse(spec, [scheme.name])[1]).arguments.get(name)
         except SettingError as error:
             failures.append(str(error))
             continue
         if read != value:
-            failures.append(f"'{name}' is {value!r} by default, but {read!r} when given as text")
+            failures.append(f"'{name}' is {value!r} by default, but {read!r} by '{spec}'")
     return Row("arguments", len(scheme.values), tuple(failures))
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A layer or a network to fill: tensors by name, what fills such, and each layer's place."""
+    """A layer or a network for ``scheme`` to fill: like ``tensors``, by name, at its ``places``.
 
-    what: str
+    ``data`` are the images that a scheme sees which fills a network.
+    """
+
+    scheme: Scheme
+    shape: str
     activation: Activation
     tensors: Mapping[str, Tensor]
-    fill: Callable[[Mapping[str, Tensor], torch.Generator], object]
     places: Mapping[str, Place]
+    data: Split | None = None
+
+    @property
+    def what(self) -> str:
+        arguments = ",".join(f"{key}={write(v)}" for key, v in self.scheme.arguments.items())
+        return ", ".join(filter(None, (self.shape, self.activation.name, arguments)))
 
     def filled(self, seed: int) -> Mapping[str, Tensor]:
         """New tensors, filled from ``seed``."""
         tensors = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
-        contract.attempt(tensors, self.fill, torch.Generator().manual_seed(seed))
+        if self.data:
+            fill = functools.partial(model.fill_network, self.scheme, self.activation, self.data)
+        else:
+            fill = functools.partial(model.fill_layer, self.scheme, self.places[""])
+        contract.attempt(tensors, fill, torch.Generator().manual_seed(seed))
         return tensors
 
 
 def _layer(
     scheme: Scheme,
     activation: Activation,
-    shape: tuple[int, ...] = (20, 30),
+    shape: tuple[int, ...] = (200, 60),
     dtype: torch.dtype = torch.float32,
     at: int = 1,
 ) -> _Case:
@@ -168,9 +176,8 @@ def _layer(
         "weight": torch.zeros(shape, dtype=dtype),
         "bias": torch.zeros(shape[0], dtype=dtype),
     }
-    what = f"{'×'.join(map(str, shape))} {_name(dtype)}, layer {at} of {DEPTH}, {activation.name}"
-    fill = functools.partial(model.fill_layer, scheme, place)
-    return _Case(what, activation, tensors, fill, {"": place})
+    what = f"{'×'.join(map(str, shape))} {_name(dtype)}, layer {at} of {DEPTH}"
+    return _Case(scheme, what, activation, tensors, {"": place})
 
 
 def _network(
@@ -190,20 +197,19 @@ def _network(
         tensors[f"{name}weight"] = torch.zeros(fan_out, fan_in, dtype=dtype)
         tensors[f"{name}bias"] = torch.zeros(fan_out, dtype=dtype)
         places[name] = Place(fan_in, fan_out, activation, layer, len(widths) - 1)
-    what = f"{'-'.join(map(str, widths))} {_name(dtype)}, {images}, {activation.name}"
-    fill = functools.partial(model.fill_network, scheme, activation, data)
-    return _Case(what, activation, tensors, fill, places)
+    what = f"{'-'.join(map(str, widths))} {_name(dtype)}, {images}"
+    return _Case(scheme, what, activation, tensors, places, data)
 
 
-def _layers(scheme: Scheme, activation: Activation) -> Iterator[_Case]:
-    for shape, dtype, at in itertools.product(SHAPES, DTYPES, range(DEPTH)):
-        yield _layer(scheme, activation, shape, dtype, at)
-
-
-def _networks(scheme: Scheme, activation: Activation) -> Iterator[_Case]:
-    kinds = ("images", "black images", "one image")
-    for widths, dtype, images in itertools.product(NETWORKS, DTYPES, kinds):
-        yield _network(scheme, activation, widths, dtype, images)
+def _variety(scheme: Scheme, activation: Activation) -> Iterator[_Case]:
+    """Layers of every shape, or networks of every shape on images of every kind."""
+    if scheme.kind == "layer":
+        for shape, dtype, at in itertools.product(SHAPES, DTYPES, range(DEPTH)):
+            yield _layer(scheme, activation, shape, dtype, at)
+    else:
+        kinds = ("images", "black images", "one image")
+        for widths, dtype, images in itertools.product(NETWORKS, DTYPES, kinds):
+            yield _network(scheme, activation, widths, dtype, images)
 
 
 class _Tally:
@@ -213,36 +219,35 @@ class _Tally:
         self._cases = 0
         self._failures: dict[str, list[str]] = {rule: [] for rule in RULES}
         self._refused: dict[str, str] = {}
-        self.hangs = False
+        self._hangs = False
 
     @property
     def sound(self) -> bool:
-        """Whether it may be used for more than to see where it fails."""
+        """Whether nothing has failed."""
         return not any(self._failures.values())
 
-    def holds(self, case: _Case, *, refusable: bool = True) -> bool:
-        """Try ``case``; an activation function may be refused, by a ``ValueError``."""
-        if self.hangs:
-            return False
-        self._cases += 1
-        rule, detail = "runs", ""
+    def fill(
+        self, case: _Case, seed: int = 0, *, refusable: bool = False
+    ) -> Mapping[str, Tensor] | None:
+        """The tensors of ``case``, filled, or None; a ``refusable`` activation may be refused."""
+        if self._hangs:
+            return None
+        self._cases += seed == 0
+        rule = "runs"
         try:
-            plugins.within(plugins.LIMIT_S, lambda: case.filled(0))
+            return plugins.within(plugins.LIMIT_S, lambda: case.filled(seed))
         except Breach as breach:
-            rule, detail = breach.rule, breach.detail
-        except ValueError as error:
-            if refusable:
-                self._refused[case.activation.name] = first_line(error)
-                return False
-            detail = first_line(error)
+            rule, detail = breach.rule, str(breach)
         except TimeoutError as error:
-            self.hangs, detail = True, first_line(error)
+            self._hangs, detail = True, first_line(error)
         except Exception as error:  # noqa: BLE001 - an initializer may fail in any way
-            detail = cause(error)
-        else:
-            return True
+            refused = contract.is_refusal(error, case.scheme.fill)
+            if refused and refusable:
+                self._refused[case.activation.name] = first_line(error)
+                return None
+            detail = first_line(error) if refused else cause(error)
         self._failures[rule].append(f"{case.what}: {detail}")
-        return False
+        return None
 
     def rows(self) -> Iterator[Row]:
         if len(self._refused) == len(ACTIVATIONS):
@@ -253,32 +258,55 @@ class _Tally:
             yield Row(rule, self._cases, tuple(failures), note)
 
 
-def _other_seed(case: _Case) -> Row:
-    first, second = case.filled(0), case.filled(1)
-    if any(not torch.equal(tensor, second[name]) for name, tensor in first.items()):
-        return Row("other seed", 1)
-    detail = "seeds 0 and 1 give the same, although it asks for a generator"
-    return Row("other seed", 1, (f"{case.what}: {detail}",))
+def _sampled(
+    scheme: Scheme, usual: Activation, usable: Sequence[Activation], tally: _Tally
+) -> Iterator[Row]:
+    """What takes several seeds to see."""
+    case = _layer if scheme.kind == "layer" else _network
+    cases = [case(scheme, usual)]
+    if scheme.draws:
+        first, second = tally.fill(cases[0]), tally.fill(cases[0], 1)
+        failures = []
+        if first and second and all(torch.equal(first[name], second[name]) for name in first):
+            failures = [f"{cases[0].what}: seeds 0 and 1 give the same, although it asks for one"]
+        yield Row("other seed", 1, tuple(failures))
+    if scheme.kind == "layer":
+        cases = [_layer(scheme, usual, s, at=at) for s in SAMPLED for at in range(DEPTH)]
+    if scheme.asks_for("activation"):
+        cases += [case(scheme, activation) for activation in usable]
+    cases += [case(other, usual) for other in _other_arguments(scheme, case(scheme, usual))]
+    yield _variance("variance", cases, tally)
+    if scheme.fills_biases:
+        yield _variance("bias variance", cases, tally)
 
 
-def _variance(
-    rule: str,
-    tensor: str,
-    states: object,
-    stated: Callable[[Place], float | None],
-    cases: Sequence[_Case],
-) -> Row:
+def _other_arguments(scheme: Scheme, case: _Case) -> Iterator[Scheme]:
+    """The scheme with each of its numbers half as large again, where it does not refuse that."""
+    for name, value in scheme.values.items():
+        if isinstance(value, float):
+            other = replace(scheme, arguments={name: 1.5 * value or 0.5})
+            with contextlib.suppress(ValueError, InitflowError):
+                replace(case, scheme=other).filled(0)
+                yield other
+
+
+def _variance(rule: str, cases: Sequence[_Case], tally: _Tally) -> Row:
     """What is stated of each layer's weights, or biases, against what many seeds give."""
-    if states is None:
+    scheme, of_biases = cases[0].scheme, rule == "bias variance"
+    if (scheme.stated_bias_variance if of_biases else scheme.stated_variance) is None:
         return Row(rule, 0, note="states none: theory takes the one it finds")
     failures = []
     for case in cases:
-        drawn = [case.filled(seed) for seed in range(SEEDS)]
+        drawn = [tensors for seed in range(SEEDS) if (tensors := tally.fill(case, seed))]
         for name, place in case.places.items():
-            values = [_moment(each[f"{name}{tensor}"], tensor) for each in drawn]
+            measure = _mean_square if of_biases else _spread
+            values = [measure(tensors, name) for tensors in drawn]
+            if len(values) < SEEDS:
+                continue  # a failure that the tally tells of
             error = statistics.stdev(values) / math.sqrt(SEEDS)
             mean = statistics.fmean(values)
             try:
+                stated = case.scheme.bias_variance if of_biases else case.scheme.variance
                 claim = stated(place) or 0.0
             except InitflowError as wrong:
                 failures.append(f"{name}{case.what}: {wrong}")
@@ -291,9 +319,12 @@ def _variance(
     return Row(rule, sum(len(case.places) for case in cases), tuple(failures))
 
 
-def _moment(values: Tensor, tensor: str) -> float:
-    values = values.double()
-    return (values.square().mean() if tensor == "bias" else values.var(correction=0)).item()
+def _spread(tensors: Mapping[str, Tensor], layer: str) -> float:
+    return tensors[f"{layer}weight"].double().var(correction=0).item()
+
+
+def _mean_square(tensors: Mapping[str, Tensor], layer: str) -> float:
+    return tensors[f"{layer}bias"].double().square().mean().item()
 
 
 def _name(dtype: torch.dtype) -> str:

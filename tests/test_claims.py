@@ -278,7 +278,7 @@ def test_the_commands_of_the_page_are_valid(command):
     settings = {"train": cli.TrainConfig, "diagnose": cli.DiagnoseConfig}[name]
     config = settings(**context.params)
     for init in [config.init] if name == "train" else config.inits:
-        claims.initializers.find(init)
+        claims.plugins.find(init)
 
 
 def test_figures_are_drawn_of_what_is_measured():

@@ -345,11 +345,11 @@ def test_schemes_are_listed_with_their_providers_and_arguments(capsys, plugins_h
     """Built-in ones first, then plugins by name, then what is broken, with its cause."""
     code, out, err = run(capsys, "schemes")
     assert (code, err) == (0, "")
-    table, _, broken = out.partition("std: of the weights of the first layer")
+    table, _, broken = out.partition("variance: of the weights of the first layer")
     names = [line.split()[0] for line in table.splitlines()[3:] if line.strip()]
     assert names == [*SCHEME_NAMES, "mine", "whole"]
-    assert re.search(r" he +built-in +layer +0\.0505 +mode=fan_in, negative_slope=0\.0 ", table)
-    assert re.search(r" mine +mine 0\.4 +layer, bias +0\.0357 +gain=1\.0 ", table)
+    assert re.search(r" he +built-in +layer +0\.00255 +mode=fan_in, negative_slope=0\.0 ", table)
+    assert re.search(r" mine +mine 0\.4 +layer, bias +0\.00128 +gain=1\.0 ", table)
     assert re.search(r" whole +whole 1\.0 +network +– ", table)
     assert "Broken: scheme 'hurt' of hurt 1.0 (plugins/hurt): ModuleNotFoundError: No mod" in broken
     assert "Broken: scheme 'stated' of stated 1.0" in broken
@@ -366,7 +366,7 @@ def test_schemes_are_listed_for_programs(capsys, plugins_here):
     assert mine["description"] == "N(0, gain²/fan_in)."
     shapes = [(layer["name"], layer["fan_in"], layer["fan_out"]) for layer in mine["layers"]]
     assert shapes == [("fc1", 64, 50), ("fc2", 50, 50), ("fc3", 50, 10)]
-    assert mine["layers"][0]["stated_std"] == pytest.approx(1 / 8)
+    assert mine["layers"][0]["stated_variance"] == 1 / 64
     assert "No module named" in by_name["hurt"]["broken"]
     assert (
         "of stated 1.0: the variance that it states failed: KeyError: 1"
@@ -390,7 +390,7 @@ def test_one_scheme_is_shown_on_a_network(capsys, plugins_here):
     assert bias == 0
     shown = json_of(capsys, "schemes", "whole", "--json", "--dataset", "digits")
     assert shown["layers"][0]["weight_std"] == pytest.approx(0.5, rel=0.05)
-    assert shown["layers"][0]["stated_std"] is None
+    assert shown["layers"][0]["stated_variance"] is None
 
 
 def test_plugins_are_listed_from_where_they_are(capsys, plugins_here):

@@ -2,6 +2,7 @@
 
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from initflow.activations import ACTIVATIONS
 from initflow.contract import RULES, Breach, attempt
 from initflow.data import Split
 from initflow.errors import PluginError, SettingError
-from initflow.initializers import BUILT_IN, find
+from initflow.initializers import BUILT_IN
+from initflow.plugins import find
 from initflow.scheme import Place, Scheme
 from initflow.seeds import generator
 
@@ -52,6 +54,18 @@ def returning(weight, generator):
     return torch.randn(weight.shape, generator=generator)
 
 
+def returning_besides(weight, generator):
+    return weight.normal_(generator=generator) / 100
+
+
+def refusing_by_a_library(weight):
+    np.zeros(3) + np.zeros(4)
+
+
+def exiting(weight):
+    raise SystemExit
+
+
 def from_what_was_there(weight, generator):
     weight.nan_to_num_(nan=1.0).add_(1.0)
 
@@ -89,13 +103,14 @@ def half_way(weight, bias, generator):
 
 
 BREACHES = [
-    (replaced, "in place", "its memory was replaced by another tensor's"),
+    (replaced, "in place", "it was replaced by another tensor"),
     (reshaped, "shape", "was (4, 5), became (5, 4)"),
     (other_type, "dtype", "was torch.float32, became torch.float64"),
     (infinite, "finite", "1 of 20 entries are NaN or infinite"),
     (partial, "finite", "5 of 20 entries are NaN or infinite"),
     (untouched, "finite", "nothing was written into it, or NaN only"),
-    (returning, "in place", "a tensor was returned instead"),
+    (returning, "in place", "another tensor was returned instead"),
+    (returning_besides, "in place", "another tensor was returned instead"),
     (from_what_was_there, "same seed", "20 of 20 entries differ in a second run"),
     (globally, "global random state", "that of torch was moved or seeded"),
     (seeding, "global random state", "that of torch was moved or seeded"),
@@ -156,8 +171,43 @@ def test_an_error_half_way_leaves_everything_as_it_was():
         assert torch.equal(weights[name], tensor)
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (refusing_by_a_library, "ValueError: operands could not be broadcast together"),
+        (exiting, "SystemExit"),
+    ],
+)
+def test_other_failures_are_the_plugins(function, message):
+    """A library's ValueError is no refusal, and an exit ends nothing but the plugin."""
+    with pytest.raises(PluginError, match=f"'mine' of a-plugin 1.2 at fc1 failed: {message}"):
+        applied(function, tensors())
+
+
+def test_what_another_thread_does_is_no_breach():
+    """MLflow's telemetry, for one, draws from Python's random as it likes."""
+
+    def slow(weight, generator):
+        if weight[0, 0] != 0.0:  # in the first of two runs
+            thread = threading.Thread(target=random.random)
+            thread.start()
+            thread.join()
+        weight.normal_(generator=generator)
+
+    applied(slow, tensors())
+
+
+def test_a_tensor_that_was_filled_may_be_returned():
+    """As the functions of torch.nn.init do."""
+
+    def filling(weight, generator):
+        return torch.nn.init.normal_(weight, generator=generator)
+
+    applied(filling, tensors())
+
+
 def test_what_a_scheme_refuses_is_the_users_mistake():
-    """A ValueError is about an argument or an activation."""
+    """A ValueError of its own is about an argument or an activation."""
 
     def refusing(weight, *, gain: float = -1.0):
         raise ValueError(f"gain must be above 0, not {gain}\nmore")
@@ -251,6 +301,43 @@ def test_a_networks_initializer_sees_the_network_and_images():
     assert not torch.equal(images, seen[2][0])  # another seed
     with pytest.raises(SettingError, match="scheme 'whole' needs images to see the network on"):
         model.initialize((12, 9, 7), scheme, RELU, bias_init="zeros", seed=0)
+
+
+@pytest.mark.parametrize("how", ["data", "parameter", "module"])
+def test_a_network_keeps_its_tensors(how):
+    """Filled first and replaced then, it would have other weights than it seems to."""
+
+    def replacing(network, generator):
+        for layer in network[::2]:
+            layer.weight.normal_(generator=generator)
+        last = network[2]
+        if how == "data":
+            last.weight.data = last.weight / 100
+        elif how == "parameter":
+            last.weight = torch.nn.Parameter(last.weight / 100)
+        else:
+            network.append(torch.nn.Linear(7, 7))
+
+    data = Split(torch.rand(10, 12), torch.arange(10) % 7)
+    scheme = Scheme.of(replacing, "replacing", "a test")
+    with pytest.raises(PluginError, match="breaks the rule 'in place': "):
+        model.initialize((12, 9, 7), scheme, RELU, bias_init="zeros", seed=0, data=data)
+
+
+def test_the_images_may_be_changed(monkeypatch):
+    """They are the initializer's own."""
+
+    def centering(network, images, labels):
+        for layer in network[::2]:
+            layer.weight.fill_(float(images.sum()))
+        images.zero_()
+        labels.zero_()
+
+    data = Split(torch.rand(10, 12), torch.arange(10) % 7)
+    before = data.images.clone()
+    scheme = Scheme.of(centering, "centering", "a test")
+    model.initialize((12, 9, 7), scheme, RELU, bias_init="zeros", seed=0, data=data)
+    assert torch.equal(data.images, before)
 
 
 def test_a_networks_breach_names_the_layer():

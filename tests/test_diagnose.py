@@ -11,7 +11,7 @@ from initflow import data, diagnose, measure, model
 from initflow.activations import ACTIVATIONS
 from initflow.config import DiagnoseConfig
 from initflow.errors import SettingError
-from initflow.initializers import find
+from initflow.plugins import find
 from initflow.prediction import PREDICTED
 
 SETTINGS = {

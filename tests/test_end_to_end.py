@@ -380,7 +380,7 @@ def test_mlflow_run_diagnoses_a_plugin(tmp_path):
 
 
 def test_a_plugin_by_a_real_pip_install(tmp_path):
-    """Into a fresh environment: found by its entry point, used, and its folder is no conflict."""
+    """Into an environment of its own, which borrows our packages: found and used."""
     folder = tmp_path / "plugins" / "dropped"
     write_plugin(folder, "0.7")
     assert (

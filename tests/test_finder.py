@@ -121,6 +121,20 @@ def test_installing_a_folder_too_is_no_conflict(site, tmp_path, names):
     )
 
 
+def test_an_installed_one_is_no_more_where_its_folder_is(site, tmp_path):
+    """Not even schemes that the folder has no longer; a damaged folder hides none."""
+    install(site, "renamed", {"old": "m:f"})
+    project(tmp_path / "plugins", "any", {"new": "m:f"}, name="renamed")
+    install(site, "hurt", {"fine": "m:f"})
+    (tmp_path / "plugins" / "hurt").mkdir()
+    (tmp_path / "plugins" / "hurt" / "pyproject.toml").write_text("[")
+    assert {name: bool(plugin.problem) for name, plugin in found().items()} == {
+        "fine": False,
+        "hurt": True,
+        "new": False,
+    }
+
+
 def test_two_distributions_with_one_name_are_told_apart(site, tmp_path):
     """The error names both, and troubles no other."""
     install(site, "first", {"own": "first:fill", "fine": "first:other"})
@@ -203,7 +217,10 @@ def test_damaged_metadata_is_listed_with_its_cause(site):
     info = install(site, "nameless", {"lost": "m:f"})
     (info / "METADATA").unlink()
     install(site, "whole", {"own": "whole:fill"})
+    unreadable = install(site, "unreadable", {"a": "m:f"}) / "entry_points.txt"
+    unreadable.write_bytes(b"\xff\xfe" + unreadable.read_bytes())
     plugins = found()
+    assert list(plugins) == ["hurt-1.0", "nameless-1.0", "own"]
     assert plugins["own"].problem is None
     assert plugins["hurt-1.0"].problem.startswith("its metadata are damaged: ")
     assert plugins["nameless-1.0"].problem.startswith("its metadata are damaged: ")

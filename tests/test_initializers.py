@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from initflow.initializers import BUILT_IN, TRUNCATED_STD, draw, find
+from initflow.initializers import BUILT_IN, TRUNCATED_STD, draw
+from initflow.plugins import find
 from initflow.scheme import Place, fans
 
 NAMES = [

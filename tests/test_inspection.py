@@ -15,8 +15,8 @@ import initflow
 from initflow import data, measure, model
 from initflow.activations import ACTIVATIONS
 from initflow.errors import SettingError
-from initflow.initializers import find
 from initflow.inspection import ACTIVATIONS as KNOWN
+from initflow.plugins import find
 from initflow.signals import QUANTITIES
 
 

@@ -6,7 +6,7 @@ import torch
 from bench import reference
 from initflow import measure, model
 from initflow.activations import ACTIVATIONS
-from initflow.initializers import find
+from initflow.plugins import find
 from tests.test_train import images
 
 

@@ -9,7 +9,7 @@ import torch
 from bench import reference
 from initflow import model
 from initflow.activations import ACTIVATIONS
-from initflow.initializers import find
+from initflow.plugins import find
 from initflow.scheme import Place
 
 WIDTHS = (20, 8, 6, 4)

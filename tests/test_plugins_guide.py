@@ -94,7 +94,7 @@ def test_the_folder_written_by_hand(clean, monkeypatch):
     (home / "src").mkdir(parents=True)
     (home / "pyproject.toml").write_text(BLOCKS["toml"][0])
     (home / "src" / "initflow_mine.py").write_text(BLOCKS["python"][0])
-    assert find("mine:gain=1.5", None, "relu").provider == "initflow-mine 0.1.0"
+    assert find("mine:gain=1.5").provider == "initflow-mine 0.1.0"
     assert found()["mine"].folder.name == "initflow-mine"
     namespace(BLOCKS["python"][3])["test_the_contract"]()
 

@@ -10,7 +10,7 @@ import torch
 from initflow import data, measure, model
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
-from initflow.initializers import find
+from initflow.plugins import find
 from initflow.prediction import PREDICTED, Ends, Interval, Layer, layers_of, predict
 from initflow.propagation import Pass
 from initflow.scheme import Place, Scheme, fans

@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from initflow.activations import ACTIVATIONS
 from initflow.errors import InitflowError, SettingError
-from initflow.initializers import BUILT_IN, find
-from initflow.plugins import find as find_and_try
+from initflow.initializers import BUILT_IN
+from initflow.model import initialize
+from initflow.plugins import find
 from initflow.scheme import fans
 
 
@@ -45,7 +47,11 @@ WRONG = [
     ("normal:std=__import__('os')", "must be a finite number, not '__import__('os')'", ""),
     ("normal:std=-1", "scheme 'normal:std=-1.0': std must be at least 0, not -1.0", ""),
     ("normal:std=1e300", "scheme 'normal:std=1e+300' at fc1 failed: OverflowError", "out of range"),
-    ("normal:std=1e40", "scheme 'normal:std=1e+40' at fc1 breaks the rule 'finite': 2", "infinite"),
+    (
+        "normal:std=1e40",
+        "scheme 'normal:std=1e+40' at fc1 breaks the rule 'finite': 12",
+        "infinite",
+    ),
     ("constant:value=1e39", "scheme 'constant:value=1e+39' at fc1 failed: RuntimeError", ""),
     ("sparse:nonzero=0", "nonzero must be at least 1, not 0", ""),
     ("sparse:nonzero=1.5", "sparse:nonzero must be a whole number, not '1.5'", ""),
@@ -56,7 +62,7 @@ WRONG = [
 def test_wrong_specs_are_named_with_what_would_be_right(spec, message, hint):
     """One line with the bad value, the valid ones and the nearest."""
     with pytest.raises(SettingError) as error:
-        find_and_try(spec, None, "relu")
+        initialize((4, 3), find(spec), ACTIVATIONS["relu"], bias_init="zeros", seed=0)
     assert message in str(error.value)
     assert hint in str(error.value)
     assert "\n" not in str(error.value)

@@ -13,7 +13,7 @@ from torch import nn
 from bench import reference
 from initflow import measure, model
 from initflow.activations import ACTIVATIONS
-from initflow.initializers import find
+from initflow.plugins import find
 from initflow.signals import QUANTITIES, Firing, Moments, distinct_fraction
 from tests.conftest import ROOT
 from tests.test_train import images

@@ -10,7 +10,7 @@ from bench import reference
 from initflow import measure, model, train
 from initflow.activations import ACTIVATIONS
 from initflow.data import Split
-from initflow.initializers import find
+from initflow.plugins import find
 
 
 def images(n, pixels=784, seed=0):

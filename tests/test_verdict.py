@@ -5,7 +5,8 @@ import pytest
 from initflow import data, measure, model
 from initflow.activations import ACTIVATIONS
 from initflow.config import VERDICTS, TrainConfig
-from initflow.initializers import BUILT_IN, find
+from initflow.initializers import BUILT_IN
+from initflow.plugins import find
 from initflow.signals import Signals
 from initflow.verdict import Verdict, advice, judge
 
