@@ -51,6 +51,12 @@ class Plugin:
         return re.sub(r"[-_.]+", "-", self.distribution).lower()
 
     @property
+    def source(self) -> Path | None:
+        """Where the modules of a folder are: in its ``src``, if it has one."""
+        inner = self.folder / "src" if self.folder else None
+        return inner if inner and inner.is_dir() else self.folder
+
+    @property
     def provider(self) -> str:
         """``distribution version``, as the tags of a run have it."""
         return f"{self.distribution} {self.version}".strip()

@@ -6,30 +6,18 @@ Besides the plugins that :mod:`initflow.finder` finds, any function can be named
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
-import importlib.util
-import sys
-import threading
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, distribution, packages_distributions
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
 
+from initflow import importing
 from initflow.errors import PluginError, SettingError, cause, unknown
 from initflow.finder import GROUP, Plugin, found, found_in_notebook
 from initflow.initializers import BUILT_IN
 from initflow.scheme import Scheme, parse
-
-LIMIT_S = 30.0  # for what a plugin may do at once: its import, or filling one network
-# Folders and files of a project that are no part of its distribution (as setuptools has it).
-BESIDE = {"build", "conftest", "docs", "examples", "scripts", "setup", "tests", "test"}
-
-T = TypeVar("T")
-_importing = threading.RLock()  # of the path, of sys.modules, and of what follows
-_used_in_place: set[Path] = set()  # where modules were imported from
 
 
 def load(plugin: Plugin) -> Scheme:
@@ -42,10 +30,15 @@ def load(plugin: Plugin) -> Scheme:
         raise PluginError(f"{who}: {plugin.problem}")
     try:
         point = _entry_point(plugin)
-        module = _module(plugin, point.module)
-        provider = plugin.provider
-        if plugin.folder and not plugin.version and module.__file__:
-            provider = f"{provider} sha256:{_digest(Path(module.__file__).read_bytes())}"
+        provider, source = plugin.provider, plugin.source
+        if source is None:
+            module = importing.module(point.module)
+        else:
+            module = importing.module_in_place(
+                point.module, source, installed_too=plugin.installed_too
+            )
+            if not plugin.version and module.__file__:
+                provider = f"{provider} sha256:{_digest(Path(module.__file__).read_bytes())}"
         return Scheme.of(_attribute(module, point.attr), plugin.name, provider)
     except Exception as error:  # a plugin's code may raise anything
         raise PluginError(f"{who}: {cause(error)}") from error
@@ -58,69 +51,6 @@ def _entry_point(plugin: Plugin) -> EntryPoint:
     return point
 
 
-def _module(plugin: Plugin, name: str) -> ModuleType:
-    if plugin.folder is None:
-        return within(LIMIT_S, lambda: importlib.import_module(name))
-    source = plugin.folder / "src"
-    source = (source if source.is_dir() else plugin.folder).resolve()
-    own = {file.stem for file in source.glob("*.py")}
-    own |= {file.parent.name for file in source.glob("*/__init__.py")}
-    own -= BESIDE
-    with _importing:
-        # Another folder of plugins was looked into before: its modules have had their time.
-        for former in [p for p in _used_in_place if not p.is_relative_to(_home(plugin))]:
-            _forget(former)
-        for module in own:
-            elsewhere = _found_elsewhere(module, source)
-            if elsewhere and not plugin.installed_too:
-                raise ImportError(f"its module '{module}' has the name of another one, {elsewhere}")
-        for module in [module for module in sys.modules if module.partition(".")[0] in own]:
-            del sys.modules[module]
-        _used_in_place.add(source)
-        with _first_on_path(source):
-            return within(LIMIT_S, lambda: importlib.import_module(name))
-
-
-def _home(plugin: Plugin) -> Path:
-    """The folder of plugins that a folder lies in."""
-    assert plugin.folder
-    return plugin.folder.absolute().parent.resolve()
-
-
-def _forget(source: Path) -> None:
-    """Undo that modules were imported from ``source``."""
-    _used_in_place.discard(source)
-    sys.path[:] = [place for place in sys.path if place != str(source)]
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").is_relative_to(source):
-            del sys.modules[name]
-
-
-def _found_elsewhere(module: str, source: Path) -> str | None:
-    """Where Python would find ``module`` without ``source``, if anywhere."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except ValueError:  # loaded, by other means than an import
-        return "which is loaded already"
-    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
-    outside = [p for p in places if p and not Path(p).resolve().is_relative_to(source)]
-    return outside[0] if outside else None
-
-
-@contextlib.contextmanager
-def _first_on_path(source: Path) -> Iterator[None]:
-    """Look for modules in ``source`` first; afterwards last, where it hides nothing."""
-    place = str(source)
-    importlib.invalidate_caches()  # it may be newer than the last look
-    sys.path.insert(0, place)
-    try:
-        yield
-    finally:
-        sys.path.remove(place)
-        if place not in sys.path:
-            sys.path.append(place)
-
-
 def _attribute(module: ModuleType, name: str) -> object:
     found: object = module
     for part in name.split("."):
@@ -128,65 +58,24 @@ def _attribute(module: ModuleType, name: str) -> object:
     return found
 
 
-def within(seconds: float, function: Callable[[], T]) -> T:
-    """What ``function`` gives or raises, or a :class:`TimeoutError`, with the work left hanging."""
-    outcome: list[tuple[T | None, BaseException | None]] = []
-
-    def work() -> None:
-        try:
-            outcome.append((function(), None))
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"not done within {seconds:g} s")
-    ((result, error),) = outcome
-    if isinstance(error, Exception):
-        raise error
-    if error:  # an exit: it ends no more than the plugin
-        raise PluginError(cause(error))
-    return result  # type: ignore[return-value]
-
-
 def _by_place(place: str) -> Scheme:
     """The function that ``file.py:function`` or ``package.module:function`` names."""
     where, _, name = place.rpartition(":")
+    file = Path(os.path.expanduser(where))  # noqa: PTH111 - leaves an unknown ~user as it is
+    if where.endswith(".py") and not file.is_file():
+        raise SettingError(f"init '{place}': there is no file '{where}'")
     try:
         if where.endswith(".py"):
-            file = Path(where).expanduser().resolve(strict=True)
             content = file.read_bytes()
-            module = _file_module(file, content)
-            provider = f"{where} sha256:{_digest(content)}"
+            digest = _digest(content)
+            module = importing.module_of_file(file.resolve(), content, f"initflow_file_{digest}")
+            provider = f"{where} sha256:{digest}"
         else:
-            module = within(LIMIT_S, lambda: importlib.import_module(where))
+            module = importing.module(where)
             provider = _provider(module)
         return Scheme.of(_attribute(module, name), place, provider)
-    except FileNotFoundError as error:
-        raise SettingError(f"init '{place}': there is no file '{where}'") from error
     except Exception as error:  # the code may raise anything
         raise PluginError(f"init '{place}': {cause(error)}") from error
-
-
-def _file_module(file: Path, content: bytes) -> ModuleType:
-    """The module that ``content``, of ``file``, makes: run anew, with those beside it."""
-    name = f"initflow_file_{_digest(content)}_{file.stem}"
-    module = ModuleType(name)
-    module.__file__ = str(file)
-    with _importing, _first_on_path(file.parent):
-        before = set(sys.modules)
-        sys.modules[name] = module  # dataclasses look for it there
-        try:
-            code = compile(content, str(file), "exec", dont_inherit=True)
-            within(LIMIT_S, lambda: exec(code, vars(module)))  # noqa: S102 - the user's own
-        finally:
-            # Those beside it are another file's too, by the same names, or edited by then.
-            for new in set(sys.modules) - before:
-                if Path(getattr(sys.modules[new], "__file__", None) or "").parent == file.parent:
-                    del sys.modules[new]
-    return module
 
 
 def _provider(module: ModuleType) -> str:

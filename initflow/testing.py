@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from initflow import contract, model, plugins
+from initflow import contract, importing, model, plugins
 from initflow.activations import ACTIVATIONS, Activation
 from initflow.contract import RULES, Breach
 from initflow.data import Split
@@ -235,7 +235,7 @@ class _Tally:
         self._cases += seed == 0
         rule = "runs"
         try:
-            return plugins.within(plugins.LIMIT_S, lambda: case.filled(seed))
+            return importing.within_limit(lambda: case.filled(seed))
         except Breach as breach:
             rule, detail = breach.rule, str(breach)
         except TimeoutError as error:

@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "config",
     "finder",
+    "importing",
     "seeds",
     "machine",
     "data",

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import initflow
-from initflow import TrainConfig, model, plugins
+from initflow import TrainConfig, importing, model, plugins
 from initflow.activations import ACTIVATIONS
 from initflow.config import DiagnoseConfig
 from initflow.errors import InitflowError, PluginError, SettingError
@@ -300,7 +300,7 @@ def test_a_broken_plugin_is_kept_with_its_cause(place, how):
 
 def test_a_hanging_import_is_given_up(place, monkeypatch):
     """After a time limit; the others load."""
-    monkeypatch.setattr(plugins, "LIMIT_S", 0.3)
+    monkeypatch.setattr(importing, "LIMIT_S", 0.3)
     folder(place, "hangs", "import time\nwhile True: time.sleep(0.01)")
     folder(place, "well")
     started = time.monotonic()

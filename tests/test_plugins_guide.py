@@ -13,7 +13,8 @@ import initflow
 from initflow import cli, scheme
 from initflow.contract import RULES
 from initflow.finder import found
-from initflow.plugins import LIMIT_S, find
+from initflow.importing import LIMIT_S
+from initflow.plugins import find
 from initflow.testing import MORE_RULES, assert_initializer_contract
 from tests.conftest import ROOT
 

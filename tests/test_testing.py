@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from initflow import cli, plugins, testing
+from initflow import cli, importing, testing
 from initflow.errors import SettingError
 from initflow.initializers import BUILT_IN
 from initflow.scheme import initializer
@@ -198,7 +198,7 @@ def test_every_way_to_be_wrong_fails_its_row(tmp_path, monkeypatch, capsys, what
     """By the command: exit 1, the row is marked, and what failed is told."""
     code, rule, detail = WRONG[what]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "LIMIT_S", 0.5 if "hanging" in what else 30.0)
+    monkeypatch.setattr(importing, "LIMIT_S", 0.5 if "hanging" in what else 30.0)
     name = "wrong-" + what.lower().replace(" ", "-")
     module = name.replace("-", "_")
     home = project(tmp_path / "plugins", name, {name: f"{module}:fill"})

@@ -11,7 +11,7 @@ from scipy import integrate
 from initflow import data, measure, model
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
-from initflow.initializers import find
+from initflow.plugins import find
 from initflow.scheme import Place, Scheme
 from initflow.testing import assert_initializer_contract
 from initflow_critical import critical, edge

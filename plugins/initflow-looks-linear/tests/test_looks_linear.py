@@ -10,7 +10,7 @@ import torch
 from initflow import data, measure, model
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
-from initflow.initializers import find
+from initflow.plugins import find
 from initflow.scheme import Place, Scheme, fans
 from initflow.testing import assert_initializer_contract
 from initflow_looks_linear import looks_linear, odd_slope

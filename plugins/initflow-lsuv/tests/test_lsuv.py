@@ -8,7 +8,7 @@ import torch
 from initflow import data, measure, model
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
-from initflow.initializers import find
+from initflow.plugins import find
 from initflow.scheme import Scheme
 from initflow.testing import assert_initializer_contract
 from initflow_lsuv import lsuv
