@@ -19,14 +19,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from io import TextIOWrapper
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from initflow import __version__
-from initflow.config import DiagnoseConfig, NetworkConfig, Settings, TrainConfig
+from initflow.config import DiagnoseConfig, NetworkConfig, PluginsConfig, Settings, TrainConfig
 from initflow.errors import InitflowError, PluginError, VerdictError
 
 if TYPE_CHECKING:
@@ -156,11 +155,6 @@ def diagnose(experiment: str | None, **settings: str) -> None:
         raise VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
 
 
-_plugins_dir = click.option(
-    "--plugins-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of plugins to use in place.  [default: INITFLOW_PLUGINS_DIR, else plugins]",
-)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
@@ -208,9 +202,9 @@ def plugins() -> None:
 
 @plugins.command("list", context_settings=CONTEXT)
 @_json
-@_plugins_dir
+@_options(PluginsConfig)
 @_debug
-def list_plugins(as_json: bool, plugins_dir: Path | None) -> None:
+def list_plugins(as_json: bool, **settings: str) -> None:
     """What is found, from where; nothing is imported.
 
     \b
@@ -219,6 +213,7 @@ def list_plugins(as_json: bool, plugins_dir: Path | None) -> None:
     """
     from initflow import finder
 
+    plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
     found = list(finder.found(plugins_dir).values())
     if as_json:
         click.echo(json.dumps([plugin.as_json() for plugin in found], indent=2))
@@ -239,9 +234,9 @@ def list_plugins(as_json: bool, plugins_dir: Path | None) -> None:
 @plugins.command(context_settings=CONTEXT)
 @click.argument("name")
 @_json
-@_plugins_dir
+@_options(PluginsConfig)
 @_debug
-def check(name: str, as_json: bool, plugins_dir: Path | None) -> None:
+def check(name: str, as_json: bool, **settings: str) -> None:
     """Try an initializer against its contract; exit 1 if it breaks a rule.
 
     NAME is what init would be: a scheme's name, or file.py:function.
@@ -250,6 +245,7 @@ def check(name: str, as_json: bool, plugins_dir: Path | None) -> None:
     Example:
       initflow plugins check he
     """
+    plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch") as (console, progress):
         from initflow import report, testing
 
@@ -272,9 +268,9 @@ def check(name: str, as_json: bool, plugins_dir: Path | None) -> None:
 
 @plugins.command(context_settings=CONTEXT)
 @click.argument("name")
-@_plugins_dir
+@_options(PluginsConfig)
 @_debug
-def new(name: str, plugins_dir: Path | None) -> None:
+def new(name: str, **settings: str) -> None:
     """Write a complete plugin that offers a scheme called NAME, to change into your own.
 
     \b
@@ -284,6 +280,7 @@ def new(name: str, plugins_dir: Path | None) -> None:
     from initflow.finder import folder
     from initflow.scaffold import new as write
 
+    plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
     place = write(name, folder(plugins_dir))
     click.echo(f"Written: {place}")
     option = f" --plugins-dir {shlex.quote(str(plugins_dir))}" if plugins_dir else ""
@@ -321,7 +318,7 @@ def _progress(loading: str) -> Iterator[tuple[Console, Callable[[str, int, int],
 
 def _say(console: Console, *lines: str) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(_printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _quieten_libraries() -> None:
@@ -354,10 +351,10 @@ def main(arguments: list[str] | None = None) -> int:
         if meta.get("debug"):
             traceback.print_exc()
         code = _failed(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as interruption:
-        code = _stopped(signal.SIGINT, interruption)
     except _Stopped as stop:
         code = _stopped(stop.number, stop)
+    except (KeyboardInterrupt, click.Abort) as interruption:
+        code = _stopped(signal.SIGINT, interruption)
     except BrokenPipeError:  # who read the output has gone
         code = 1
     except OSError as error:  # the output cannot be written
@@ -367,16 +364,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _failed(reason: str, code: int) -> int:
     """Say ``reason`` in one line, whatever characters a user's value brought into it."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in reason)
-    click.echo(f"Error: {shown}", err=True)
+    click.echo(f"Error: {_printable(reason)}", err=True)
     return code
 
 
-class _Stopped(SystemExit):
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+class _Stopped(KeyboardInterrupt):
     """A signal other than Ctrl-C's arrived."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
+        super().__init__(number)
         self.number = signal.Signals(number)
 
 

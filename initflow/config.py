@@ -320,10 +320,16 @@ def _shared(name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(Settings):
-    """The untrained network on which a scheme is shown."""
+class PluginsConfig(Settings):
+    """Where plugins are looked for."""
 
     plugins_dir: Path | None = _shared("plugins_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(PluginsConfig):
+    """The untrained network on which a scheme is shown."""
+
     activation: str = _shared("activation")
     dataset: str = _shared("dataset")
     data_dir: Path | None = _shared("data_dir")

@@ -7,30 +7,28 @@ twice, on copies, so that a breach or an error leaves the weights as they were.
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import inspect
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from initflow.errors import InitflowError, PluginError, SettingError, cause, first_line
+from initflow.isolation import left_alone
 from initflow.scheme import BUILT_IN, Scheme
 
 # The rules by name, as `initflow plugins check` lists them.
 RULES = {
     "runs": "fills its tensors without an error",
-    "in place": "writes into the tensors it is given; replaces and returns none",
+    "in place": "writes into the tensors it is given; replaces none, and returns no other",
     "shape": "leaves their shape as it is",
     "dtype": "leaves their dtype as it is",
     "device": "leaves them on their device",
     "finite": "writes every entry, and finite numbers only",
-    "global random state": "draws from the generator it is given, and moves no global random state",
+    "global state": "draws from the generator it is given, and leaves all global state alone",
     "same seed": "gives the same weights for the same seed",
 }
 
@@ -68,7 +66,9 @@ def apply(
         raise _error(scheme, at, f"breaks the rule '{breach.rule}': {breach.detail}") from breach
     except InitflowError:
         raise
-    except (Exception, SystemExit) as error:  # a plugin may fail in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may fail in any way
         if is_refusal(error, scheme.fill):
             raise SettingError(f"scheme '{scheme.spec}': {first_line(error)}") from error
         raise _error(scheme, place, f"failed: {cause(error)}") from error
@@ -85,13 +85,12 @@ def attempt(
     they were.
     """
     twin = torch.Generator(generator.device).set_state(generator.get_state())
-    moved: list[set[str]] = []
-    with _global_states(moved):
+    with left_alone() as once:
         first = _filled(tensors, fill, generator, math.nan)
-    with _global_states(moved):
+    with left_alone() as twice:
         again = _filled(tensors, fill, twin, 0.0)
-    for name in sorted(moved[0] & moved[1]):  # one alone may be another thread's doing
-        raise Breach("global random state", "", f"that of {name} was moved or seeded")
+    for name in sorted(once & twice):  # one alone may be another thread's doing
+        raise Breach("global state", "", f"{name} was changed")
     for name, tensor in first.items():
         if not torch.equal(tensor, again[name]):
             differ = int((tensor != again[name]).sum())
@@ -164,57 +163,6 @@ def _filled(
         wrong = int((~copy.isfinite()).sum())
         raise Breach("finite", name, f"{wrong} of {copy.numel()} entries are NaN or infinite")
     return copies
-
-
-@contextlib.contextmanager
-def _global_states(moved: list[set[str]]) -> Iterator[None]:
-    """Put the global random states back, and add the names of those that were moved."""
-    before = {name: get() for name, (get, _) in _GLOBAL.items()}
-    names = set()
-    try:
-        yield
-    finally:
-        for name, (get, put) in _GLOBAL.items():
-            if before[name] and get() != before[name]:  # CUDA's has none before its first use
-                names.add(name)
-                put(before[name])
-        moved.append(names)
-
-
-def _cuda_states() -> tuple[bytes, ...]:
-    there = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return tuple(map(_bytes, torch.cuda.get_rng_state_all())) if there else ()
-
-
-def _put_cuda_states(states: tuple[bytes, ...]) -> None:
-    torch.cuda.set_rng_state_all(list(map(_tensor, states)))
-
-
-def _numpy_state() -> tuple[object, ...]:
-    name, keys, *others = np.random.get_state(legacy=True)  # noqa: NPY002
-    return (name, keys.tobytes(), *others)  # type: ignore[union-attr]
-
-
-def _put_numpy_state(state: tuple[str, bytes, int, int, float]) -> None:
-    name, keys, *others = state
-    np.random.set_state((name, np.frombuffer(keys, np.uint32), *others))  # type: ignore[arg-type]  # noqa: NPY002
-
-
-def _bytes(state: Tensor) -> bytes:
-    return state.numpy().tobytes()
-
-
-def _tensor(state: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
-
-
-# How the state of each global generator is had, as what can be compared, and put back.
-_GLOBAL: dict[str, tuple[Callable[[], object], Callable[..., None]]] = {
-    "torch": (lambda: _bytes(torch.get_rng_state()), lambda s: torch.set_rng_state(_tensor(s))),
-    "torch.cuda": (_cuda_states, _put_cuda_states),
-    "numpy": (_numpy_state, _put_numpy_state),
-    "Python's random": (random.getstate, random.setstate),
-}
 
 
 def _error(scheme: Scheme, place: str, what: str) -> InitflowError:

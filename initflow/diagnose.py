@@ -18,6 +18,7 @@ from initflow.experiment import Progress, verdict_sentence, verdict_tags
 from initflow.reading import Reading, as_json, read
 
 Cell = tuple[str, str]  # a scheme and an activation function
+LONGEST_NAME = 150  # characters, of a metric key's 250
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,14 @@ def _log_network(run: track.Run, reading: Reading, title: str) -> None:
 
 def _log_all(run: track.Run, readings: Mapping[Cell, Reading], title: str) -> None:
     """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
+    # What stands before a key's last slash is a section of that page, and keys have a limit.
+    names: dict[str, str] = {}
+    for init in dict.fromkeys(init for init, _ in readings):
+        short = init.replace("/", "_")[-LONGEST_NAME:]
+        names[init] = f"{short} {len(names)}" if short in names.values() else short
     for quantity in ("preactivation_second_moment", "gradient_second_moment"):
-        lines = {  # what stands before the last slash is a section of MLflow's page
-            f"{quantity}/{init.replace('/', '_')} {activation}": reading.signals.by_layer(quantity)
+        lines = {
+            f"{quantity}/{names[init]} {activation}": reading.signals.by_layer(quantity)
             for (init, activation), reading in readings.items()
         }
         for layer, values in enumerate(zip(*lines.values(), strict=True), start=1):

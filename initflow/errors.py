@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 500  # characters of another's message that are shown
+
 
 class InitflowError(Exception):
     """The root of all errors of this package; raised only through its leaves."""
@@ -35,15 +37,15 @@ class VerdictError(InitflowError):
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    """What it says, in one line of bounded length; its type where it says nothing."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def cause(error: BaseException) -> str:
     """What any error says, in one line: its first, and of others' errors the type before it."""
-    line = first_line(error)
-    if isinstance(error, InitflowError):
-        return line
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    line, kind = first_line(error), type(error).__name__
+    return line if isinstance(error, InitflowError) or line == kind else f"{kind}: {line}"
 
 
 def unknown(what: str, value: object, valid: Iterable[str]) -> SettingError:

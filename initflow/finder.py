@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from types import FunctionType
 
 from initflow.config import SCHEME_NAMES
 from initflow.errors import SettingError, cause, first_line
@@ -52,9 +53,12 @@ class Plugin:
 
     @property
     def source(self) -> Path | None:
-        """Where the modules of a folder are: in its ``src``, if it has one."""
-        inner = self.folder / "src" if self.folder else None
-        return inner if inner and inner.is_dir() else self.folder
+        """Where the modules of a folder are: in its ``src``, if the function's is there."""
+        if self.folder is None:
+            return None
+        inner, top = self.folder / "src", self.function.partition(":")[0].partition(".")[0]
+        there = (inner / f"{top}.py").is_file() or (inner / top).is_dir()
+        return inner if there else self.folder
 
     @property
     def provider(self) -> str:
@@ -85,9 +89,13 @@ def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
     Raises :class:`SettingError` for a ``plugins_dir`` that is no folder.
     """
     place = folder(plugins_dir)
-    if not place.is_dir() and (plugins_dir or os.environ.get("INITFLOW_PLUGINS_DIR")):
-        raise SettingError(f"plugins_dir must be a folder, not '{place}'")
-    in_place, installed = list(_in_folders(place)), list(_installed())
+    try:
+        if not place.is_dir() and (plugins_dir or os.environ.get("INITFLOW_PLUGINS_DIR")):
+            raise SettingError(f"plugins_dir must be a folder, not '{place}'")
+        in_place = list(_in_folders(place)) if place.is_dir() else []
+    except OSError as error:
+        raise SettingError(f"plugins_dir '{place}' cannot be read: {error.strerror}") from error
+    installed = list(_installed())
     twice = {p.key for p in in_place if not p.problem} & {p.key for p in installed}
     return _sorted(
         [
@@ -106,7 +114,8 @@ def found_in_notebook() -> dict[str, Plugin]:
 def _in_notebook() -> Iterator[Plugin]:
     """Functions marked as initializers in the notebook or script that is running."""
     for name, value in list(vars(sys.modules[NOTEBOOK]).items()):
-        if hasattr(value, MARK) and getattr(value, "__module__", None) == NOTEBOOK:
+        # By its very type: other objects may answer to any name, or fail.
+        if type(value) is FunctionType and hasattr(value, MARK) and value.__module__ == NOTEBOOK:
             yield Plugin(name, f"{NOTEBOOK}:{name}", NOTEBOOK, "")
 
 
@@ -138,20 +147,23 @@ def _offered(distribution: Distribution) -> Iterator[Plugin]:
 
 def _in_folders(place: Path) -> Iterator[Plugin]:
     """Of every folder in ``place`` that has a ``pyproject.toml``, by its entry points."""
-    for project in sorted(place.glob("*/pyproject.toml")):
-        home = project.parent
+    for home in sorted(place.iterdir()):
+        project = home / "pyproject.toml"
         try:
+            if not project.is_file():
+                continue
             table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
             name, points = str(table["name"]), dict(table["entry-points"][GROUP])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (KeyError, TypeError):
+            why = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
+            yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
+        except Exception as error:  # noqa: BLE001 - a damaged file is no one else's trouble
             why = first_line(error)
-            if isinstance(error, KeyError):
-                why = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
-            problem = f"{project}: {why}"
-            yield Plugin(home.name, "", home.name, "", home, problem=problem)
-            continue
-        for point, function in points.items():
-            yield Plugin(point, str(function), name, str(table.get("version", "")), home)
+            yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
+        else:
+            version = str(table.get("version", ""))
+            for point, function in points.items():
+                yield Plugin(point, str(function), name, version, home)
 
 
 def _sorted(plugins: Iterable[Plugin]) -> dict[str, Plugin]:

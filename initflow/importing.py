@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from initflow.errors import PluginError, cause
+from initflow.isolation import left_alone
 
 LIMIT_S = 30.0
 # Folders and files of a project that are no part of its distribution (as setuptools has it).
@@ -52,7 +53,8 @@ def within_limit(function: Callable[[], T]) -> T:
 
 def module(name: str) -> ModuleType:
     """The module that Python finds by ``name``."""
-    return within_limit(lambda: importlib.import_module(name))
+    with left_alone():
+        return within_limit(lambda: importlib.import_module(name))
 
 
 def module_in_place(name: str, source: Path, *, installed_too: bool) -> ModuleType:
@@ -91,7 +93,8 @@ def module_of_file(file: Path, content: bytes, name: str) -> ModuleType:
         sys.modules[name] = made  # dataclasses look for it there
         try:
             code = compile(content, str(file), "exec", dont_inherit=True)
-            within_limit(lambda: exec(code, vars(made)))  # noqa: S102 - the user's own
+            with left_alone():
+                within_limit(lambda: exec(code, vars(made)))  # noqa: S102 - the user's own
         finally:
             # Those beside it are another file's too, by the same names, or edited by then.
             for new in set(sys.modules) - before:

@@ -155,7 +155,7 @@ def scheme_lines(entry: Entry) -> list[str]:
         f"{entry.name}, from {entry.provider}; fills {_fills(entry)}",
         f"Arguments: {arguments or 'none'}",
         "",
-        entry.description or "(its function has no docstring)",
+        *(entry.description or "(its function has no docstring)").splitlines(),
     ]
 
 

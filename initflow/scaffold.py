@@ -12,6 +12,7 @@ from string import Template
 
 from initflow.config import SCHEME_NAMES
 from initflow.errors import SettingError
+from initflow.finder import found
 
 # A scheme's name that can also end a distribution's.
 NAME = re.compile(r"[A-Za-z]([\w.-]*[A-Za-z0-9])?", re.ASCII)
@@ -31,15 +32,20 @@ def new(name: str, folder: Path) -> Path:
 
     It offers a scheme ``name`` by the function of the same name, with ``_`` for ``-`` and
     ``.``, and is written as a whole or not at all. Raises :class:`SettingError` for a name
-    that cannot be a scheme's and a function's, for a folder that exists already, and for one
-    that cannot be written.
+    that cannot be a scheme's and a function's or is taken, for a folder that exists already, and
+    for one that cannot be written.
     """
     function = _function(name)
     values = {"name": name, "function": function, "module": f"initflow_{function}"}
     target = folder / f"initflow-{name}"
-    if target.exists():
-        raise SettingError(f"'{target}' exists already")
     try:
+        if target.exists():
+            raise SettingError(f"'{target}' exists already")
+        for other in folder.glob(f"*/src/{values['module']}.py"):
+            raise SettingError(f"'{name}' would have the module of '{other.parent.parent}'")
+        offered = found(folder if folder.is_dir() else None).get(name)
+        if offered:
+            raise SettingError(f"'{name}' is offered already, by {offered.origin}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as beside:
             whole = Path(beside) / target.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from initflow.activations import ACTIVATIONS, Activation
-from initflow.errors import PluginError, SettingError, cause, first_line, unknown
+from initflow.errors import LONGEST, PluginError, SettingError, cause, first_line, unknown
 from initflow.finder import MARK
 
 # What a function may ask for, by parameter name: one that fills layer by layer, one that fills
@@ -26,7 +27,9 @@ GIVEN = frozenset(OF_A_LAYER + OF_THE_NETWORK)
 
 BUILT_IN = "built-in"
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number"}
-FUNCTION = re.compile(r"(?P<where>.+\.py|[^\W\d][\w.]*):(?P<function>[^\W\d]\w*)(?::(?P<rest>.*))?")
+FUNCTION = re.compile(
+    r"(?P<where>.+?\.py|[^\W\d][\w.]*):(?P<function>[^\W\d]\w*)(?::(?P<rest>.*))?"
+)
 
 Value = bool | int | float | str
 Variance = Callable[..., float]
@@ -86,8 +89,8 @@ class Scheme:
     @classmethod
     def of(cls, function: object, name: str, provider: str) -> Scheme:
         """The scheme that ``function`` is, or a :class:`SettingError` that says why it is none."""
-        if not callable(function):
-            raise SettingError(f"an initializer is a function, not {type(function).__name__}")
+        _check_callable(function)
+        assert callable(function)
         stated: Statement = getattr(function, MARK, Statement())
         _check_signature(function, stated)
         return cls(
@@ -157,12 +160,16 @@ class Scheme:
     def _stated(self, variance: Variance | None, at: Place) -> float | None:
         if variance is None:
             return None
+        value = math.nan
         try:
             stated = ask(variance, at.given(), self.values)
-            value = float(stated)
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):
+                value = float(stated)
         except ValueError as error:
             raise SettingError(f"scheme '{self.spec}': {first_line(error)}") from error
-        except Exception as error:  # a plugin's function may fail in any way
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin's function may fail in any way
             what = f"the variance that it states failed: {cause(error)}"
             raise PluginError(f"scheme '{self.spec}' of {self.provider}: {what}") from error
         if not 0 <= value < math.inf:
@@ -250,8 +257,7 @@ def initializer(
 
     def mark(function: F) -> F:
         statement = Statement(variance, bias_variance)
-        if not callable(function):
-            raise SettingError(f"an initializer is a function, not {type(function).__name__}")
+        _check_callable(function)
         _check_signature(function, statement)
         setattr(function, MARK, statement)
         return function
@@ -326,6 +332,14 @@ def _globals(function: Callable[..., object]) -> dict[str, object]:
     return getattr(code, "__globals__", {})
 
 
+def _check_callable(function: object) -> None:
+    if not callable(function) or inspect.isclass(function):
+        kind = "a class" if inspect.isclass(function) else type(function).__name__
+        raise SettingError(f"an initializer is a function, not {kind}")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise SettingError("an initializer is a plain function, without async or yield")
+
+
 def _check_signature(function: Callable[..., object], stated: Statement) -> None:
     """Raise a :class:`SettingError` for what no initializer can ask for."""
     try:
@@ -382,6 +396,19 @@ def _check_type(function: Callable[..., object], parameter: inspect.Parameter) -
             f"argument '{parameter.name}' must be annotated as bool, int, float, str or a Literal "
             f"of words, not '{getattr(kind, '__name__', kind)}'"
         )
+    if not _fits(parameter.default, kind):
+        name = f"one of {', '.join(get_args(kind))}" if words else getattr(kind, "__name__", kind)
+        default = f"{parameter.default!r}"[:LONGEST]
+        raise SettingError(f"the default of '{parameter.name}' must be {name}, not {default}")
+
+
+def _fits(value: object, kind: object) -> bool:
+    """Whether an argument of this type can have this value, of which int is float too."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else (int if kind is int else str))
 
 
 def _read(what: str, text: str, kind: object) -> Value:

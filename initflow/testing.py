@@ -160,7 +160,11 @@ class _Case:
             fill = functools.partial(model.fill_network, self.scheme, self.activation, self.data)
         else:
             fill = functools.partial(model.fill_layer, self.scheme, self.places[""])
-        contract.attempt(tensors, fill, torch.Generator().manual_seed(seed))
+
+        def limited(tensors: Mapping[str, Tensor], generator: torch.Generator) -> object:
+            return importing.within_limit(lambda: fill(tensors, generator))
+
+        contract.attempt(tensors, limited, torch.Generator().manual_seed(seed))
         return tensors
 
 
@@ -235,7 +239,7 @@ class _Tally:
         self._cases += seed == 0
         rule = "runs"
         try:
-            return importing.within_limit(lambda: case.filled(seed))
+            return case.filled(seed)
         except Breach as breach:
             rule, detail = breach.rule, str(breach)
         except TimeoutError as error:
@@ -307,8 +311,8 @@ def _variance(rule: str, cases: Sequence[_Case], tally: _Tally) -> Row:
             mean = statistics.fmean(values)
             try:
                 stated = case.scheme.bias_variance if of_biases else case.scheme.variance
-                claim = stated(place) or 0.0
-            except InitflowError as wrong:
+                claim = importing.within_limit(functools.partial(stated, place)) or 0.0
+            except (InitflowError, TimeoutError) as wrong:
                 failures.append(f"{name}{case.what}: {wrong}")
                 continue
             if abs(mean - claim) > STANDARD_ERRORS * error + TOLERANCE * claim:

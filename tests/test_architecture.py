@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "config",
     "finder",
+    "isolation",
     "importing",
     "seeds",
     "machine",

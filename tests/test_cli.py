@@ -156,11 +156,13 @@ ERRORS = [
     (["schemes", "he:gain=2"], 2, "argument of scheme 'he' must be one of mode"),
     (["schemes", "--hidden", "ten"], 2, "Error: hidden must be widths such as 100"),
     (["schemes", "--plugins-dir", "none/here"], 2, "plugins_dir must be a folder, not 'none/here'"),
-    (["plugins", "list", "--plugins-dir", "none"], 2, "plugins_dir must be a folder, not 'none'"),
+    (["plugins", "list", "--plugins-dir", "here"], 2, "plugins_dir must be a folder, not 'here'"),
     (["plugins", "check", "hee"], 2, "not 'hee' (did you mean 'he'?)"),
     (["plugins", "check"], 2, "Error: Missing argument 'NAME'."),
     (["plugins", "new", "he"], 2, "'he'"),
     (["plugins", "new", "my init"], 2, "'my init'"),
+    (["plugins", "list", "--plugins-dir", "~no-such-user/x"], 2, "not '~no-such-user/x'"),
+    (["plugins", "new", "x" * 300], 2, "cannot be written: File name too long"),
     (["plugins", "nwe"], 2, "Error: No such command 'nwe'"),
 ]
 
@@ -430,6 +432,15 @@ def test_a_new_plugin_is_written_and_passes(capsys, tmp_path, monkeypatch):
     code, out, err = run(capsys, "plugins", "new", "my-own")
     assert (code, out) == (2, "")
     assert err == "Error: 'plugins/initflow-my-own' exists already\n"
+    assert run(capsys, "plugins", "new", "my_own") == (
+        2,
+        "",
+        "Error: 'my_own' would have the module of 'plugins/initflow-my-own'\n",
+    )
+    project(tmp_path / "plugins", "other", {"taken": "m:f"})
+    code, _, err = run(capsys, "plugins", "new", "taken", "--plugins-dir", "none")
+    assert (code, err) == (2, "Error: 'taken' is offered already, by other 1.0 (plugins/other)\n")
+    assert not (tmp_path / "none").exists()
 
 
 def test_schemes_fit_a_narrow_terminal(store, plugins_here):

@@ -1,8 +1,10 @@
 """The rules that every initializer keeps, each broken once; and what a breach leaves behind."""
 
 import math
+import os
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,31 @@ def returning(weight, generator):
     return torch.randn(weight.shape, generator=generator)
 
 
+def another_dtype(weight, generator):
+    torch.set_default_dtype(torch.float64)
+    weight.normal_(generator=generator)
+
+
+def another_device(weight, generator):
+    weight.normal_(generator=generator)
+    torch.set_default_device("meta")
+
+
+def threads(weight, generator):
+    weight.normal_(generator=generator)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+def deterministic(weight, generator):
+    weight.normal_(generator=generator)
+    torch.use_deterministic_algorithms(mode=True)
+
+
+def elsewhere(weight, generator):
+    weight.normal_(generator=generator)
+    os.chdir("/")
+
+
 def returning_besides(weight, generator):
     return weight.normal_(generator=generator) / 100
 
@@ -64,6 +91,10 @@ def refusing_by_a_library(weight):
 
 def exiting(weight):
     raise SystemExit
+
+
+def leaving(weight):
+    raise GeneratorExit
 
 
 def from_what_was_there(weight, generator):
@@ -112,10 +143,15 @@ BREACHES = [
     (returning, "in place", "another tensor was returned instead"),
     (returning_besides, "in place", "another tensor was returned instead"),
     (from_what_was_there, "same seed", "20 of 20 entries differ in a second run"),
-    (globally, "global random state", "that of torch was moved or seeded"),
-    (seeding, "global random state", "that of torch was moved or seeded"),
-    (by_numpy, "global random state", "that of numpy was moved or seeded"),
-    (by_random, "global random state", "that of Python's random was moved or seeded"),
+    (globally, "global state", "torch's random state was changed"),
+    (seeding, "global state", "torch's random state was changed"),
+    (by_numpy, "global state", "numpy's random state was changed"),
+    (by_random, "global state", "the state of Python's random was changed"),
+    (another_dtype, "global state", "torch's default dtype was changed"),
+    (another_device, "global state", "torch's default device was changed"),
+    (threads, "global state", "torch's number of threads was changed"),
+    (deterministic, "global state", "torch's determinism was changed"),
+    (elsewhere, "global state", "the working folder was changed"),
     (of_its_own, "same seed", "20 of 20 entries differ in a second run"),
     (wrong_bias, "finite", "4 of 4 entries are NaN or infinite"),
 ]
@@ -138,7 +174,9 @@ def applied(function, into):
 
 def states():
     numpys = np.random.get_state()  # noqa: NPY002
-    return torch.get_rng_state().tolist(), str(numpys), random.getstate()
+    settings = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    more = torch.are_deterministic_algorithms_enabled(), Path.cwd()
+    return torch.get_rng_state().tolist(), str(numpys), random.getstate(), settings, more
 
 
 @pytest.mark.parametrize(("function", "rule", "detail"), BREACHES)
@@ -176,12 +214,23 @@ def test_an_error_half_way_leaves_everything_as_it_was():
     [
         (refusing_by_a_library, "ValueError: operands could not be broadcast together"),
         (exiting, "SystemExit"),
+        (leaving, "GeneratorExit"),
     ],
 )
 def test_other_failures_are_the_plugins(function, message):
     """A library's ValueError is no refusal, and an exit ends nothing but the plugin."""
     with pytest.raises(PluginError, match=f"'mine' of a-plugin 1.2 at fc1 failed: {message}"):
         applied(function, tensors())
+
+
+def test_an_interruption_is_no_failure_of_the_plugin():
+    """Ctrl-C goes on to whoever handles it."""
+
+    def interrupted(weight):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        applied(interrupted, tensors())
 
 
 def test_what_another_thread_does_is_no_breach():

@@ -108,6 +108,21 @@ def test_a_plugins_folder_that_was_named_must_be_there(site, tmp_path, monkeypat
         found()
 
 
+def test_a_folder_that_cannot_be_read_is_told(site, tmp_path):
+    """A name that is too long, as one line."""
+    with pytest.raises(SettingError, match="cannot be read: File name too long"):
+        found(tmp_path / ("x" * 300))
+
+
+def test_modules_lie_in_src_or_beside(site, tmp_path):
+    """By where the function's is: a `src` may hold something else."""
+    home = project(tmp_path / "plugins", "both", {"inner": "inner:f", "outer": "outer:f"})
+    (home / "src").mkdir()
+    (home / "src" / "inner.py").write_text("")
+    assert found()["inner"].source == home.relative_to(tmp_path) / "src"
+    assert found()["outer"].source == home.relative_to(tmp_path)
+
+
 @pytest.mark.parametrize("names", [("my-init", "my-init"), ("my-init", "My_Init")])
 def test_installing_a_folder_too_is_no_conflict(site, tmp_path, names):
     """However the name is written: the folder, which is never stale, is the one to use."""
@@ -179,6 +194,8 @@ def test_names_that_no_spec_could_say_are_refused(site, tmp_path, name):
 
 
 DAMAGED = {
+    "too deep": (b"x=" + b"[" * 5_000, "maximum recursion depth exceeded"),
+    "project is a number": (b"project = 3", "it lacks [project] with a name"),
     "no toml": (b"[project", "Expected ']'"),
     "no unicode": (b"\xff\xfe", "utf-8"),
     "empty": (b"", "it lacks [project] with a name"),

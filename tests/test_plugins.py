@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -266,6 +267,20 @@ BROKEN = {
     ),
     "takes anything": ("def fill(weight, **more): pass", "'**more' names none"),
     "goes by position": ("def fill(weight, /): pass", "called by parameter name: not so 'weight'"),
+    "is a class": (
+        "class fill:\n    def __init__(self, weight): pass",
+        "is a function, not a class",
+    ),
+    "is asynchronous": ("async def fill(weight): pass", "a plain function, without async or yield"),
+    "yields": ("def fill(weight): yield", "a plain function, without async or yield"),
+    "has a default of an odd kind": (
+        "import numpy as np\ndef fill(weight, *, gain: float = np.float32(1)): pass",
+        "the default of 'gain' must be float, not ",
+    ),
+    "has a default that is no word of its own": (
+        "from typing import Literal\ndef fill(weight, *, m: Literal['a', 'b'] = 'c'): pass",
+        "the default of 'm' must be one of a, b, not 'c'",
+    ),
     "has an odd type": (
         "def fill(weight, *, shape: tuple = ()): pass",
         "must be annotated as bool, int, float, str or a Literal of words, not 'tuple'",
@@ -373,6 +388,40 @@ def test_any_text_is_a_scheme_or_one_of_our_errors(place, spec):
     assert spec.partition(":")[0].strip() in BUILT_IN
 
 
+def test_what_an_import_changes_for_all_is_put_back(place, capsys):
+    """Settings and random states; what it prints goes to standard error."""
+    folder(
+        place,
+        "rude",
+        "import os, torch\n"
+        "torch.set_default_dtype(torch.float64); torch.manual_seed(7); os.chdir('/')\n"
+        "print('hello')\n"
+        "def fill(weight, generator):\n"
+        "    print('filling')\n"
+        "    weight.normal_(generator=generator)\n",
+    )
+    before = torch.get_rng_state()
+    weights(find("rude"))
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.equal(torch.get_rng_state(), before)
+    assert Path.cwd() == place
+    out, err = capsys.readouterr()
+    assert (out, set(err.split())) == ("", {"hello", "filling"})
+
+
+def test_objects_of_a_notebook_that_answer_to_any_name(place, monkeypatch):
+    """Or that fail at any: they are no initializers, and trouble no scheme."""
+
+    class Odd:
+        def __getattr__(self, name):
+            raise RuntimeError("outside of its context")
+
+    monkeypatch.setattr(sys.modules["__main__"], "odd", Odd(), raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "mock", Mock(), raising=False)
+    assert find("he").name == "he"
+    assert [plugin.name for plugin, _ in load_all()] == []
+
+
 def test_what_an_activation_cannot_have_is_refused_before_a_run_is_made(place, store):
     """By the scheme's own words, for each activation that was asked for."""
     import mlflow
@@ -427,16 +476,27 @@ def test_a_diagnosis_takes_functions_by_their_place(place, store):
     from initflow.diagnose import diagnose
 
     (place / "inits.py").write_text(CODE)
+    (place / ("long" * 50)).mkdir()
+    (place / ("long" * 50) / "inits.py").write_text(CODE)
     spec = f"{place}//inits.py:fill:gain=1.5"
+    other = f"{place}/_inits.py:fill:gain=1.5"
+    longest = f"{place}/{'long' * 50}/inits.py:fill:gain=1.5"
+    (place / "_inits.py").write_text(CODE)
     diagnosis = diagnose(
         DiagnoseConfig(
-            inits=f"he,{spec}", activations="relu", depth=2, width=20, dataset="digits", probe=50
+            inits=f"he,{spec},{other},{longest}",
+            activations="relu",
+            depth=2,
+            width=20,
+            dataset="digits",
+            probe=50,
         )
     )
-    assert list(diagnosis.readings) == [("he", "relu"), (spec, "relu")]
+    assert [init for init, _ in diagnosis.readings] == ["he", spec, other, longest]
     metrics = mlflow.MlflowClient().get_run(diagnosis.run.id).data.metrics
-    (key,) = [key for key in metrics if "inits.py" in key and key.startswith("gradient")]
-    assert key.count("/") == 1
+    keys = [key for key in metrics if "inits.py" in key and key.startswith("gradient")]
+    assert len(keys) == 3
+    assert all(key.count("/") == 1 for key in keys)
     nested = mlflow.search_runs(search_all_experiments=True, output_format="list")
     providers = {run.data.tags.get("initflow.provider", "") for run in nested}
     assert any(provider.startswith(f"{place}//inits.py sha256:") for provider in providers)

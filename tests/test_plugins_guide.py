@@ -77,16 +77,25 @@ def test_the_functions_keep_the_contract():
 
 def test_the_notebook_example(clean, store, monkeypatch):
     """The function in one cell, the training in another."""
-    from initflow import TrainConfig
-    from initflow.experiment import train_one
-
     names = {"__name__": "__main__"}
     exec(BLOCKS["python"][0], names)  # noqa: S102 - it is the guide's own
     monkeypatch.setattr(sys.modules["__main__"], "mine", names["mine"], raising=False)
-    result = eval(  # noqa: S307 - it is the guide's own
-        BLOCKS["python"][2], {"train_one": train_one, "TrainConfig": TrainConfig}
-    )
+    result = namespace(BLOCKS["python"][2])["result"]
     assert (result.scheme.spec, result.scheme.provider) == ("mine:gain=1.5", "__main__")
+
+
+def test_it_is_the_same_to_all_commands(clean, store, capsys):
+    """The third commands; the one by mlflow run, from its own entry point's."""
+    home = clean / "plugins" / "initflow-mine"
+    (home / "src").mkdir(parents=True)
+    (home / "pyproject.toml").write_text(BLOCKS["toml"][0])
+    (home / "src" / "initflow_mine.py").write_text(BLOCKS["python"][0])
+    *commands, launched = re.findall(r"^\$ (.*)$", BLOCKS["console"][2], re.MULTILINE)
+    parameters = dict(re.findall(r"-P (\w+)=(\S+)", launched))
+    options = [text for key, value in parameters.items() for text in (f"--{key}", value)]
+    for command in [*commands, shlex.join(["initflow", "diagnose", *options])]:
+        assert cli.main(shlex.split(command)[1:]) == 0, command
+    assert "mine:gain=1.5" in capsys.readouterr().out
 
 
 def test_the_folder_written_by_hand(clean, monkeypatch):

@@ -13,7 +13,7 @@ from tests.test_finder import project
 
 GOOD = "    weight.normal_(0.0, fan_in**-0.5, generator=generator)\n"
 NAN = "float('nan')"
-HEAD = "import time, torch, initflow\n"
+HEAD = "import sys, time, torch, initflow\n"
 
 
 def plugin(body, asks="weight, fan_in, generator", decorated=""):
@@ -43,13 +43,13 @@ WRONG = {
     ),
     "global generator used": (
         plugin("    weight.normal_()\n"),
-        "global random state",
-        "that of torch was moved or seeded",
+        "global state",
+        "torch's random state was changed",
     ),
     "global seed set": (
         plugin("    torch.manual_seed(0)\n" + GOOD),
-        "global random state",
-        "that of torch was moved or seeded",
+        "global state",
+        "torch's random state was changed",
     ),
     "a seed of its own": (
         plugin("    weight.normal_(generator=torch.Generator().manual_seed(0))\n"),
@@ -157,10 +157,25 @@ WRONG = {
     "hanging fill": (
         plugin("    time.sleep(1000)\n"), "runs", "sigmoid: not done within 0.5 s"
     ),
-    "a default that text cannot say": (
+    "another default dtype": (
+        plugin("    torch.set_default_dtype(torch.float64)\n" + GOOD),
+        "global state",
+        "torch's default dtype was changed",
+    ),
+    "a default of another type": (
         plugin(GOOD, "weight, fan_in, generator, *, gain: int = 1.5"),
-        "arguments",
-        ":gain must be a whole number, not '1.5'",
+        "loads",
+        "the default of 'gain' must be int, not 1.5",
+    ),
+    "a variance that exits": (
+        plugin(GOOD, decorated="@initflow.initializer(variance=lambda: sys.exit())"),
+        "variance",
+        "the variance that it states failed: SystemExit",
+    ),
+    "a variance that hangs": (
+        plugin(GOOD, decorated="@initflow.initializer(variance=lambda: time.sleep(1000))"),
+        "variance",
+        "not done within 0.5 s",
     ),
     "NaN in a network": (
         plugin("    network[0].weight.zero_()\n", "network"),
@@ -198,7 +213,7 @@ def test_every_way_to_be_wrong_fails_its_row(tmp_path, monkeypatch, capsys, what
     """By the command: exit 1, the row is marked, and what failed is told."""
     code, rule, detail = WRONG[what]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(importing, "LIMIT_S", 0.5 if "hanging" in what else 30.0)
+    monkeypatch.setattr(importing, "LIMIT_S", 0.5 if "hang" in what else 30.0)
     name = "wrong-" + what.lower().replace(" ", "-")
     module = name.replace("-", "_")
     home = project(tmp_path / "plugins", name, {name: f"{module}:fill"})

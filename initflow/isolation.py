@@ -1,0 +1,82 @@
+"""What other people's code may not change for all: put back after it has run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def left_alone() -> Iterator[set[str]]:
+    """Put all global state back at the end; gives a set, to hold then what had been changed.
+
+    What is printed meanwhile goes to standard error, because standard output is for results.
+    """
+    before = {name: get() for name, (get, _) in _STATES.items()}
+    changed: set[str] = set()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield changed
+    finally:
+        for name, (get, put) in _STATES.items():
+            if before[name] != () and get() != before[name]:
+                changed.add(name)
+                put(before[name])
+
+
+def _cuda_states() -> tuple[bytes, ...]:
+    there = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return tuple(map(_bytes, torch.cuda.get_rng_state_all())) if there else ()
+
+
+def _put_cuda_states(states: tuple[bytes, ...]) -> None:
+    torch.cuda.set_rng_state_all(list(map(_tensor, states)))
+
+
+def _numpy_state() -> tuple[object, ...]:
+    name, keys, *others = np.random.get_state(legacy=True)  # noqa: NPY002
+    return (name, keys.tobytes(), *others)  # type: ignore[union-attr]
+
+
+def _put_numpy_state(state: tuple[str, bytes, int, int, float]) -> None:
+    name, keys, *others = state
+    np.random.set_state((name, np.frombuffer(keys, np.uint32), *others))  # type: ignore[arg-type]  # noqa: NPY002
+
+
+def _bytes(state: Tensor) -> bytes:
+    return state.numpy().tobytes()
+
+
+def _tensor(state: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+
+# How each state is had, as what can be compared, and put back. () is none: CUDA's has none before
+# its first use.
+_STATES: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
+    "torch's random state": (
+        lambda: _bytes(torch.get_rng_state()),
+        lambda state: torch.set_rng_state(_tensor(state)),
+    ),
+    "torch.cuda's random state": (_cuda_states, _put_cuda_states),
+    "numpy's random state": (_numpy_state, _put_numpy_state),
+    "the state of Python's random": (random.getstate, random.setstate),
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's default device": (
+        torch.get_default_device,
+        lambda _: torch.set_default_device(None),
+    ),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's determinism": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "the working folder": (os.getcwd, os.chdir),
+}
