@@ -64,9 +64,7 @@ def apply(
     except Breach as breach:
         at = breach.tensor.removesuffix(".weight").removesuffix(".bias") or place
         raise _error(scheme, at, f"breaks the rule '{breach.rule}': {breach.detail}") from breach
-    except InitflowError:
-        raise
-    except KeyboardInterrupt:
+    except (InitflowError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a plugin may fail in any way
         if is_refusal(error, scheme.fill):

@@ -50,6 +50,13 @@ def _put_numpy_state(state: tuple[str, bytes, int, int, float]) -> None:
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *others))  # type: ignore[arg-type]  # noqa: NPY002
 
 
+def _folder() -> str | tuple[()]:
+    try:
+        return os.getcwd()  # noqa: PTH109 - as os.chdir takes it
+    except FileNotFoundError:  # it was removed meanwhile
+        return ()
+
+
 def _bytes(state: Tensor) -> bytes:
     return state.numpy().tobytes()
 
@@ -71,12 +78,13 @@ _STATES: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (
         torch.get_default_device,
-        lambda _: torch.set_default_device(None),
+        # Not by "cpu", which would make every tensor's making ask for it.
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
     ),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's determinism": (
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,
     ),
-    "the working folder": (os.getcwd, os.chdir),
+    "the working folder": (_folder, os.chdir),
 }

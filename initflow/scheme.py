@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from initflow.activations import ACTIVATIONS, Activation
 from initflow.errors import LONGEST, PluginError, SettingError, cause, first_line, unknown
 from initflow.finder import MARK
+from initflow.isolation import left_alone
 
 # What a function may ask for, by parameter name: one that fills layer by layer, one that fills
 # the whole network, and one that states a variance. All other parameters are arguments.
@@ -161,8 +162,10 @@ class Scheme:
         if variance is None:
             return None
         value = math.nan
+        others = self.provider != BUILT_IN
         try:
-            stated = ask(variance, at.given(), self.values)
+            with left_alone() if others else contextlib.nullcontext():
+                stated = ask(variance, at.given(), self.values)
             with contextlib.suppress(TypeError, ValueError, RuntimeError):
                 value = float(stated)
         except ValueError as error:

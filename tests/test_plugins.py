@@ -396,9 +396,15 @@ def test_what_an_import_changes_for_all_is_put_back(place, capsys):
         "import os, torch\n"
         "torch.set_default_dtype(torch.float64); torch.manual_seed(7); os.chdir('/')\n"
         "print('hello')\n"
+        "def stated():\n"
+        "    print('stating')\n"
+        "    torch.manual_seed(8)\n"
+        "    return 1.0\n"
         "def fill(weight, generator):\n"
         "    print('filling')\n"
-        "    weight.normal_(generator=generator)\n",
+        "    weight.normal_(generator=generator)\n"
+        "import initflow\n"
+        "initflow.initializer(variance=stated)(fill)\n",
     )
     before = torch.get_rng_state()
     weights(find("rude"))
@@ -406,7 +412,7 @@ def test_what_an_import_changes_for_all_is_put_back(place, capsys):
     assert torch.equal(torch.get_rng_state(), before)
     assert Path.cwd() == place
     out, err = capsys.readouterr()
-    assert (out, set(err.split())) == ("", {"hello", "filling"})
+    assert (out, set(err.split())) == ("", {"hello", "stating", "filling"})
 
 
 def test_objects_of_a_notebook_that_answer_to_any_name(place, monkeypatch):
