@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from initflow.activations import ACTIVATIONS, Activation
 from initflow.errors import LONGEST, PluginError, SettingError, cause, first_line, unknown
 from initflow.finder import MARK
+from initflow.importing import within_limit
 from initflow.isolation import left_alone
 
 # What a function may ask for, by parameter name: one that fills layer by layer, one that fills
@@ -162,10 +163,8 @@ class Scheme:
         if variance is None:
             return None
         value = math.nan
-        others = self.provider != BUILT_IN
         try:
-            with left_alone() if others else contextlib.nullcontext():
-                stated = ask(variance, at.given(), self.values)
+            stated = self._ask_for(variance, at)
             with contextlib.suppress(TypeError, ValueError, RuntimeError):
                 value = float(stated)
         except ValueError as error:
@@ -179,6 +178,12 @@ class Scheme:
             what = f"it states {stated!r}, which is no variance"
             raise PluginError(f"scheme '{self.spec}' of {self.provider}: {what}")
         return value
+
+    def _ask_for(self, variance: Variance, at: Place) -> float:
+        if self.provider == BUILT_IN:
+            return ask(variance, at.given(), self.values)
+        with left_alone():
+            return within_limit(lambda: ask(variance, at.given(), self.values))
 
     @torch.no_grad()
     def fill_layer(

@@ -3,6 +3,8 @@
 import gzip
 import os
 import struct
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,21 @@ def _clean_environment():
             del os.environ[name]
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _forget_plugins():
+    """What a test imported from a folder of plugins, and where from, is gone in the next."""
+    path, before = list(sys.path), set(sys.modules)
+    yield
+    importing = sys.modules.get("initflow.importing")
+    for source in list(importing._used_in_place) if importing else ():
+        importing._forget(source)
+    sys.path[:] = path
+    folder = tempfile.gettempdir()
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
 
 
 def _find_mnist():

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shlex
-import sys
 from dataclasses import fields
 
 import pytest
@@ -49,10 +48,7 @@ def plugins_here(tmp_path, monkeypatch):
         version = "0.4" if name == "mine" else "1.0"
         home = project(tmp_path / "plugins", name, {name: f"{name}:fill"}, version=version)
         (home / f"{name}.py").write_text(code)
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield tmp_path
-    for name in PLUGINS:
-        sys.modules.pop(name, None)
+    return tmp_path
 
 
 def run(capsys, *arguments):

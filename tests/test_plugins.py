@@ -35,16 +35,9 @@ def fill(weight, fan_in, generator, *, gain: float = 1.0):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty working folder; what is imported from it is forgotten at the end."""
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
-    path, before = list(sys.path), set(sys.modules)
-    yield tmp_path
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if str(tmp_path) in file:
-            del sys.modules[name]
-    importlib.invalidate_caches()
+    return tmp_path
 
 
 def folder(place, name, code=CODE, layout="src", module=None, **more):

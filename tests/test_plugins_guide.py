@@ -29,14 +29,9 @@ BLOCKS = {
 
 @pytest.fixture
 def clean(tmp_path, monkeypatch):
-    """An empty working folder; what is imported from it is forgotten."""
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
-    path, before = list(sys.path), set(sys.modules)
-    yield tmp_path
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
-            del sys.modules[name]
+    return tmp_path
 
 
 def namespace(code):
