@@ -4,7 +4,6 @@ import gzip
 import os
 import struct
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ def _clean_environment():
 
 
 @pytest.fixture(autouse=True)
-def _forget_plugins():
+def _forget_plugins(tmp_path_factory):
     """What a test imported from a folder of plugins, and where from, is gone in the next."""
     path, before = list(sys.path), set(sys.modules)
     yield
@@ -32,7 +31,7 @@ def _forget_plugins():
     for source in list(importing._used_in_place) if importing else ():
         importing._forget(source)
     sys.path[:] = path
-    folder = tempfile.gettempdir()
+    folder = str(tmp_path_factory.getbasetemp())
     for name in set(sys.modules) - before:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}{os.sep}"):
             del sys.modules[name]
