@@ -33,7 +33,7 @@ NAME = re.compile(r"\w[\w.-]*")
 class Plugin:
     """A scheme that a distribution offers under ``name``: found, not yet imported.
 
-    ``function`` is its place, ``module:name``. ``folder`` is that of a distribution that is used
+    ``function`` is ``module:name``. ``folder`` is that of a distribution that is used
     in place, None for an installed one; ``installed_too`` where it is both. ``problem`` says why
     it cannot be used, where finding it was enough to know.
     """
@@ -66,11 +66,16 @@ class Plugin:
         return f"{self.distribution} {self.version}".strip()
 
     @property
-    def origin(self) -> str:
-        """Who offers it, and from where."""
+    def place(self) -> str:
+        """Where it comes from."""
         if self.distribution == NOTEBOOK:
             return "the running script or notebook"
-        return f"{self.provider} ({self.folder or 'installed'})"
+        return str(self.folder or "installed")
+
+    @property
+    def origin(self) -> str:
+        """Who offers it, and from where."""
+        return self.place if self.distribution == NOTEBOOK else f"{self.provider} ({self.place})"
 
     def as_json(self) -> dict[str, object]:
         where = None if self.folder is None else str(self.folder)

@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from initflow.config import RECOMMENDED, TrainConfig
-from initflow.finder import NOTEBOOK, Plugin
 
-if TYPE_CHECKING:  # they take seconds to import, which a list of plugins need not wait for
+if TYPE_CHECKING:
     from initflow.catalogue import Entry
     from initflow.diagnose import Diagnosis
     from initflow.experiment import Result
@@ -167,19 +166,6 @@ def _fills(entry: Entry) -> str:
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
-
-
-def plugins_table(plugins: Sequence[Plugin], columns: int) -> Table:
-    """What was found and where, with each one's function if there is room."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    titles = ("scheme", "distribution", "where", "function")[: 4 if columns >= WIDE else 3]
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for plugin in plugins:
-        where = str(plugin.folder or ("here" if plugin.distribution == NOTEBOOK else "installed"))
-        cells = (plugin.name, plugin.provider, where, plugin.function)
-        table.add_row(*map(Text, cells[: len(titles)]))
-    return table
 
 
 def check_table(rows: Sequence[Row]) -> Table:
