@@ -12,7 +12,8 @@ from initflow.config import NetworkConfig
 from initflow.errors import PluginError, SettingError
 from initflow.initializers import BUILT_IN
 from initflow.model import initialize, layer_names
-from initflow.scheme import Place, Scheme, Value
+from initflow.scheme import Place, Scheme
+from initflow.signature import Value
 
 
 @dataclass(frozen=True)

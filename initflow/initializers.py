@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from initflow.scheme import Scheme, Value, ask
+from initflow.scheme import Scheme
+from initflow.signature import Value, ask
 
 Distribution = Literal["normal", "uniform", "truncated_normal"]
 Mode = Literal["fan_in", "fan_out", "fan_avg"]

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from initflow.activations import ACTIVATIONS, Activation
-from initflow.errors import LONGEST, PluginError, SettingError, cause, first_line, unknown
+from initflow.errors import PluginError, SettingError, cause, first_line, unknown
 from initflow.finder import MARK
 from initflow.importing import within_limit
 from initflow.isolation import left_alone
-
-# What a function may ask for, by parameter name: one that fills layer by layer, one that fills
-# the whole network, and one that states a variance. All other parameters are arguments.
-OF_A_LAYER = ("weight", "bias", "fan_in", "fan_out", "activation", "layer", "depth", "generator")
-OF_THE_NETWORK = ("network", "images", "labels", "activation", "depth", "generator")
-OF_A_VARIANCE = ("fan_in", "fan_out", "activation", "layer", "depth")
-GIVEN = frozenset(OF_A_LAYER + OF_THE_NETWORK)
+from initflow.signature import (
+    GIVEN,
+    OF_A_VARIANCE,
+    Value,
+    ask,
+    check,
+    check_callable,
+    parameters_of,
+    read,
+    type_of,
+    write,
+)
 
 BUILT_IN = "built-in"
-EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number"}
 FUNCTION = re.compile(
     r"(?P<where>.+?\.py|[^\W\d][\w.]*):(?P<function>[^\W\d]\w*)(?::(?P<rest>.*))?"
 )
 
-Value = bool | int | float | str
 Variance = Callable[..., float]
-T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -70,11 +71,11 @@ class Scheme:
     """A way to fill a network's weights, with the arguments it was given.
 
     ``fill`` writes into tensors in place and gets what it asks for by parameter name: of
-    :data:`OF_A_LAYER`, or of :data:`OF_THE_NETWORK` where it asks for ``network``, and the
-    arguments. ``stated_variance`` gives the variance of a weight tensor's entries: of the
+    :data:`initflow.signature.OF_A_LAYER`, or of ``OF_THE_NETWORK`` where it asks for ``network``,
+    and the arguments. ``stated_variance`` gives the variance of a weight tensor's entries: of the
     distribution they are drawn from or, where nothing is drawn, of the entries themselves;
     ``stated_bias_variance`` the mean square of the biases, if ``fill`` sets them. Either gets
-    what it asks for of :data:`OF_A_VARIANCE` and the arguments; None where nothing is stated.
+    what it asks for of ``OF_A_VARIANCE`` and the arguments; None where nothing is stated.
 
     ``signature`` is the function whose keyword parameters are the scheme's arguments, with
     their defaults and types; ``provider`` says who offers the scheme, in which version.
@@ -91,10 +92,10 @@ class Scheme:
     @classmethod
     def of(cls, function: object, name: str, provider: str) -> Scheme:
         """The scheme that ``function`` is, or a :class:`SettingError` that says why it is none."""
-        _check_callable(function)
+        check_callable(function)
         assert callable(function)
         stated: Statement = getattr(function, MARK, Statement())
-        _check_signature(function, stated)
+        check(function, (stated.variance, stated.bias_variance))
         return cls(
             name,
             function,
@@ -107,11 +108,11 @@ class Scheme:
     @property
     def kind(self) -> Literal["layer", "network"]:
         """Whether ``fill`` sees one layer at a time or the whole network and some images."""
-        return "network" if "network" in _parameters(self.fill) else "layer"
+        return "network" if "network" in parameters_of(self.fill) else "layer"
 
     @property
     def fills_biases(self) -> bool:
-        return self.kind == "network" or "bias" in _parameters(self.fill)
+        return self.kind == "network" or "bias" in parameters_of(self.fill)
 
     @property
     def draws(self) -> bool:
@@ -121,7 +122,7 @@ class Scheme:
     def asks_for(self, name: str) -> bool:
         """Whether it, or what it states, goes by what has this name."""
         functions = (self.fill, self.stated_variance, self.stated_bias_variance)
-        return any(name in _parameters(function) for function in functions if function)
+        return any(name in parameters_of(function) for function in functions if function)
 
     @property
     def description(self) -> str:
@@ -138,7 +139,7 @@ class Scheme:
         """The arguments the scheme takes, by name."""
         return {
             name: parameter
-            for name, parameter in _parameters(self.signature).items()
+            for name, parameter in parameters_of(self.signature).items()
             if name not in GIVEN
         }
 
@@ -225,8 +226,8 @@ class Scheme:
         for name, text in arguments.items():
             if name not in self.parameters:
                 raise unknown(f"argument of scheme '{self.name}'", name, self.parameters)
-            kind = _type(self.signature, self.parameters[name])
-            bound[name] = _read(f"{self.name}:{name}", text, kind)
+            kind = type_of(self.signature, self.parameters[name])
+            bound[name] = read(f"{self.name}:{name}", text, kind)
         return replace(self, arguments=bound)
 
 
@@ -265,24 +266,12 @@ def initializer(
 
     def mark(function: F) -> F:
         statement = Statement(variance, bias_variance)
-        _check_callable(function)
-        _check_signature(function, statement)
+        check_callable(function)
+        check(function, (variance, bias_variance))
         setattr(function, MARK, statement)
         return function
 
     return mark if function is None else mark(function)
-
-
-def ask(
-    function: Callable[..., T], given: Mapping[str, object], arguments: Mapping[str, Value]
-) -> T:
-    """Call ``function`` with those of ``given`` and of ``arguments`` that it names."""
-    parameters = _parameters(function)
-    named = set(parameters)
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        named |= set(arguments)
-    values = {**given, **arguments}
-    return function(**{name: value for name, value in values.items() if name in named})
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -315,128 +304,3 @@ def parse(spec: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
             raise SettingError(f"init '{spec}' gives the argument '{key}' twice")
         arguments[key] = text
     return name, arguments
-
-
-@functools.lru_cache(maxsize=1_000)
-def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
-
-
-def _type(function: Callable[..., object], parameter: inspect.Parameter) -> object:
-    """An argument's type: by its annotation or, where there is none, by its default."""
-    if parameter.annotation is parameter.empty:
-        return type(parameter.default)
-    # This one alone: others may name what only type checkers import.
-    holder = type("_", (), {"__annotations__": {parameter.name: parameter.annotation}})
-    return get_type_hints(holder, globalns=_globals(function))[parameter.name]
-
-
-def _globals(function: Callable[..., object]) -> dict[str, object]:
-    """Where a function, a partial one or a callable object finds its names."""
-    function = inspect.unwrap(function)
-    while isinstance(function, functools.partial):
-        function = inspect.unwrap(function.func)
-    code = function if hasattr(function, "__globals__") else type(function).__call__
-    return getattr(code, "__globals__", {})
-
-
-def _check_callable(function: object) -> None:
-    if not callable(function) or inspect.isclass(function):
-        kind = "a class" if inspect.isclass(function) else type(function).__name__
-        raise SettingError(f"an initializer is a function, not {kind}")
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise SettingError("an initializer is a plain function, without async or yield")
-
-
-def _check_signature(function: Callable[..., object], stated: Statement) -> None:
-    """Raise a :class:`SettingError` for what no initializer can ask for."""
-    try:
-        parameters = _parameters(function)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"an initializer is a function with named parameters: {error}") from None
-    allowed = OF_THE_NETWORK if "network" in parameters else OF_A_LAYER
-    if allowed[0] not in parameters:
-        raise SettingError("an initializer asks for 'weight', or for 'network': this one does not")
-    for parameter in parameters.values():
-        _check_parameter(function, parameter, allowed)
-    known = (*OF_A_VARIANCE, *(name for name in parameters if name not in GIVEN))
-    for variance in (stated.variance, stated.bias_variance):
-        if variance is None:
-            continue
-        if not callable(variance):
-            raise SettingError(
-                f"a variance is stated by a function, such as lambda fan_in: 1 / fan_in, "
-                f"not by {variance!r}"
-            )
-        for name, parameter in _parameters(variance).items():
-            if name not in known and parameter.default is parameter.empty:
-                raise unknown("what a stated variance asks for", name, known)
-
-
-def _check_parameter(
-    function: Callable[..., object], parameter: inspect.Parameter, allowed: tuple[str, ...]
-) -> None:
-    name = parameter.name
-    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-        raise SettingError(f"an initializer names its parameters: '{parameter}' names none")
-    if parameter.kind is parameter.POSITIONAL_ONLY:
-        raise SettingError(f"an initializer is called by parameter name: not so '{name}'")
-    if name in allowed:
-        return
-    if name in GIVEN:
-        raise SettingError(f"an initializer that asks for '{allowed[0]}' is not given '{name}'")
-    if parameter.default is parameter.empty:
-        raise SettingError(
-            f"an initializer is given {', '.join(allowed)}: '{name}' is none of them and, "
-            "for an argument, has no default"
-        )
-    _check_type(function, parameter)
-
-
-def _check_type(function: Callable[..., object], parameter: inspect.Parameter) -> None:
-    try:
-        kind = _type(function, parameter)
-    except (NameError, TypeError, SyntaxError) as error:
-        raise SettingError(f"annotation of '{parameter.name}': {error}") from None
-    words = get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind))
-    if not words and kind not in (bool, int, float, str):
-        raise SettingError(
-            f"argument '{parameter.name}' must be annotated as bool, int, float, str or a Literal "
-            f"of words, not '{getattr(kind, '__name__', kind)}'"
-        )
-    if not _fits(parameter.default, kind):
-        name = f"one of {', '.join(get_args(kind))}" if words else getattr(kind, "__name__", kind)
-        default = f"{parameter.default!r}"[:LONGEST]
-        raise SettingError(f"the default of '{parameter.name}' must be {name}, not {default}")
-
-
-def _fits(value: object, kind: object) -> bool:
-    """Whether an argument of this type can have this value, of which int is float too."""
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else (int if kind is int else str))
-
-
-def _read(what: str, text: str, kind: object) -> Value:
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise unknown(what, text, get_args(kind))
-        return text
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is int:
-            return int(text)
-        if kind is float and math.isfinite(float(text)):
-            return float(text)
-    except (ValueError, KeyError):
-        pass
-    if kind not in EXPECTED:
-        return text
-    raise SettingError(f"{what} must be {EXPECTED[kind]}, not '{text}'")
-
-
-def write(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -25,7 +25,8 @@ from initflow.activations import ACTIVATIONS, Activation
 from initflow.contract import RULES, Breach
 from initflow.data import Split
 from initflow.errors import InitflowError, PluginError, SettingError, cause, first_line
-from initflow.scheme import Place, Scheme, fans, parse, write
+from initflow.scheme import Place, Scheme, fans, parse
+from initflow.signature import write
 
 # Shapes of weights: wide, tall, square, tiny, and those of convolutions.
 SHAPES = [

@@ -19,6 +19,7 @@ ORDER = [
     "machine",
     "data",
     "activations",
+    "signature",
     "scheme",
     "contract",
     "initializers",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import initflow
-from initflow import cli, scheme
+from initflow import cli, scheme, signature
 from initflow.contract import RULES
 from initflow.finder import found
 from initflow.importing import LIMIT_S
@@ -104,7 +104,9 @@ def test_the_folder_written_by_hand(clean, monkeypatch):
     namespace(BLOCKS["python"][3])["test_the_contract"]()
 
 
-@pytest.mark.parametrize("names", [scheme.OF_A_LAYER, scheme.OF_THE_NETWORK], ids=["layer", "net"])
+@pytest.mark.parametrize(
+    "names", [signature.OF_A_LAYER, signature.OF_THE_NETWORK], ids=["layer", "net"]
+)
 def test_everything_that_can_be_asked_for_is_in_the_tables(names):
     """By name, and nothing that cannot."""
     rows = re.findall(r"^\| (`.*?) \| ", GUIDE, re.MULTILINE)
