@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from initflow import data, plugins
 from initflow.activations import ACTIVATIONS
@@ -12,7 +11,7 @@ from initflow.config import NetworkConfig
 from initflow.errors import PluginError, SettingError
 from initflow.initializers import BUILT_IN
 from initflow.model import initialize, layer_names
-from initflow.scheme import Place, Scheme
+from initflow.scheme import Scheme, places
 from initflow.signature import Value
 
 
@@ -98,13 +97,9 @@ def _widths(config: NetworkConfig) -> tuple[int, ...]:
 
 
 def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:
-    pairs = list(pairwise(_widths(config)))
-    activation = ACTIVATIONS[config.activation]
+    layers_at = places(_widths(config), ACTIVATIONS[config.activation])
     layers, broken = [], None
-    for index, (name, (fan_in, fan_out)) in enumerate(
-        zip(layer_names(len(pairs)), pairs, strict=True)
-    ):
-        at = Place(fan_in, fan_out, activation, index, len(pairs))
+    for name, at in zip(layer_names(len(layers_at)), layers_at, strict=True):
         variance = None
         try:
             variance = scheme.variance(at)
@@ -112,7 +107,7 @@ def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:
             pass
         except PluginError as error:
             broken = str(error)
-        layers.append(Layer(name, fan_in, fan_out, variance))
+        layers.append(Layer(name, at.fan_in, at.fan_out, variance))
     return Entry(
         scheme.spec,
         scheme.provider,

@@ -16,7 +16,7 @@ from initflow import contract
 from initflow.activations import Activation
 from initflow.data import Split
 from initflow.errors import SettingError
-from initflow.scheme import Place, Scheme
+from initflow.scheme import Place, Scheme, places
 from initflow.seeds import generator
 
 BATCH = 1_000  # images, at most, that a scheme sees which fills the network as a whole
@@ -114,10 +114,6 @@ def initialize(
         bound = bias_bound(bias_init, weight.shape[-1])
         if bound:
             bias.uniform_(-bound, bound, generator=bias_stream)
-    places = [
-        Place(fan_in, fan_out, activation, layer, parameters.depth)
-        for layer, (fan_in, fan_out) in enumerate(pairwise(widths))
-    ]
     state = parameters.state()
     if scheme.kind == "network":
         if data is None:
@@ -126,7 +122,7 @@ def initialize(
         batch = data.take(order[:BATCH])
         fill = functools.partial(fill_network, scheme, activation, batch)
         contract.apply(scheme, state, fill, weight_stream, "the network")
-    for name, at in zip(layer_names(parameters.depth), places, strict=True):
+    for name, at in zip(layer_names(parameters.depth), places(widths, activation), strict=True):
         if scheme.kind == "layer":
             tensors = {key: state[key] for key in (f"{name}.weight", f"{name}.bias")}
             fill = functools.partial(fill_layer, scheme, at)

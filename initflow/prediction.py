@@ -31,7 +31,7 @@ from torch import Tensor
 
 from initflow.activations import Activation
 from initflow.model import Parameters, bias_bound
-from initflow.scheme import Place, Scheme, fans
+from initflow.scheme import Scheme, places
 from initflow.theory import (
     expectation,
     log_slope,
@@ -70,19 +70,16 @@ def layers_of(
     of biases that it does not set, those of ``bias_init``.
     """
     found = []
-    for index, (weights, biases) in enumerate(
-        zip(parameters.weights, parameters.biases, strict=True)
-    ):
-        fan_in, fan_out = fans(weights[0].shape)
-        at = Place(fan_in, fan_out, activation, index, parameters.depth)
+    layers_at = places(parameters.widths, activation)
+    for at, weights, biases in zip(layers_at, parameters.weights, parameters.biases, strict=True):
         variance, bias_variance = scheme.variance(at), scheme.bias_variance(at)
         if variance is None:
             variance = weights[0].double().var(correction=0).item()
         if not scheme.fills_biases:
-            bias_variance = bias_bound(bias_init, fan_in) ** 2 / 3
+            bias_variance = bias_bound(bias_init, at.fan_in) ** 2 / 3
         elif bias_variance is None:
             bias_variance = biases[0].double().square().mean().item()
-        found.append(Layer(fan_in, fan_out, variance, bias_variance))
+        found.append(Layer(at.fan_in, at.fan_out, variance, bias_variance))
     return found
 
 

@@ -6,8 +6,9 @@ import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, TypeVar, overload
 
 import torch
@@ -56,6 +57,15 @@ class Place:
 
     def given(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in OF_A_VARIANCE}
+
+
+def places(widths: Sequence[int], activation: Activation) -> list[Place]:
+    """Every layer's place in a network of ``widths`` (pixels, hidden, …, classes)."""
+    pairs = list(pairwise(widths))
+    return [
+        Place(fan_in, fan_out, activation, layer, len(pairs))
+        for layer, (fan_in, fan_out) in enumerate(pairs)
+    ]
 
 
 @dataclass(frozen=True)
