@@ -32,7 +32,7 @@ def main() -> None:
     mlflow.set_tracking_uri(f"sqlite:///{Path(sys.argv[1]).resolve()}/mlflow.db")
     with track.start(name="parts", description="", params={}, tags={}) as run:
         started = time.perf_counter()
-        run.log_model(module, splits.pixels)
+        run.log_model(module, splits.pixels, 0)
         exporting = time.perf_counter() - started
     parts = {
         "import torch": clock[1] - clock[0],

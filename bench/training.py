@@ -41,17 +41,11 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
 
 def checkpoints(parameters: model.Parameters, splits: data.Splits) -> Iterator[train.Checkpoint]:
     """initflow's training, stopping where it is evaluated."""
-    return train.train(
-        parameters,
-        ACTIVATIONS[CONFIG.activation],
-        splits.train,
-        order=lambda epoch: train.batch_order(len(splits.train), CONFIG.seed, epoch),
-        rates=train.learning_rates(CONFIG.lr, CONFIG.gamma, CONFIG.epochs),
-        batch_size=CONFIG.batch_size,
-        momentum=CONFIG.momentum,
-        nesterov=CONFIG.nesterov,
-        eval_every=CONFIG.eval_every,
-    )
+    rates = train.learning_rates(CONFIG.lr, CONFIG.gamma, CONFIG.epochs)
+    activation = ACTIVATIONS[CONFIG.activation]
+    recipe = train.Recipe(activation, CONFIG.seed, rates, CONFIG.momentum, CONFIG.nesterov)
+    population = train.Population(parameters, [recipe], splits.train)
+    return population.train(batch_size=CONFIG.batch_size, eval_every=CONFIG.eval_every)
 
 
 def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[float]]:
@@ -62,7 +56,7 @@ def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[fl
     started = time.perf_counter()
     for checkpoint in checkpoints(parameters, splits):
         measure.evaluate(parameters, activation, splits.test)
-        losses += [loss for (loss,) in checkpoint.losses]
+        losses += checkpoint.losses[0]
     return time.perf_counter() - started, losses
 
 
@@ -76,7 +70,7 @@ def measured(initial: model.Parameters, splits: data.Splits) -> tuple[float, flo
     started = time.perf_counter()
     for checkpoint in checkpoints(parameters, splits):
         measure.evaluate(parameters, activation, splits.test)
-        losses += [loss for (loss,) in checkpoint.losses]
+        losses += checkpoint.losses[0]
         paused = time.perf_counter()
         measure.observe(parameters, activation, probe)
         measuring += time.perf_counter() - paused

@@ -117,20 +117,15 @@ def course(config: TrainConfig, images: Splits, steps: int) -> Course:
     parameters = network(config, images)
     epochs = math.ceil(steps / train.iterations(len(images.train), config.batch_size, 1))
     found = Course([], [], [], [], [], [])
-    for checkpoint in train.train(
-        parameters,
-        ACTIVATIONS[config.activation],
-        images.train,
-        order=lambda epoch: train.batch_order(len(images.train), config.seed, epoch),
-        rates=train.learning_rates(config.lr, config.gamma, epochs),
-        batch_size=config.batch_size,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        eval_every=config.eval_every,
-    ):
+    rates = train.learning_rates(config.lr, config.gamma, epochs)
+    recipe = train.Recipe(
+        ACTIVATIONS[config.activation], config.seed, rates, config.momentum, config.nesterov
+    )
+    population = train.Population(parameters, [recipe], images.train)
+    for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
         seen = observe(config, images, parameters)
         (tested,) = measure.evaluate(parameters, ACTIVATIONS[config.activation], images.test)
-        found.losses.extend(loss for (loss,) in checkpoint.losses)
+        found.losses.extend(checkpoint.losses[0])
         found.steps.append(checkpoint.step)
         found.accuracies.append(tested.accuracy)
         found.signals.append(seen.signals)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -251,6 +252,33 @@ class Settings:
             for setting in fields(self)
         }
 
+    def command(self, name: str, always: tuple[str, ...] = (), launcher: Sequence[str] = ()) -> str:
+        """The command line of the command ``name`` with these settings; defaults are left out.
+
+        Those named in ``always`` are told too. It is an ``initflow name``, or an ``mlflow run``
+        where ``launcher`` has its options.
+        """
+        defaults = type(self)().as_text()
+        chosen = {
+            setting: shlex.quote(text)
+            for setting, text in self.as_text().items()
+            if text != defaults[setting] or setting in always
+        }
+        if launcher:
+            parameters = (f"-P {setting}={text}" for setting, text in chosen.items())
+            entry_point = [] if name == "train" else ["-e", name]
+            words = ["mlflow run .", *entry_point, *map(shlex.quote, launcher), *parameters]
+        else:
+            options = (f"--{key.replace('_', '-')} {text}" for key, text in chosen.items())
+            words = ["initflow", name, *options]
+        return " ".join(words)
+
+    def shared_with_training(self) -> dict[str, Any]:
+        """Those that a training has too, by name."""
+        names = {setting.name for setting in fields(TrainConfig)}
+        mine = [setting.name for setting in fields(self) if setting.name in names]
+        return {name: getattr(self, name) for name in mine}
+
 
 def _invalid(name: str, kind: Kind, value: object) -> SettingError:
     if kind.choices:
@@ -313,9 +341,9 @@ class TrainConfig(Settings):
     log_model: bool = _setting(True, _BOOLEAN, "log the trained model")
 
 
-def _shared(name: str) -> Any:
-    """A setting that is the same as in training."""
-    setting = TrainConfig.__dataclass_fields__[name]
+def _shared(name: str, owner: type[Settings] | None = None) -> Any:
+    """A setting that is the same as its ``owner``'s, by default as in training."""
+    setting = (owner or TrainConfig).__dataclass_fields__[name]
     return field(default=setting.default, metadata=setting.metadata)
 
 
@@ -340,7 +368,7 @@ class NetworkConfig(PluginsConfig):
 
     def training(self, init: str) -> TrainConfig:
         """The settings that a training of the network under ``init`` would have."""
-        return TrainConfig(init=init, **{s.name: getattr(self, s.name) for s in fields(self)})
+        return TrainConfig(init=init, **self.shared_with_training())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,10 +421,63 @@ class DiagnoseConfig(Settings):
 
     def network(self, init: str, activation: str) -> TrainConfig:
         """The settings that a training of one of the networks would have."""
-        names = {setting.name for setting in fields(TrainConfig)}
-        shared = {
-            setting.name: getattr(self, setting.name)
-            for setting in fields(self)
-            if setting.name in names
-        }
+        shared = self.shared_with_training()
         return TrainConfig(init=init, activation=activation, hidden=self.hidden, **shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Settings):
+    """The settings of one comparison: every scheme with every activation under every seed."""
+
+    inits: tuple[str, ...] = _shared("inits", DiagnoseConfig)
+    activations: tuple[str, ...] = _shared("activations", DiagnoseConfig)
+    seeds: int = _setting(5, _integer(1, 10_000), "networks of each kind, each from another seed")
+    plugins_dir: Path | None = _shared("plugins_dir")
+    dataset: str = _shared("dataset")
+    data_dir: Path | None = _shared("data_dir")
+    hidden: tuple[int, ...] = _shared("hidden")
+    epochs: int = _shared("epochs")
+    batch_size: int = _shared("batch_size")
+    lr: float = _shared("lr")
+    gamma: float = _shared("gamma")
+    momentum: float = _shared("momentum")
+    nesterov: bool = _shared("nesterov")
+    bias_init: str = _shared("bias_init")
+    normalize: str = _shared("normalize")
+    validation: int = _shared("validation")
+    eval_every: int = _shared("eval_every")
+    probe: int = _shared("probe")
+    seed: int = _setting(0, _integer(0, 2**63 - 1 - 10_000), "the first seed; the others follow it")
+    device: str = _shared("device")
+    threads: int | None = _shared("threads")
+    stack: int | None = _setting(
+        None,
+        _or_word("auto", _integer(1, 100_000)),
+        "networks trained at once (auto: what the cache has room for; on CUDA, the memory)",
+    )
+    log_model: bool = _shared("log_model")
+    run_figures: bool = _setting(
+        False, _BOOLEAN, "draw each network's own figures too, longer work than training it"
+    )
+
+    def network(self, init: str, activation: str, seed: int) -> TrainConfig:
+        """The settings of one of the networks."""
+        shared = self.shared_with_training() | {"seed": seed}
+        return TrainConfig(init=init, activation=activation, **shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig(Settings):
+    """The settings of reproducing a published table, whose file has all others."""
+
+    table: str = _setting("tutorial", _TEXT, "tutorial, assignment, or the path of a table's file")
+    seeds: int = _shared("seeds", CompareConfig)
+    plugins_dir: Path | None = _shared("plugins_dir")
+    data_dir: Path | None = _shared("data_dir")
+    probe: int = _shared("probe")
+    seed: int = _shared("seed", CompareConfig)
+    device: str = _shared("device")
+    threads: int | None = _shared("threads")
+    stack: int | None = _shared("stack", CompareConfig)
+    log_model: bool = _shared("log_model")
+    run_figures: bool = _shared("run_figures", CompareConfig)

@@ -14,11 +14,11 @@ from initflow import data, figures, machine, measure, model, plugins, track
 from initflow.activations import ACTIVATIONS
 from initflow.config import DiagnoseConfig, format_shape
 from initflow.errors import SettingError
-from initflow.experiment import Progress, verdict_sentence, verdict_tags
+from initflow.experiment import verdict_sentence, verdict_tags
 from initflow.reading import Reading, as_json, read
+from initflow.record import Progress
 
 Cell = tuple[str, str]  # a scheme and an activation function
-LONGEST_NAME = 150  # characters, of a metric key's 250
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def diagnose(
                 # What the layers received is for drawing one training; of a grid it is gigabytes.
                 readings[init, activation] = replace(reading, preactivations=())
                 title = f"{init}, {activation}, {format_shape(widths)}, {config.dataset}"
-                with track.start(
+                with run.nested(
                     name=f"{init} {activation} {format_shape(widths)}",
                     description=f"**{title}**. {verdict_sentence(reading)}",
                     params=config.network(init, activation).as_text(),
@@ -114,7 +114,6 @@ def diagnose(
                         "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
                         **verdict_tags(reading.verdict),
                     },
-                    parent=run,
                 ) as nested:
                     _log_network(nested, reading, title)
             progress("drawing and logging", len(cells), len(cells))
@@ -132,11 +131,7 @@ def _log_network(run: track.Run, reading: Reading, title: str) -> None:
 
 def _log_all(run: track.Run, readings: Mapping[Cell, Reading], title: str) -> None:
     """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
-    # What stands before a key's last slash is a section of that page, and keys have a limit.
-    names: dict[str, str] = {}
-    for init in dict.fromkeys(init for init, _ in readings):
-        short = init.replace("/", "_")[-LONGEST_NAME:]
-        names[init] = f"{short} {len(names)}" if short in names.values() else short
+    names = track.key_names(init for init, _ in readings)
     for quantity in ("preactivation_second_moment", "gradient_second_moment"):
         lines = {
             f"{quantity}/{names[init]} {activation}": reading.signals.by_layer(quantity)

@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 import initflow
-from initflow import data, figures, machine, measure, model, plugins, track, train
-from initflow.activations import ACTIVATIONS, Activation
+from initflow import data, figures, machine, model, plugins, track
 from initflow.config import TrainConfig, format_shape
-from initflow.reading import Reading, as_json, read
-from initflow.scheme import Scheme
-from initflow.signals import Signals
+from initflow.reading import Reading, as_json
+from initflow.record import Progress, Record, start, train_together
 from initflow.verdict import Verdict
 
-# Told what is being done, and how much of it: (what, done, of).
-Progress = Callable[[str, int, int], None]
-History = dict[str, list[tuple[int, float]]]
+LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came of a run; ``history`` maps metric keys to (step, value) pairs.
+@dataclass(kw_only=True)
+class Result(Record):
+    """What came of a training, and the run that it is in."""
 
-    ``losses`` are those of every training batch, in nats; ``step`` counts the updates made.
-    ``diverged_at`` is the step whose loss was not finite, None for a finished training.
-    ``seconds`` is the time that training and evaluating took, without what MLflow took to log
-    it. ``signals`` are those of each step at which the network was evaluated, and ``received``
-    is what each hidden layer's activation function received at the last, (n, units);
-    ``reading`` is that of the untrained network. Without a probe there are none.
-    """
-
-    config: TrainConfig
-    scheme: Scheme
     run: track.Run
-    history: History
-    losses: list[float]
-    step: int
-    diverged_at: int | None
-    seconds: float
-    signals: Sequence[tuple[int, Signals]]
-    received: Sequence[torch.Tensor]
-    reading: Reading | None = None
 
     @property
     def run_id(self) -> str:
         return self.run.id
-
-    def last(self, metric: str) -> float | None:
-        """The metric's last value, or None where none was measured."""
-        points = self.history.get(metric)
-        return points[-1][1] if points else None
 
 
 def train_one(
@@ -71,186 +40,128 @@ def train_one(
     made. Whatever is raised later, the run is closed with what was measured.
     """
     scheme = plugins.find(config.init, config.plugins_dir)
-    activation = ACTIVATIONS[config.activation]
     device = machine.device(config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = data.load(config)
-    widths = (splits.pixels, *config.hidden, data.CLASSES)
-    summary = _summary(config, scheme, widths, len(splits.train))
 
     with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
-        initial = model.initialize(
-            widths,
-            scheme,
-            activation,
-            bias_init=config.bias_init,
-            seed=config.seed,
-            data=splits.train,
-        )
-        resolved = {"resolved.device": device, "resolved.threads": str(threads)}
-        tracked = track.start(
+        record = start(config, scheme, splits)
+        resolved = resolved_params(device, threads)
+        with track.start(
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
-            description=summary,
+            description=summary(record, splits),
             params=config.as_text() | resolved,
-            tags={
-                "initflow.version": initflow.__version__,
-                "initflow.scheme": scheme.spec,
-                "initflow.provider": scheme.provider,
-                "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
-            },
+            tags=start_tags(record),
             experiment=experiment,
-        )
-        with tracked as run:
-            # Params may hold MLflow's own spelling of what it was given; this is ours.
-            run.log_json("config", config.as_text() | resolved)
-            run.log_data(splits)
-            parameters = initial.copy_to(device)
-            on_device = splits.to(torch.device(device))
-            probe = measure.probe(on_device.train, config.probe) if config.probe else None
-            reading = None
-            if probe:
-                reading = read(parameters, scheme, activation, config.bias_init, probe)
-                run.log_metrics(0, reading.metrics())
-                run.set_tags(verdict_tags(reading.verdict))
-                summary = f"{summary} {verdict_sentence(reading)}"
-            result = _train_and_measure(
-                config, scheme, parameters, on_device, probe=probe, run=run, progress=progress
+        ) as run:
+            result = Result(run=run, **vars(record))
+            log_setting(run, config, splits, resolved)
+            train_together(
+                [result],
+                splits.to(torch.device(device)),
+                measured=lambda _, step, values: run.log_metrics(step, values),
+                progress=progress,
             )
             progress("drawing and logging", 0, 1)
-            trained = parameters.copy_to("cpu").state()
-            run.set_tags(
-                {
-                    "initflow.weights_sha256": model.weights_sha256(trained),
-                    **_outcome_tags(result),
-                }
-            )
-            run.describe(f"{summary} {outcome_sentence(result)}")
-            if config.log_model and result.diverged_at is None:
-                module = model.to_module(trained, activation, mean=splits.mean, std=splits.std)
-                run.log_model(module, splits.pixels)
-            title = f"{scheme.spec}, {config.activation}, {format_shape(widths)}, {config.dataset}"
-            curves = figures.learning_curves(result.history, result.losses, title)
-            histograms = figures.weight_histograms(initial.state(), trained, title)
-            run.log_figure("learning_curves", curves)
-            run.log_figure("weight_histograms", histograms)
-            if reading:
-                _log_signals(run, reading, result, title)
-    return replace(result, reading=reading)
+            run.set_tags(result_tags(result))
+            run.describe(description(result, splits))
+            log_trained(run, result, splits)
+            log_figures(run, result)
+    return result
 
 
-def _train_and_measure(
-    config: TrainConfig,
-    scheme: Scheme,
-    parameters: model.Parameters,
-    splits: data.Splits,
-    *,
-    probe: data.Split | None,
-    run: track.Run,
-    progress: Progress,
-) -> Result:
-    """Train ``parameters`` to the end, logging one batch of metrics at each checkpoint."""
-    activation = ACTIVATIONS[config.activation]
-    total = train.iterations(len(splits.train), config.batch_size, config.epochs)
-    history: History = defaultdict(list)
-    losses: list[float] = []
-    signals: list[tuple[int, Signals]] = []
-    received: Sequence[torch.Tensor] = ()
-    step, diverged_at, seconds = 0, None, 0.0
-    started = time.perf_counter()
-
-    def order(epoch: int) -> torch.Tensor:
-        return train.batch_order(len(splits.train), config.seed, epoch)
-
-    for checkpoint in train.train(
-        parameters,
-        activation,
-        splits.train,
-        order=order,
-        rates=train.learning_rates(config.lr, config.gamma, config.epochs),
-        batch_size=config.batch_size,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        eval_every=config.eval_every,
-    ):
-        step = checkpoint.step
-        values = {}
-        if not checkpoint.diverged:
-            values = {"lr": checkpoint.lr, **_evaluations(parameters, activation, splits)}
-        if checkpoint.losses:
-            recent = [loss for (loss,) in checkpoint.losses]
-            values["loss/train"] = statistics.fmean(recent)
-            losses += recent
-        elif step == 0:  # no batch was trained on yet: the first one, untrained
-            first = splits.train.take(order(0)[: config.batch_size])
-            values["loss/train"] = measure.evaluate(parameters, activation, first)[0].loss
-        if probe:
-            (seen,) = measure.observe(parameters, activation, probe)
-            signals.append((step, seen.signals))
-            received = seen.preactivations[:-1]
-            values |= seen.signals.metrics()
-        # An accuracy beside a loss that is not finite means nothing.
-        lost = {key.partition("/")[2] for key, value in values.items() if not math.isfinite(value)}
-        values = {key: v for key, v in values.items() if key.partition("/")[2] not in lost}
-        if checkpoint.diverged or lost:
-            diverged_at = step
-        for key, value in values.items():
-            history[key].append((step, value))
-        seconds += time.perf_counter() - started
-        run.log_metrics(step, values)
-        progress("training", step, total)
-        if diverged_at is not None:
-            break
-        started = time.perf_counter()
-    return Result(
-        config,
-        scheme,
-        run,
-        dict(history),
-        losses,
-        step,
-        diverged_at,
-        seconds,
-        signals,
-        received,
-    )
+def name(record: Record) -> str:
+    """What tells a network's run from others: ``he relu seed 0``."""
+    spec = record.scheme.spec[-LONGEST_NAME:]
+    return f"{spec} {record.config.activation} seed {record.config.seed}"
 
 
-def _log_signals(run: track.Run, reading: Reading, result: Result, title: str) -> None:
-    activation = ACTIVATIONS[result.config.activation]
-    run.log_json("signals", as_json(reading, result.signals))
+def resolved_params(device: str, threads: int) -> dict[str, str]:
+    """What ``auto`` became."""
+    return {"resolved.device": device, "resolved.threads": str(threads)}
+
+
+def start_tags(record: Record) -> dict[str, object]:
+    """The tags of a network before its training."""
+    return {
+        "initflow.version": initflow.__version__,
+        "initflow.scheme": record.scheme.spec,
+        "initflow.provider": record.scheme.provider,
+        "initflow.initial_weights_sha256": model.weights_sha256(record.initial.state()),
+    }
+
+
+def log_setting(
+    run: track.Run, config: TrainConfig, splits: data.Splits, resolved: Mapping[str, str]
+) -> None:
+    """The configuration and the data."""
+    # Params may hold MLflow's own spelling of what it was given; this is ours.
+    run.log_json("config", {**config.as_text(), **resolved})
+    run.log_data(splits)
+
+
+def log_trained(run: track.Run, record: Record, splits: data.Splits) -> str | None:
+    """The table of the signals and, unless the training diverged, the model, whose id it is."""
+    if record.reading:
+        run.log_json("signals", as_json(record.reading, record.signals))
+    if record.config.log_model and record.diverged_at is None:
+        module = model.to_module(
+            record.trained, record.activation, mean=splits.mean, std=splits.std
+        )
+        return run.log_model(module, splits.pixels, record.step)
+    return None
+
+
+def result_tags(record: Record) -> dict[str, object]:
+    """The tags of a network after its training."""
+    tags: dict[str, object] = {
+        "initflow.weights_sha256": model.weights_sha256(record.trained),
+        "initflow.outcome": "finished" if record.diverged_at is None else "diverged",
+    }
+    if record.diverged_at is not None:
+        tags["initflow.diverged_at_step"] = record.diverged_at
+    return tags | (verdict_tags(record.reading.verdict) if record.reading else {})
+
+
+def log_figures(run: track.Run, record: Record) -> None:
+    """All figures of one network's training."""
+    config = record.config
+    shape = format_shape(record.initial.widths)
+    title = f"{record.scheme.spec}, {config.activation}, {shape}, {config.dataset}"
+    run.log_figure("learning_curves", figures.learning_curves(record.history, record.losses, title))
+    initial = record.initial.state()
+    run.log_figure("weight_histograms", figures.weight_histograms(initial, record.trained, title))
+    if not record.reading:
+        return
+    reading = record.reading
     run.log_figure(
         "predicted_and_measured",
         figures.predicted_and_measured(reading.predicted, reading.signals, title),
     )
-    run.log_figure("signals", figures.signals_over_training(result.signals, title))
-    if result.config.hidden:
+    run.log_figure("signals", figures.signals_over_training(record.signals, title))
+    if config.hidden:
         before = reading.preactivations[:-1]
-        run.log_figure("received", figures.received(activation, before, result.received, title))
+        received = figures.received(record.activation, before, record.received, title)
+        run.log_figure("received", received)
 
 
-def _evaluations(
-    parameters: model.Parameters, activation: Activation, splits: data.Splits
-) -> dict[str, float]:
-    """Loss and accuracy over the images that are not trained on, by metric key."""
-    values = {}
-    for name, split in (("validation", splits.validation), ("test", splits.test)):
-        if split is not None:
-            evaluation = measure.evaluate(parameters, activation, split)[0]
-            values[f"loss/{name}"] = evaluation.loss
-            values[f"accuracy/{name}"] = evaluation.accuracy
-    return values
-
-
-def _summary(config: TrainConfig, scheme: Scheme, widths: tuple[int, ...], images: int) -> str:
+def summary(record: Record, splits: data.Splits) -> str:
     """The settings as a sentence."""
+    config = record.config
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     return (
-        f"A {format_shape(widths)} network with {config.activation}, initialized by "
-        f"**{scheme.spec}**, on {images:,} images of {config.dataset}: {config.epochs} epochs of "
-        f"batches of "
+        f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
+        f"**{record.scheme.spec}**, on {len(splits.train):,} images of {config.dataset}: "
+        f"{config.epochs} epochs of batches of "
         f"{config.batch_size}, SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."
     )
+
+
+def description(record: Record, splits: data.Splits) -> str:
+    """The settings, how the untrained network was, and what came of it."""
+    untrained = verdict_sentence(record.reading) if record.reading else ""
+    return " ".join(filter(None, (summary(record, splits), untrained, outcome_sentence(record))))
 
 
 def verdict_tags(verdict: Verdict) -> dict[str, object]:
@@ -265,15 +176,9 @@ def verdict_sentence(reading: Reading) -> str:
     return f"Untrained, its signal is {reading.verdict}. {reading.advice}".rstrip()
 
 
-def _outcome_tags(result: Result) -> dict[str, object]:
-    if result.diverged_at is None:
-        return {"initflow.outcome": "finished"}
-    return {"initflow.outcome": "diverged", "initflow.diverged_at_step": result.diverged_at}
-
-
-def outcome_sentence(result: Result) -> str:
-    """What came of the run, in a sentence."""
-    if result.diverged_at is not None:
-        return f"It diverged: the loss was not finite at iteration {result.diverged_at:,}."
-    accuracy = f"{result.last('accuracy/test'):.2%}"  # measured, since no loss diverged
-    return f"It ended at {accuracy} test accuracy after {result.step:,} iterations."
+def outcome_sentence(record: Record) -> str:
+    """What came of a training, in a sentence."""
+    if record.diverged_at is not None:
+        return f"It diverged: the loss was not finite at iteration {record.diverged_at:,}."
+    accuracy = f"{record.last('accuracy/test'):.2%}"  # measured, since no loss diverged
+    return f"It ended at {accuracy} test accuracy after {record.step:,} iterations."

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from initflow.errors import SettingError
+
+USUAL_CACHE = 16 * 1024**2  # bytes, where it is not known
+Result = TypeVar("Result")
 
 
 def device(asked: str) -> str:
@@ -25,6 +33,41 @@ def device(asked: str) -> str:
     return f"cuda:{index}"
 
 
+def working_memory(device: str) -> int:
+    """Bytes in which the numbers of a training are at hand: the last cache, or free on CUDA."""
+    if device != "cpu":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):  # Linux only
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(file.read_text().strip().removesuffix("K")) * 1024)
+    return max(sizes, default=USUAL_CACHE)
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a result was computed with, for who reads it later."""
+    named = ("initflow", "torch", "mlflow", "numpy", "scipy")
+    versions = {name: version(name) for name in named}
+    chip = torch.cuda.get_device_name(device) if device != "cpu" else processor()
+    return {
+        **versions,
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "device": f"{device} ({chip})",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def processor() -> str:
+    """The CPU's name, as far as it is known."""
+    with contextlib.suppress(OSError):  # Linux only
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 @contextlib.contextmanager
 def threads(asked: int | None) -> Iterator[int]:
     """Give PyTorch this many CPU threads for a while; None leaves it as it is."""
@@ -34,3 +77,41 @@ def threads(asked: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+def is_launch_bound(device: torch.device) -> bool:
+    """Whether launching many small operations on it takes longer than the operations."""
+    return device.type != "cpu"
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def recorded(function: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
+    """``function``, launched on CUDA as one graph; elsewhere as it is.
+
+    It takes and returns the same tensors each time and asks the device nothing. CUDA first runs
+    it as it is, as kernels and libraries set themselves up at first use, then records it.
+    """
+    if device.type != "cuda":
+        return function
+    graph: torch.cuda.CUDAGraph | None = None
+    calls = 0
+    result: Any = None
+
+    def run() -> Result:
+        nonlocal graph, calls, result
+        calls += 1
+        if calls == 1:
+            return function()
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            # On this device, which need not be the current one: or nothing would be recorded.
+            with torch.cuda.device(device), torch.cuda.graph(graph, stream=_capture_stream(device)):
+                result = function()
+        graph.replay()
+        return result  # type: ignore[no-any-return]
+
+    return run

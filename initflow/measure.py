@@ -30,11 +30,12 @@ def evaluate(parameters: Parameters, activation: Activation, split: Split) -> li
     loss = torch.zeros(parameters.members, dtype=torch.float64)
     correct = torch.zeros(parameters.members, dtype=torch.int64)
     chunks = zip(torch.split(split.images, CHUNK), torch.split(split.labels, CHUNK), strict=True)
-    at_size = functools.cache(functools.partial(Pass, parameters, activation))
+    activations = [activation] * parameters.members
+    at_size = functools.cache(functools.partial(Pass, parameters, activations))
     for images, labels in chunks:
         forward = at_size(len(labels))
-        predicted = forward.forward(images).argmax(dim=2)
-        loss += len(labels) * forward.losses(labels).cpu().to(torch.float64)
+        predicted = forward.forward(images.unsqueeze(0)).argmax(dim=2)
+        loss += len(labels) * forward.losses(labels.unsqueeze(0)).cpu().to(torch.float64)
         correct += (predicted == labels).sum(dim=1).cpu()
     return [
         Evaluation(total / len(split), hits / len(split))
@@ -69,15 +70,16 @@ def observe(parameters: Parameters, activation: Activation, split: Split) -> lis
 
     Gradients are those of the mean cross-entropy over the split.
     """
-    both = Pass(parameters, activation, len(split))
+    both = Pass(parameters, [activation] * parameters.members, len(split))
     gradient = parameters.zeros_like()
-    both.forward(split.images)
-    both.losses(split.labels)
-    both.backward(split.images, split.labels, gradient)
+    images, labels = split.images.unsqueeze(0), split.labels.unsqueeze(0)
+    both.forward(images)
+    both.losses(labels)
+    both.backward(images, labels, gradient)
 
     def layer(at: int, member: int) -> Layer:
         preactivations = both.preactivations[at][member]
-        activations = both.activations[at][member] if at < len(both.activations) else None
+        activations = both.outputs[at][member] if at < len(both.outputs) else None
         return Layer(
             weight=parameters.weights[at][member],
             preactivation=Moments.of(preactivations),

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -31,10 +31,10 @@ def padded_size(shape: tuple[int, ...]) -> int:
     return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
 
 
-def stack_of(flat: Tensor, members: int, shape: tuple[int, ...]) -> Tensor:
-    """A view (members, *shape) of ``flat``, each member's tensor starting on a cache line."""
-    rows = flat.view(members, padded_size(shape))[:, : math.prod(shape)]
-    return rows.view(members, *shape)
+def aligned(members: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """An empty (members, *shape), each member's part starting on a cache line."""
+    rows = torch.empty(members, padded_size(shape), device=device)
+    return rows[:, : math.prod(shape)].view(members, *shape)
 
 
 class Parameters:
@@ -44,7 +44,8 @@ class Parameters:
     ``weights[l]`` of shape (members, fan_out, fan_in) and ``biases[l]`` of shape
     (members, fan_out). One network is a stack of one. What is done elementwise to all of
     them (momentum, the update) is one operation on ``flat``, in which zeros fill the gaps
-    between tensors that start on cache lines.
+    between tensors that start on cache lines; to some of them, it is one on the ``rows`` of
+    each tensor.
     """
 
     def __init__(self, widths: tuple[int, ...], members: int = 1, device: str = "cpu") -> None:
@@ -57,14 +58,22 @@ class Parameters:
         ]
         sizes = [members * padded_size(shape) for shape in shapes]
         self.flat = torch.zeros(sum(sizes), device=device)
-        parts = torch.split(self.flat, sizes)
-        views = [stack_of(part, members, shape) for part, shape in zip(parts, shapes, strict=True)]
+        self._parts = [part.view(members, -1) for part in torch.split(self.flat, sizes)]
+        views = [
+            part[:, : math.prod(shape)].view(members, *shape)
+            for part, shape in zip(self._parts, shapes, strict=True)
+        ]
         self.weights: list[Tensor] = views[::2]
         self.biases: list[Tensor] = views[1::2]
 
     @property
     def depth(self) -> int:
         return len(self.weights)
+
+    def rows(self, members: slice) -> list[Tensor]:
+        """All numbers of ``members``, neighbours in the stack, as few contiguous tensors."""
+        whole = members == slice(0, self.members)
+        return [self.flat] if whole else [part[members] for part in self._parts]
 
     def zeros_like(self) -> Parameters:
         return Parameters(self.widths, self.members, str(self.flat.device))
@@ -73,6 +82,22 @@ class Parameters:
         copy = Parameters(self.widths, self.members, device)
         copy.flat.copy_(self.flat)
         return copy
+
+    def member(self, member: int) -> Parameters:
+        """A copy of one network, as a stack of one."""
+        one = Parameters(self.widths, 1, str(self.flat.device))
+        for part, originals in zip(one._parts, self._parts, strict=True):
+            part.copy_(originals[member])
+        return one
+
+    @classmethod
+    def stack(cls, networks: Sequence[Parameters], device: str) -> Parameters:
+        """A copy of ``networks`` of one shape, each a stack of one, in their order."""
+        stacked = cls(networks[0].widths, len(networks), device)
+        for member, network in enumerate(networks):
+            for part, original in zip(stacked._parts, network._parts, strict=True):  # noqa: SLF001
+                part[member].copy_(original[0])
+        return stacked
 
     def state(self, member: int = 0) -> dict[str, Tensor]:
         """One network's tensors by name, ``fc1.weight``, ``fc1.bias``, …, as views."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from initflow.comparison import NONE, interval, percent, whole
 from initflow.config import RECOMMENDED, TrainConfig
+from initflow.published import explained
 
 if TYPE_CHECKING:
     from initflow.catalogue import Entry
+    from initflow.comparison import Row as ComparisonRow
     from initflow.diagnose import Diagnosis
     from initflow.experiment import Result
     from initflow.reading import Reading
+    from initflow.reproduce import Reproduction
     from initflow.testing import Row
 
 FAILURES = 3  # of each rule, as many are told
@@ -192,27 +195,83 @@ def failure_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def comparison_table(rows: Sequence[ComparisonRow], columns: int = WIDE) -> Table:
+    """Of each scheme with each activation, the accuracies over the seeds.
+
+    On few ``columns`` without the standard deviation and the iterations to 95 %.
+    """
+    wide = columns >= WIDE
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    deviation, further = (", standard deviation", " and 95 % were") if wide else ("", " was")
+    table.caption = (
+        f"Test accuracy in percent: mean over the seeds that finished, 95 % t-interval{deviation}; "
+        f"iterations until 90 %{further} first seen, in the median over all seeds."
+    )
+    table.add_column("scheme", overflow="fold")
+    table.add_column("activation", no_wrap=True)
+    shown: dict[str, Callable[[ComparisonRow], str]] = {
+        "seeds": lambda row: str(row.n),
+        "mean": lambda row: percent(row.mean),
+        "95 % interval": lambda row: interval(row.low, row.high),
+        "std": lambda row: percent(row.std),
+        "to 90 %": lambda row: whole(row.to_90),
+        "to 95 %": lambda row: whole(row.to_95),
+    }
+    if not wide:
+        del shown["std"], shown["to 95 %"]
+    for column in (*shown, "diverged"):
+        table.add_column(column, no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(
+            Text(row.cell.init),
+            row.cell.activation,
+            *(show(row) for show in shown.values()),
+            Text(str(row.diverged), style="red" if row.diverged else ""),
+        )
+    return table
+
+
+def reproduction_table(result: Reproduction, columns: int = WIDE) -> Table:
+    """Each row's published accuracies beside ours, iteration by iteration; else its last one.
+
+    On few ``columns`` without the interval of the mean.
+    """
+    wide = columns >= WIDE
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = (
+        "Test accuracy in percent: the published one, and the mean of ours"
+        f"{' with its 95 % t-interval' if wide else ''}. A published number is of one seed: it is "
+        "explained where it lies within what 95 % of single seeds give, by the spread of ours."
+    )
+    table.add_column("row", overflow="fold")
+    intervals = ("95 % interval", "single seeds") if wide else ("single seeds",)
+    for column in ("iteration", "published", "ours", *intervals):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("explained", min_width=len("explained"))
+    for row in result.table.rows:
+        found = {check.iteration: check for check in result.checks[row.name]}
+        for iteration, theirs in row.published:
+            check = found.get(iteration)
+            table.add_row(
+                Text(row.name if iteration == row.published[0][0] else ""),
+                whole(iteration),
+                percent(theirs),
+                percent(check.mean if check else None),
+                *([interval(check.low, check.high) if check else NONE] if wide else []),
+                interval(check.seed_low, check.seed_high) if check else NONE,
+                explained(check),
+            )
+        if not row.published:
+            ours = result.rows[row.name]
+            of_mean = [interval(ours.low, ours.high)] if wide else []
+            table.add_row(Text(row.name), "last", NONE, percent(ours.mean), *of_mean, NONE, NONE)
+        table.add_section()
+    return table
+
+
 def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
     """The same training under a scheme worth holding this one against."""
     other = RECOMMENDED.get(config.activation, "he")
     if config.init == other:
         other = "normal"
-    return train_command(replace(config, init=other), launcher)
-
-
-def train_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
-    """The command line that trains as ``config`` says; defaults are left out.
-
-    It is an ``initflow train``, or an ``mlflow run`` where ``launcher`` has its options.
-    """
-    defaults = TrainConfig().as_text()
-    chosen = {
-        name: shlex.quote(text)
-        for name, text in config.as_text().items()
-        if text != defaults[name] or name == "init"
-    }
-    if launcher:
-        parameters = (f"-P {name}={text}" for name, text in chosen.items())
-        return " ".join(["mlflow run .", *map(shlex.quote, launcher), *parameters])
-    options = (f"--{name.replace('_', '-')} {text}" for name, text in chosen.items())
-    return " ".join(["initflow train", *options])
+    return replace(config, init=other).command("train", ("init",), launcher)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import mlflow
 import mlflow.data.meta_dataset
@@ -19,29 +28,68 @@ import numpy as np
 import torch
 from filelock import FileLock
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from sqlalchemy.exc import SQLAlchemyError
 
+from initflow import mlflow_page
 from initflow.data import Splits
 from initflow.errors import SettingError, TrackingError
 from initflow.figures import Figure
 
 EXPERIMENT = "initflow"
+HOST, PORT = "127.0.0.1", 5000  # where `initflow ui` serves a local store's page, by default
+LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+PATIENCE_S = 3.0  # after which a second signal ends a request that the first one waits for
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 STORE_TIMEOUT_S = 120
 DESCRIPTION = "mlflow.note.content"
+_FIRST = mlflow_page.ACCURACY
 # A driver may be missing, an address malformed.
 FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold a signal back until what is being written is written; a late second one cuts it off.
+
+    A request that is cut off may have made a run whose id nobody knows, and locks SQLite.
+    """
+    held: list[tuple[int, float]] = []
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append((number, time.monotonic()))
+        if held[-1][1] - held[0][1] > PATIENCE_S:
+            before[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                before[number] = handler
+                signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            number, _ = held[0]
+            before[number](number, None)
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Raise what MLflow or its store refuses as :class:`TrackingError`."""
     try:
-        yield
+        with _uninterrupted():
+            yield
     except FAILURES as error:
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as")]
         reason = lines[0] if lines else type(error).__name__
@@ -61,10 +109,24 @@ class Run:
     experiment_id: str
     launcher: tuple[str, ...]
 
-    @_translated()
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.log_history({key: [(step, value)] for key, value in values.items()})
+
+    @_translated()
+    def log_history(
+        self, history: Mapping[str, Sequence[tuple[int, float]]], model_id: str | None = None
+    ) -> None:
+        """All (step, value) pairs of each metric; the last are those of the model, if it is told.
+
+        MLflow's own way to tell a model of a run's metrics is to read each of them again. Its
+        page compares runs by what was logged first: that is the accuracy.
+        """
         now = int(time.time() * 1000)
-        metrics = [Metric(_key(key), value, now, step) for key, value in values.items()]
+        metrics = [
+            Metric(_key(key), value, now, step, model_id=None if left else model_id)
+            for key, points in sorted(history.items(), key=lambda item: item[0] != _FIRST)
+            for left, (step, value) in zip(reversed(range(len(points))), points, strict=True)
+        ]
         mlflow.MlflowClient().log_batch(self.id, metrics=metrics)
 
     @_translated()
@@ -105,11 +167,13 @@ class Run:
             digest=splits.digest[:DIGEST_LENGTH],
             schema=schema,
         )
-        mlflow.log_input(dataset, context="training")
+        context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+        logged = DatasetInput(dataset._to_mlflow_entity(), context)  # noqa: SLF001 - as log_input
+        mlflow.MlflowClient().log_inputs(self.id, [logged])
 
     @_translated()
-    def log_model(self, module: torch.nn.Module, pixels: int) -> None:
-        """``module`` as an MLflow model: (n, pixels) float32 in, (n, classes) logits out.
+    def log_model(self, module: torch.nn.Module, pixels: int, step: int) -> str:
+        """The id of ``module`` as an MLflow model: (n, pixels) float32 in, (n, classes) logits out.
 
         The requirements are stated, because guessing them takes MLflow 12 to 17 s.
         """
@@ -117,7 +181,7 @@ class Run:
         with torch.no_grad():
             classes = module(torch.from_numpy(example)).shape[1]
         tensor = np.dtype(np.float32)
-        mlflow.pytorch.log_model(
+        logged = mlflow.pytorch.log_model(
             module,
             name="model",
             input_example=example,
@@ -126,7 +190,51 @@ class Run:
                 outputs=Schema([TensorSpec(tensor, (-1, classes))]),
             ),
             pip_requirements=[f"{name}=={_public_version(name)}" for name in ("mlflow", "torch")],
+            run_id=self.id,
+            step=step,  # whose metrics MLflow takes for the model's
+            validate_serving_input=False,  # by loading it again: the tests do
         )
+        return str(logged.model_id)
+
+    @_translated()
+    def log_text(self, name: str, text: str) -> None:
+        mlflow.MlflowClient().log_text(self.id, text, name)
+
+    @_translated()
+    def log_bytes(self, name: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, name)
+            file.write_bytes(content)
+            mlflow.MlflowClient().log_artifact(self.id, str(file))
+
+    @_translated()
+    def set_experiment_tag(self, key: str, value: str) -> None:
+        mlflow.MlflowClient().set_experiment_tag(self.experiment_id, key, value)
+
+    @contextlib.contextmanager
+    def nested(
+        self, *, name: str, description: str, params: Mapping[str, str], tags: Mapping[str, object]
+    ) -> Iterator[Run]:
+        """Open a run below this one, in few requests, and close it as :func:`start` does."""
+        context = {"mlflow.parentRunId": self.id, DESCRIPTION: description, **_context_tags()}
+        client = mlflow.MlflowClient()
+        run = None
+        try:
+            with _translated():
+                texts = {key: str(value) for key, value in tags.items()}
+                made = client.create_run(self.experiment_id, tags=context | texts, run_name=name)
+                run = Run(made.info.run_id, self.experiment_id, ())
+                client.log_batch(run.id, params=[Param(*item) for item in params.items()])
+            yield run
+            with _translated():
+                client.set_terminated(run.id, "FINISHED")
+        except BaseException as error:
+            if _status(error) == "KILLED":  # as in start
+                traceback.clear_frames(error.__traceback__)
+            if run:
+                with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
+                    client.set_terminated(run.id, _status(error))
+            raise
 
 
 def _key(name: str) -> str:
@@ -142,22 +250,19 @@ def start(
     params: Mapping[str, str],
     tags: Mapping[str, object],
     experiment: str | None = None,
-    parent: Run | None = None,
 ) -> Iterator[Run]:
     """Open a run, and close it as FINISHED, FAILED or, when interrupted, KILLED.
 
     Inside ``mlflow run`` it is the run that MLflow made, whose parameters are left as they
     are. Elsewhere it is a new one, in ``experiment`` or else in the one that MLflow's own
     environment variables name or else in ``initflow``; where a run is open already, it is
-    nested in that, and in the experiment of ``parent`` where one is given. What MLflow or its
-    store refuses is raised as :class:`TrackingError`.
+    nested in that. What MLflow or its store refuses is raised as :class:`TrackingError`.
     """
     outer = mlflow.active_run()
     run = None
     try:
         with _translated():
-            where = parent.experiment_id if parent else None
-            run = _open(name, experiment, where, params, {**tags, DESCRIPTION: description})
+            run = _open(name, experiment, params, {**tags, DESCRIPTION: description})
         yield run
         with _translated():
             mlflow.end_run("FINISHED")
@@ -167,18 +272,95 @@ def start(
         # MLflow has forgotten a run whose closing was cut off, but the run is still open.
         opened = own.info.run_id if own else run.id if run else None
         if opened:
-            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
-            status = "KILLED" if interrupted else "FAILED"
-            if interrupted:  # a statement that was cut off locks SQLite as long as its frame lives
+            status = _status(error)
+            if (
+                status == "KILLED"
+            ):  # a statement that was cut off locks SQLite as long as its frame lives
                 traceback.clear_frames(error.__traceback__)
             with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
                 if own:
                     mlflow.end_run(status)
                 else:
                     mlflow.MlflowClient().set_terminated(opened, status)
-            if interrupted:
+            if status == "KILLED":
                 error.add_note(f"what was measured so far is in run {opened}")
         raise
+
+
+def is_served() -> bool:
+    """Whether a tracking server holds the runs, which serves the page too."""
+    return mlflow.get_tracking_uri().startswith(("http://", "https://"))
+
+
+def server(port: int = PORT) -> str:
+    """The address of MLflow's page: the tracking server's or, of a local store, our own."""
+    return mlflow.get_tracking_uri() if is_served() else f"http://{HOST}:{port}"
+
+
+@_translated()
+def page(port: int) -> str:
+    """The address of the saved view of the last comparison or, without one, of all experiments."""
+    with _store_lock(mlflow.get_tracking_uri()):
+        experiments = mlflow.MlflowClient().search_experiments()
+    views = [
+        (made_at, experiment.experiment_id, key.removeprefix(mlflow_page.VIEW))
+        for experiment in experiments
+        for key, value in experiment.tags.items()
+        if key.startswith(mlflow_page.VIEW) and (made_at := mlflow_page.made_at(value))
+    ]
+    if views:
+        _, experiment_id, view = max(views)
+        return mlflow_page.absolute(server(port), mlflow_page.runs_address(experiment_id, view))
+    return mlflow_page.absolute(server(port), mlflow_page.EXPERIMENTS)
+
+
+def serve(port: int) -> int:
+    """Serve MLflow's page of a local store on this machine alone, to the end; its exit code.
+
+    By one process, without those that judge language models: it is up in a third of the time.
+    """
+    uri = mlflow.get_tracking_uri()
+    local = uri.startswith("sqlite:///")
+    folder = Path(uri.removeprefix("sqlite:///")).parent if local else Path()
+    options = {
+        "--host": HOST,
+        "--port": str(port),
+        "--workers": "1",
+        "--uvicorn-opts": "--log-level warning",
+        "--backend-store-uri": uri,
+        "--default-artifact-root": str(folder.resolve() / "mlruns"),
+    }
+    command = [sys.executable, "-m", "mlflow", "server", *itertools.chain(*options.items())]
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    with subprocess.Popen(command, env=environment) as process:  # noqa: S603 - our own arguments
+        try:
+            return process.wait()
+        finally:
+            process.terminate()
+
+
+def key_names(names: Iterable[str]) -> dict[str, str]:
+    """For each of ``names`` one to end a metric key with, all different.
+
+    What stands before a key's last slash is a section of MLflow's page, and keys have a limit.
+    """
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        short = _key(name).replace("/", "_")[-LONGEST_KEY:]
+        found[name] = f"{short} {len(found)}" if short in found.values() else short
+    return found
+
+
+def _status(error: BaseException) -> str:
+    """What becomes of a run that ``error`` ended."""
+    return "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
+
+
+@functools.cache
+def _context_tags() -> dict[str, str]:
+    """The user and the source, which MLflow gives to runs that it opens itself."""
+    tags: dict[str, str] = resolve_tags()
+    return tags
 
 
 def active() -> Run | None:
@@ -190,7 +372,6 @@ def active() -> Run | None:
 def _open(
     name: str,
     experiment: str | None,
-    experiment_id: str | None,
     params: Mapping[str, str],
     tags: Mapping[str, object],
 ) -> Run:
@@ -213,7 +394,7 @@ def _open(
     else:
         active = mlflow.start_run(
             run_name=name,
-            experiment_id=experiment_id or _experiment_id(experiment),
+            experiment_id=_experiment_id(experiment),
             nested=mlflow.active_run() is not None,
         )
     there = active.data.params

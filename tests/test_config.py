@@ -1,13 +1,27 @@
 """Settings: defaults, reading, writing and refusing."""
 
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 
-from initflow.config import TrainConfig, format_widths, parse_widths
+from initflow import cli
+from initflow.config import (
+    ACTIVATION_NAMES,
+    VERDICTS,
+    CompareConfig,
+    DiagnoseConfig,
+    NetworkConfig,
+    PluginsConfig,
+    ReproduceConfig,
+    TrainConfig,
+    format_widths,
+    parse_widths,
+)
 from initflow.errors import SettingError
 
 
@@ -38,6 +52,73 @@ def test_defaults_are_the_contracts():
     }
 
 
+TRAINED = {
+    "plugins_dir": "none",
+    "data_dir": "none",
+    "probe": "1000",
+    "seed": "0",
+    "device": "auto",
+    "threads": "auto",
+    "log_model": "true",
+}  # what all that train share, whatever sets the rest
+
+
+def test_defaults_of_a_comparison_are_the_contracts():
+    """Its own parameters, and those shared by all that train."""
+    assert CompareConfig().as_text() == {
+        "inits": "normal,lecun,xavier,he",
+        "activations": "tanh,relu",
+        "seeds": "5",
+        "dataset": "mnist",
+        "hidden": "100",
+        "epochs": "5",
+        "batch_size": "100",
+        "lr": "0.1",
+        "gamma": "0.96",
+        "momentum": "0.9",
+        "nesterov": "true",
+        "bias_init": "pytorch",
+        "normalize": "unit",
+        "validation": "0",
+        "eval_every": "500",
+        "stack": "auto",
+        "run_figures": "false",
+        **TRAINED,
+    }
+    trained = TrainConfig().as_text()
+    shared = CompareConfig().as_text().keys() & trained.keys()
+    assert trained.keys() - shared == {"init", "activation"}  # which it has several of
+    assert {name: CompareConfig().as_text()[name] for name in shared} == {
+        name: trained[name] for name in shared
+    }
+
+
+def test_defaults_of_a_reproduction_are_the_contracts():
+    """Its own parameters; the table's file has the others."""
+    assert ReproduceConfig().as_text() == {
+        "table": "tutorial",
+        "seeds": "5",
+        "stack": "auto",
+        "run_figures": "false",
+        **TRAINED,
+    }
+
+
+def test_a_network_of_a_comparison_has_its_settings():
+    """All that a training has too, with a scheme, an activation and a seed of its own."""
+    config = CompareConfig(lr=0.5, hidden="7x2", dataset="digits", seed=3, probe=0, threads=2)
+    assert config.network("he:mode=fan_out", "elu", 9) == TrainConfig(
+        init="he:mode=fan_out",
+        activation="elu",
+        seed=9,
+        lr=0.5,
+        hidden=(7, 7),
+        dataset="digits",
+        probe=0,
+        threads=2,
+    )
+
+
 def test_text_and_values_mean_the_same():
     """What the command line gives as text is what Python gives as values."""
     by_text = TrainConfig(lr="1e-1", hidden="100x2", nesterov="False", threads="2", data_dir="d")
@@ -57,23 +138,115 @@ def test_settings_cannot_be_changed():
         TrainConfig().lr = 1.0
 
 
-@given(
-    config=st.builds(
-        TrainConfig,
-        init=st.sampled_from(["he", "normal:std=0.05"]),
-        hidden=st.lists(st.integers(1, 6_000), max_size=8).map(tuple),
-        lr=st.floats(1e-300, 1e30),
-        gamma=st.floats(1e-6, 1),
-        momentum=st.floats(0, 0.999),
-        nesterov=st.booleans(),
-        threads=st.none() | st.integers(1, 1024),
-        seed=st.integers(0, 2**63 - 1),
-        device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
-    )
+# Names as odd as a file's may be; commas, which part schemes, only before an argument.
+names = (
+    st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=12)
+    .map(str.strip)
+    .filter(bool)
+    .filter(lambda name: name not in ("none", "~") and not name.startswith("~"))
 )
-def test_text_gives_every_configuration_back(config):
+schemes = st.sampled_from(
+    ["he", "xavier", "normal:std=0.05", "mine:a=1,b=x y", "my file.py:f", 'it\'s "odd" $HOME;.py:f']
+) | names.filter(lambda name: "," not in name and ("=" not in name or ":" in name))
+folders = st.none() | names.map(Path)
+several = {
+    "inits": st.lists(schemes, min_size=1, max_size=4, unique=True),
+    "activations": st.lists(st.sampled_from(ACTIVATION_NAMES), min_size=1, unique=True),
+}
+common = {
+    "plugins_dir": folders,
+    "data_dir": folders,
+    "seed": st.integers(0, 2**62),
+    "threads": st.none() | st.integers(1, 1024),
+    "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+}
+trained = common | {
+    "hidden": st.lists(st.integers(1, 6_000), max_size=8).map(tuple),
+    "lr": st.floats(1e-300, 1e30),
+    "gamma": st.floats(1e-6, 1),
+    "momentum": st.floats(0, 0.999),
+    "nesterov": st.booleans(),
+}
+populations = {
+    "seeds": st.integers(1, 10_000),
+    "stack": st.none() | st.integers(1, 100_000),
+    "run_figures": st.booleans(),
+}
+CONFIGS = {
+    "train": st.builds(TrainConfig, init=schemes, **trained),
+    "diagnose": st.builds(
+        DiagnoseConfig,
+        fail_on=st.none() | st.lists(st.sampled_from(VERDICTS), min_size=1, unique=True),
+        depth=st.integers(1, 1_000),
+        **several,
+        **common,
+    ),
+    "compare": st.builds(CompareConfig, **several, **populations, **trained),
+    "reproduce": st.builds(ReproduceConfig, table=names, **populations, **common),
+    "schemes": st.builds(
+        NetworkConfig, hidden=trained["hidden"], plugins_dir=folders, data_dir=folders
+    ),
+    "plugins list": st.builds(PluginsConfig, plugins_dir=folders),
+}
+each_command = pytest.mark.parametrize("name", CONFIGS)
+
+
+@each_command
+@given(data=st.data())
+@examples_of(max_examples=40)
+def test_text_gives_every_configuration_back(name, data):
     """as_text loses nothing, not even the last bit of a number."""
-    assert TrainConfig(**config.as_text()) == config
+    config = data.draw(CONFIGS[name])
+    assert type(config)(**config.as_text()) == config
+
+
+@each_command
+@given(data=st.data())
+@examples_of(max_examples=40)
+def test_a_command_line_gives_every_configuration_back(name, data):
+    """As a shell and the command read it, whatever spaces, quotes and signs it has."""
+    config = data.draw(CONFIGS[name])
+    program, *words = shlex.split(config.command(name))
+    group, command = cli.cli, None
+    while words and isinstance(group, type(cli.cli)):
+        command = words.pop(0)
+        group = group.commands[command]
+    assert program == "initflow"
+    given_options = group.make_context(command, words).params
+    settings = {key: value for key, value in given_options.items() if key in config.as_text()}
+    assert type(config)(**settings) == config
+
+
+@pytest.mark.parametrize("name", ["train", "diagnose", "compare", "reproduce"])
+@given(data=st.data())
+@examples_of(max_examples=20)
+def test_an_mlflow_run_gives_every_configuration_back(name, data):
+    """As a shell and MLflow read it: name=value after each -P, all else as it was launched."""
+    config = data.draw(CONFIGS[name])
+    launcher = ("--env-manager", "local", "--experiment-name", "my 'own'")
+    words = shlex.split(config.command(name, (), launcher))
+    head = ["mlflow", "run", ".", *([] if name == "train" else ["-e", name]), *launcher]
+    assert words[: len(head)] == head
+    options, parameters = words[len(head) :: 2], words[len(head) + 1 :: 2]
+    assert set(options) <= {"-P"}
+    assert len(options) == len(parameters)
+    settings = dict(parameter.split("=", 1) for parameter in parameters)
+    assert type(config)(**settings) == config
+
+
+def test_a_command_line_tells_what_is_not_the_default():
+    """And what is to be told always, in the order of the settings."""
+    assert CompareConfig().command("compare") == "initflow compare"
+    config = CompareConfig(inits="he,my file.py:f", seeds=3, hidden="10x2", run_figures=True)
+    assert config.command("compare", ("dataset",)) == (
+        "initflow compare --inits 'he,my file.py:f' --seeds 3 --dataset mnist --hidden 10x2 "
+        "--run-figures true"
+    )
+    launcher = ("--env-manager", "local", "--experiment-name", "my own")
+    assert ReproduceConfig(table="it's.toml").command("reproduce", (), launcher) == (
+        "mlflow run . -e reproduce --env-manager local --experiment-name 'my own' "
+        """-P table='it'"'"'s.toml'"""
+    )
 
 
 WRONG = [
@@ -119,6 +292,33 @@ def test_wrong_values_are_named_with_what_would_be_right(name, value, message):
     """One line, the bad value, and what is valid; for any kind of setting."""
     with pytest.raises(SettingError) as error:
         TrainConfig(**{name: value})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+WRONG_POPULATIONS = [
+    (CompareConfig, "seeds", "0", "seeds must be a whole number, at least 1 and at most 10000"),
+    (CompareConfig, "seeds", "10001", "at most 10000, not '10001'"),
+    (CompareConfig, "seed", str(2**63 - 1), f"not '{2**63 - 1}'"),
+    (CompareConfig, "inits", "he,he", "schemes between commas, none twice, not 'he,he'"),
+    (CompareConfig, "inits", "", "schemes between commas, none twice, not ''"),
+    (CompareConfig, "inits", "he,,xavier", "not 'he,,xavier'"),
+    (CompareConfig, "activations", "swish", ", linear, not 'swish'"),
+    (CompareConfig, "activations", "relu,relu", "none twice"),
+    (CompareConfig, "stack", "0", "stack must be 'auto' or a whole number, at least 1"),
+    (CompareConfig, "run_figures", "yes", "run_figures must be true or false, not 'yes'"),
+    (CompareConfig, "lr", "abc", "lr must be a number above 0 and at most 1e30, not 'abc'"),
+    (ReproduceConfig, "table", " ", "table must be a name, not ' '"),
+    (ReproduceConfig, "seeds", "2.5", "seeds must be a whole number"),
+    (ReproduceConfig, "stack", "all", "stack must be 'auto' or a whole number"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name", "value", "message"), WRONG_POPULATIONS)
+def test_wrong_settings_of_many_networks_are_named(settings, name, value, message):
+    """As those of one are."""
+    with pytest.raises(SettingError) as error:
+        settings(**{name: value})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
