@@ -1,0 +1,111 @@
+"""Schemes with activations under several seeds, side by side: one run, a run below it for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from initflow import comparison, data, figures, machine, plugins, webpage
+from initflow.comparison import Difference, Row
+from initflow.config import CompareConfig, format_shape
+from initflow.errors import SettingError
+from initflow.overview import addresses, log_overview, warnings
+from initflow.populations import Population, grown, seeds_of
+from initflow.record import Progress
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of the networks: ``rows`` and ``differences`` of their accuracies, in words."""
+
+    config: CompareConfig
+    population: Population
+    rows: Sequence[Row]
+    differences: Sequence[Difference]
+    sentences: Sequence[str]
+
+
+def compare(
+    config: CompareConfig,
+    *,
+    experiment: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Comparison:
+    """Train every scheme with every activation under every seed, and compare them.
+
+    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    """
+    schemes = {init: plugins.find(init, config.plugins_dir) for init in config.inits}
+    same = {(scheme.name, *sorted(scheme.values.items())) for scheme in schemes.values()}
+    if len(same) < len(schemes):
+        raise SettingError(f"inits must be schemes that differ, not '{','.join(config.inits)}'")
+    configs = [
+        config.network(init, activation, seed)
+        for seed in range(config.seed, config.seed + config.seeds)
+        for activation in config.activations
+        for init in config.inits
+    ]
+    shape = format_shape((data.pixels(config.dataset), *config.hidden, data.CLASSES))
+    names = ", ".join(scheme.spec for scheme in schemes.values())
+    title = f"{shape} networks on {config.dataset}, {seeds_of(config.seeds)}"
+    summary = (
+        f"{len(configs)} {shape} networks on {config.dataset}: {names} with "
+        f"{', '.join(config.activations)}, {seeds_of(config.seeds)}, {config.epochs} epoch{'s' * (config.epochs > 1)}."
+    )
+    name = (
+        f"compare {','.join(config.activations)} {config.dataset} {len(schemes)} schemes "
+        f"{seeds_of(config.seeds)}"
+    )
+    with grown(
+        config,
+        configs,
+        schemes,
+        name=name,
+        summary=summary,
+        experiment=experiment,
+        progress=progress,
+    ) as population:
+        outcomes = population.outcomes()
+        result = Comparison(
+            config,
+            population,
+            comparison.rows(outcomes),
+            comparison.differences(outcomes),
+            comparison.sentences(outcomes),
+        )
+        log_overview(population, name, [*result.sentences, summary])
+        _log_report(result, title)
+    return result
+
+
+def _log_report(result: Comparison, title: str) -> None:
+    population, config = result.population, result.config
+    run = population.run
+    outcomes, signals = population.outcomes(), population.signals()
+    pictures = {
+        "accuracies": figures.comparison_accuracies(outcomes, result.rows, title),
+        "learning_curves": figures.comparison_curves(outcomes, title),
+    }
+    if signals:
+        pictures["signals_by_layer"] = figures.signals_by_layer(signals, title)
+    files = {name: figures.png(figure) for name, figure in pictures.items()}
+    for name, content in files.items():
+        run.log_bytes(f"{name}.png", content)
+    run.log_text("comparison.csv", comparison.as_csv(result.rows))
+    table = comparison.as_json(result.rows, result.differences, result.sentences)
+    run.log_json("comparison", {**table, "failed": dict(population.failed)})
+    html = webpage.comparison_page(
+        title=title,
+        sentences=result.sentences,
+        rows=result.rows,
+        differences=result.differences,
+        accuracies=files["accuracies"],
+        curves=files["learning_curves"],
+        signals=files.get("signals_by_layer"),
+        configuration=config.as_text(),
+        environment=machine.environment(population.device),
+        command=config.command("compare", ("inits",), run.launcher),
+        warnings=warnings(population),
+        links=list(addresses(population).items()),
+    )
+    run.log_text("report.html", html)
