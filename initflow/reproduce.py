@@ -1,0 +1,202 @@
+"""A published table run again: its numbers beside ours, over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from initflow import comparison, figures, machine, plugins, published, webpage
+from initflow.comparison import NONE, Cell, Outcome, Row, interval, percent, whole
+from initflow.config import ReproduceConfig
+from initflow.errors import SettingError
+from initflow.overview import addresses, log_overview, warnings
+from initflow.populations import Population, grown, seeds_of
+from initflow.published import Check, PublishedTable, explained
+from initflow.record import Progress
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of a table: by a row's name, ``checks`` of its published numbers, and ``rows``."""
+
+    config: ReproduceConfig
+    table: PublishedTable
+    population: Population
+    outcomes: Mapping[str, Sequence[Outcome]]
+    rows: Mapping[str, Row]
+    checks: Mapping[str, Sequence[Check]]
+    sentences: Sequence[str]
+
+
+def reproduce(
+    config: ReproduceConfig,
+    *,
+    experiment: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Reproduction:
+    """Train the networks of a published table under several seeds, and hold them against it.
+
+    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    """
+    table = published.load(config.table)
+    try:
+        schemes = {row.init: plugins.find(row.init, config.plugins_dir) for row in table.rows}
+    except SettingError as error:
+        raise SettingError(f"table '{config.table}': {error}") from error
+    cells = [f"{schemes[row.init].spec} {row.activation}" for row in table.rows]
+    for cell in cells:
+        if cells.count(cell) > 1:
+            raise SettingError(f"table '{config.table}' has two rows of the same network, {cell}")
+    configs = [
+        table.network(row, seed, config)
+        for seed in range(config.seed, config.seed + config.seeds)
+        for row in table.rows
+    ]
+    name = f"reproduce {table.name} {seeds_of(config.seeds)}"
+    with grown(
+        config,
+        configs,
+        schemes,
+        name=name,
+        summary=f"{table.title}, {seeds_of(config.seeds)}.",
+        experiment=experiment,
+        progress=progress,
+    ) as population:
+        of_cells = population.outcomes()
+        outcomes = {
+            row.name: of_cells.get(Cell(schemes[row.init].spec, row.activation), [])
+            for row in table.rows
+        }
+        rows = comparison.rows({Cell(row, ""): seeds for row, seeds in outcomes.items()})
+        checks = {row.name: published.checks(row, outcomes[row.name]) for row in table.rows}
+        result = Reproduction(
+            config,
+            table,
+            population,
+            outcomes,
+            {row.cell.init: row for row in rows},
+            checks,
+            [published.sentence(table, checks, config.seeds)],
+        )
+        log_overview(population, name, [*result.sentences, f"{table.title}. {table.source}"])
+        _log_report(result)
+    return result
+
+
+def as_json(result: Reproduction) -> dict[str, Any]:
+    """All of it as plain values."""
+    return {
+        "table": result.table.name,
+        "title": result.table.title,
+        "source": result.table.source,
+        "notes": list(result.table.notes),
+        "sentences": list(result.sentences),
+        "rows": [
+            {
+                "name": row.name,
+                "init": row.init,
+                "activation": row.activation,
+                "n": result.rows[row.name].n,
+                "accuracy_mean": result.rows[row.name].mean,
+                "accuracy_low": result.rows[row.name].low,
+                "accuracy_high": result.rows[row.name].high,
+                "diverged": result.rows[row.name].diverged,
+                "checks": [
+                    asdict(check) | {"explained": check.explained}
+                    for check in result.checks[row.name]
+                ],
+            }
+            for row in result.table.rows
+        ],
+        "failed": dict(result.population.failed),
+    }
+
+
+def _log_report(result: Reproduction) -> None:
+    population, table, config = result.population, result.table, result.config
+    run = population.run
+    title = f"{table.title}, {seeds_of(config.seeds)}"
+    lines = {
+        row.name: (row.published, result.outcomes[row.name])
+        for row in table.rows
+        if result.outcomes[row.name]
+    }
+    curves = figures.png(figures.published_curves(lines, title))
+    run.log_bytes("published_and_ours.png", curves)
+    run.log_json("reproduction", as_json(result))
+    picture = webpage.Picture(
+        curves,
+        "For each row of the table the test accuracy over the iterations: published numbers as "
+        "marks, ours as the mean over the seeds within a band from the lowest to the highest.",
+    )
+    sections = [
+        webpage.Section("Final accuracies", [_final_table(result)]),
+        webpage.Section("Learning curves", [picture, *_curve_tables(result)]),
+        webpage.Section("The table", [webpage.Text(table.source), webpage.Listing(table.notes)]),
+        *webpage.colophon(
+            configuration=config.as_text() | {k: str(v) for k, v in table.settings.items()},
+            environment=machine.environment(population.device),
+            command=config.command("reproduce", ("table",), run.launcher),
+            links=list(addresses(population).items()),
+        ),
+    ]
+    html = webpage.page(
+        title=title, lead=result.sentences, sections=sections, warnings=warnings(population)
+    )
+    run.log_text("report.html", html)
+
+
+def _final_table(result: Reproduction) -> webpage.Table:
+    columns = [
+        webpage.Column("row"),
+        webpage.Column("scheme"),
+        webpage.Column("published, %", number=True),
+        webpage.Column("ours, %", number=True),
+        webpage.Column("95 % interval", number=True),
+        webpage.Column("95 % of single seeds", number=True),
+        webpage.Column("explained by the seed"),
+    ]
+    rows = []
+    for row in result.table.rows:
+        at, theirs = row.published[-1] if row.published else (None, None)
+        last = next((check for check in result.checks[row.name] if check.iteration == at), None)
+        ours = last or result.rows[row.name]  # at the same iteration, or at the end
+        rows.append(
+            [
+                row.name,
+                f"{row.init} {row.activation}",
+                percent(theirs),
+                percent(ours.mean),
+                interval(ours.low, ours.high),
+                interval(last.seed_low, last.seed_high) if last else NONE,
+                explained(last),
+            ]
+        )
+    return webpage.Table("The published and our final test accuracy", columns, rows)
+
+
+def _curve_tables(result: Reproduction) -> list[webpage.Table]:
+    columns = [
+        webpage.Column("row"),
+        webpage.Column("iteration", number=True),
+        webpage.Column("published, %", number=True),
+        webpage.Column("ours, %", number=True),
+        webpage.Column("95 % interval", number=True),
+        webpage.Column("95 % of single seeds", number=True),
+        webpage.Column("explained by the seed"),
+    ]
+    rows = [
+        [
+            name,
+            whole(check.iteration),
+            percent(check.published),
+            percent(check.mean),
+            interval(check.low, check.high),
+            interval(check.seed_low, check.seed_high),
+            explained(check),
+        ]
+        for name, checks in result.checks.items()
+        for check in checks
+    ]
+    return [webpage.Table("Iteration by iteration", columns, rows)] if rows else []
