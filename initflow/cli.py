@@ -15,8 +15,10 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from io import TextIOWrapper
 from types import FrameType
@@ -25,7 +27,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from initflow import __version__
-from initflow.config import DiagnoseConfig, NetworkConfig, PluginsConfig, Settings, TrainConfig
+from initflow.config import (
+    CompareConfig,
+    DiagnoseConfig,
+    NetworkConfig,
+    PluginsConfig,
+    ReproduceConfig,
+    Settings,
+    TrainConfig,
+)
 from initflow.errors import InitflowError, PluginError, VerdictError
 
 if TYPE_CHECKING:
@@ -153,6 +163,112 @@ def diagnose(experiment: str | None, **settings: str) -> None:
             f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
         )
         raise VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
+
+
+@cli.command(context_settings=CONTEXT)
+@_options(CompareConfig)
+@_experiment
+@_debug
+def compare(experiment: str | None, **settings: str) -> None:
+    """Train every scheme with every activation under several seeds, and say what differs.
+
+    One MLflow run, with a nested run for each network; a report.html among its artifacts.
+
+    \b
+    Examples:
+      initflow compare --inits normal,xavier,he --activations relu --seeds 10
+      initflow compare --inits he,orthogonal --activations relu --hidden 100x10 --dataset digits
+    """
+    config = CompareConfig(**settings)  # type: ignore[arg-type]  # it reads text
+    with _progress("PyTorch and MLflow") as (console, progress):
+        from initflow import compare as comparing
+        from initflow import overview, report
+
+        _quieten_libraries()
+        _warn_of_one_seed(console, config.seeds)
+        result = comparing.compare(config, experiment=experiment, progress=progress)
+    _widen(console)
+    console.print(report.comparison_table(result.rows, console.width))
+    _say(console, *result.sentences)
+    _say(console, *overview.closing_lines(result.population))
+    _fail_if_any(result.population.failed)
+
+
+@cli.command(context_settings=CONTEXT)
+@_options(ReproduceConfig)
+@_experiment
+@_debug
+def reproduce(experiment: str | None, **settings: str) -> None:
+    """Run a published table again under several seeds, and hold its numbers beside ours.
+
+    \b
+    Examples:
+      initflow reproduce --table tutorial
+      initflow reproduce --table assignment --seeds 3
+    """
+    config = ReproduceConfig(**settings)  # type: ignore[arg-type]  # it reads text
+    with _progress("PyTorch and MLflow") as (console, progress):
+        from initflow import overview, report
+        from initflow import reproduce as reproducing
+
+        _quieten_libraries()
+        _warn_of_one_seed(console, config.seeds)
+        result = reproducing.reproduce(config, experiment=experiment, progress=progress)
+    _widen(console)
+    console.print(report.reproduction_table(result, console.width))
+    _say(console, *result.sentences, *result.table.notes)
+    _say(console, *overview.closing_lines(result.population))
+    _fail_if_any(result.population.failed)
+
+
+def _warn_of_one_seed(console: Console, seeds: int) -> None:
+    if seeds == 1:
+        _say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
+
+
+def _fail_if_any(failed: Mapping[str, str]) -> None:
+    if failed:
+        raise PluginError(f"{len(failed)} of the networks failed: {', '.join(failed)}")
+
+
+@cli.command(context_settings=CONTEXT)
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@_debug
+@click.pass_context
+def ui(context: click.Context, port: int) -> None:
+    """Serve MLflow's page of the runs, on this machine only, opened at the last comparison.
+
+    \b
+    Example:
+      initflow ui --port 5001
+    """
+    with _progress("MLflow") as (console, _):
+        from initflow import track
+
+        _quieten_libraries()
+        address = track.page(port)
+    _say(console, f"MLflow's page: {address}")
+    sys.stdout.flush()
+    if track.is_served():
+        return
+    if console.is_terminal:
+        threading.Thread(target=_open_when_up, args=[address], daemon=True).start()
+    context.exit(track.serve(port))
+
+
+def _open_when_up(address: str) -> None:
+    """Open ``address`` in the user's browser, where there is a screen, when the page answers."""
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        return
+    import urllib.request
+    import webbrowser
+
+    for _ in range(60):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(address.partition("#")[0]).close()  # noqa: S310 - ours
+            webbrowser.open(address)
+            return
+        time.sleep(1)
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -9,8 +9,15 @@ from dataclasses import fields
 import pytest
 
 from initflow import __version__, cli
-from initflow.config import SCHEME_NAMES, DiagnoseConfig, NetworkConfig, TrainConfig
-from initflow.report import next_command, train_command
+from initflow.config import (
+    SCHEME_NAMES,
+    CompareConfig,
+    DiagnoseConfig,
+    NetworkConfig,
+    ReproduceConfig,
+    TrainConfig,
+)
+from initflow.report import next_command
 from tests.test_finder import project
 
 QUICK = ["--dataset", "digits", "--log-model", "false", "--probe", "0"]
@@ -70,6 +77,9 @@ def test_version(capsys):
         ["train", "--help"],
         ["train", "-h"],
         ["diagnose", "-h"],
+        ["compare", "--help"],
+        ["reproduce", "--help"],
+        ["ui", "-h"],
         ["schemes", "-h"],
         ["plugins", "-h"],
         ["plugins", "list", "-h"],
@@ -88,8 +98,14 @@ def test_help_has_examples(capsys, arguments):
 
 @pytest.mark.parametrize(
     ("command", "settings"),
-    [(cli.train, TrainConfig), (cli.diagnose, DiagnoseConfig), (cli.schemes, NetworkConfig)],
-    ids=["train", "diagnose", "schemes"],
+    [
+        (cli.train, TrainConfig),
+        (cli.diagnose, DiagnoseConfig),
+        (cli.compare, CompareConfig),
+        (cli.reproduce, ReproduceConfig),
+        (cli.schemes, NetworkConfig),
+    ],
+    ids=["train", "diagnose", "compare", "reproduce", "schemes"],
 )
 def test_every_setting_is_an_option_with_its_default_and_meaning(command, settings):
     """The options come from the configuration."""
@@ -106,14 +122,31 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(command, settin
 
 def test_help_examples_are_valid(capsys):
     """Every example in a help text is a command line that would run."""
-    for arguments in (["--help"], ["train", "--help"], ["diagnose", "--help"]):
+    settings = {
+        "train": TrainConfig,
+        "diagnose": DiagnoseConfig,
+        "compare": CompareConfig,
+        "reproduce": ReproduceConfig,
+    }
+    for arguments in (["--help"], *([name, "--help"] for name in settings)):
         _, out, _ = run(capsys, *arguments)
-        examples = re.findall(r"^ +initflow (train|diagnose) (.*)$", out, re.MULTILINE)
+        examples = re.findall(rf"^ +initflow ({'|'.join(settings)}) (.*)$", out, re.MULTILINE)
         assert examples
         for name, example in examples:
             context = cli.cli.commands[name].make_context(name, shlex.split(example))
             context.params.pop("experiment")
-            {"train": TrainConfig, "diagnose": DiagnoseConfig}[name](**context.params)
+            settings[name](**context.params)
+
+
+@pytest.mark.parametrize("name", ["compare", "reproduce"])
+def test_help_tells_every_setting_with_its_default(capsys, name):
+    """As text in the terminal, not only as an option that there is."""
+    _, out, _ = run(capsys, name, "--help")
+    words = " ".join(out.split())
+    for setting, default in (
+        {"compare": CompareConfig, "reproduce": ReproduceConfig}[name]().as_text().items()
+    ):
+        assert re.search(rf"--{setting.replace('_', '-')} .*?\[default: {default}\]", words)
 
 
 ERRORS = [
@@ -147,6 +180,27 @@ ERRORS = [
     (["diagnose", "--fail-on", "vanish"], 2, "Error: fail_on must be 'none' or verdicts between"),
     (["diagnose", "--depth", "1000", "--width", "60000"], 2, "not '60000x1000'"),
     (["diagnose", "--probe", "1"], 2, "Error: probe must be a whole number, at least 2"),
+    (["compare", "--inits", "he,hee", *DIGITS], 2, "not 'hee' (did you mean 'he'?)"),
+    (["compare", "--inits", "he,he"], 2, "Error: inits must be schemes between commas, none twice"),
+    (
+        ["compare", "--inits", "normal:std=1,normal:std=1.0", *DIGITS],
+        2,
+        "Error: inits must be schemes that differ, not 'normal:std=1,normal:std=1.0'",
+    ),
+    (["compare", "--seeds", "0"], 2, "Error: seeds must be a whole number, at least 1 and at most"),
+    (["compare", "--activations", "swish"], 2, "names between commas, none twice, of sigmoid"),
+    (["compare", "--stack", "0"], 2, "Error: stack must be 'auto' or a whole number, at least 1"),
+    (["compare", "--device", "cuda:99", *DIGITS], 2, "device must be auto or cpu, not 'cuda:99'"),
+    (["compare", "--validation", "1430", *DIGITS], 2, "not '1430'"),
+    (["compare", "--experiment", " ", *DIGITS], 2, "Error: experiment must be a name, not ' '"),
+    (["reproduce", "--seeds", "0"], 2, "Error: seeds must be a whole number, at least 1"),
+    (["reproduce", "--stack", "0"], 2, "Error: stack must be 'auto' or a whole number, at least 1"),
+    (["reproduce", "--table", "nonsense"], 2, "table must be one of assignment, tutorial, a path"),
+    (["reproduce", "--table", "tutorail"], 2, "(did you mean 'tutorial'?)"),
+    (["reproduce", "--table", "no/such.toml"], 2, "table 'no/such.toml' cannot be read: [Errno 2]"),
+    (["reproduce", "--lr", "1"], 2, "Error: No such option '--lr'"),
+    (["ui", "--port", "0"], 2, "0 is not in the range 1<=x<=65535"),
+    (["ui", "--port", "http"], 2, "'http' is not a valid integer"),
     (["train", "--plugins-dir", "none/here", "--init", "x"], 2, "not 'none/here'"),
     (["schemes", "hee"], 2, "not 'hee' (did you mean 'he'?)"),
     (["schemes", "he:gain=2"], 2, "argument of scheme 'he' must be one of mode"),
@@ -163,8 +217,16 @@ ERRORS = [
 ]
 
 
+@pytest.fixture
+def no_run(monkeypatch, store):
+    """An empty store in which making a run fails the test."""
+    import mlflow
+
+    monkeypatch.setattr(mlflow, "start_run", lambda *_, **__: pytest.fail("a run was made"))
+
+
 @pytest.mark.parametrize(("arguments", "code", "message"), ERRORS, ids=str)
-def test_mistakes_end_with_one_line(capsys, store, arguments, code, message):
+def test_mistakes_end_with_one_line(capsys, no_run, arguments, code, message):
     """On standard error, naming the value and what would be right, without a traceback."""
     actual, out, err = run(capsys, *arguments)
     assert actual == code
@@ -233,7 +295,7 @@ def test_the_next_command_is_another_scheme_with_the_same_settings():
         "mlflow run . --env-manager local --experiment-name 'my own' "
         "-P init=xavier -P activation=tanh"
     )
-    context = cli.train.make_context("train", shlex.split(train_command(config))[2:])
+    context = cli.train.make_context("train", shlex.split(config.command("train"))[2:])
     context.params.pop("experiment")
     assert TrainConfig(**context.params) == config
 
@@ -451,3 +513,244 @@ def test_schemes_fit_a_narrow_terminal(store, plugins_here):
     assert "…" not in shown.getvalue()
     for word in ("truncated_normal", "network", "arguments", "gain=1.0"):
         assert word in shown.getvalue()
+
+
+SMALL = [*QUICK, "--hidden", "16", "--epochs", "2", "--eval-every", "15", "--threads", "1"]
+MINE = """
+title = "Handwritten digits"
+source = "A notebook."
+notes = ["It says [nothing] more."]
+
+[settings]
+dataset = "digits"
+hidden = "16"
+epochs = 2
+eval_every = 15
+
+[[rows]]
+name = "he [relu]"
+init = "he"
+activation = "relu"
+published = { 15 = 1.25, 30 = 80.5 }
+
+[[rows]]
+name = "other"
+init = "normal"
+activation = "tanh"
+"""
+
+
+def line_of(out, name):
+    """The words of the table's row that begins with ``name``."""
+    (line,) = [line for line in out.splitlines() if line.startswith(f" {name} ")]
+    return line.removeprefix(f" {name} ").split()
+
+
+def nested(experiment):
+    """The runs of the experiment's networks, and the one above them."""
+    import mlflow
+
+    runs = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    return [run for run in runs if run is not parent], parent
+
+
+def test_a_comparison_prints_its_table_sentences_and_where_to_look(capsys, store):
+    """The numbers are those of the runs, the address is that of the saved view."""
+    import statistics
+
+    import mlflow
+
+    code, out, err = run(
+        capsys, "compare", *SMALL, "--inits", "normal,he", "--activations", "relu,tanh",
+        "--seeds", "3", "--experiment", "mine",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    networks, parent = nested("mine")
+    assert len(networks) == 12
+    found = [line.split() for line in out.splitlines() if re.match(r" (normal|he) +\w+ +3 ", line)]
+    assert [row[:2] for row in found] == [
+        ["normal", "relu"], ["he", "relu"], ["normal", "tanh"], ["he", "tanh"],
+    ]  # fmt: skip
+    for init, activation, _, mean, low, _, high, std, *_, diverged in found:
+        ends = [
+            100 * network.data.metrics["accuracy/test"]
+            for network in networks
+            if (network.data.params["init"], network.data.params["activation"])
+            == (init, activation)
+        ]
+        assert float(mean) == pytest.approx(statistics.mean(ends), abs=0.006)
+        assert float(std) == pytest.approx(statistics.stdev(ends), abs=0.006)
+        half = 4.3027 * statistics.stdev(ends) / 3**0.5
+        bounds = [float(bound.replace("−", "-")) for bound in (low, high)]
+        middle = statistics.mean(ends)
+        assert bounds == pytest.approx([middle - half, middle + half], abs=0.01)
+        assert diverged == "0"
+    assert len(re.findall(r"^With (?:relu|tanh), .*he.*normal.*\.$", out, re.MULTILINE)) == 2
+    key = f"viewStateShareKey={parent.info.run_id}"
+    assert re.search(rf"^.*: http://127\.0\.0\.1:5000/#/experiments/\S*{key}$", out, re.MULTILINE)
+    tags = mlflow.get_experiment(parent.info.experiment_id).tags
+    assert f"mlflow.sharedViewState.{parent.info.run_id}" in tags
+    assert re.search(r"^Trained 12 networks in ", out, re.MULTILINE)
+    assert "\x1b" not in out
+    assert "one seed" not in out
+
+
+def test_a_reproduction_prints_both_numbers_its_sentence_and_notes(capsys, store, tmp_path):
+    """Published beside ours, row by row; the names as they are."""
+    (tmp_path / "mine.toml").write_text(MINE)
+    code, out, err = run(
+        capsys, "reproduce", "--table", "mine.toml", "--seeds", "3", "--probe", "0",
+        "--log-model", "false", "--experiment", "mine",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    networks, parent = nested("mine")
+    assert len(networks) == 6
+    ends = [
+        100 * network.data.metrics["accuracy/test"]
+        for network in networks
+        if network.data.params["init"] == "he"
+    ]
+    row = line_of(out, "he [relu]")
+    assert {"80.50", "1.25"} & set(row)
+    assert f"{sum(ends) / 3:.2f}" in out
+    others = [
+        100 * network.data.metrics["accuracy/test"]
+        for network in networks
+        if network.data.params["init"] == "normal"
+    ]
+    assert f"{sum(others) / 3:.2f}" in line_of(out, "other")
+    assert "It says [nothing] more." in out.splitlines()
+    assert re.search(r"of all 2 along the curves, [01]\.", out)
+    assert f"viewStateShareKey={parent.info.run_id}" in out
+    assert re.search(r"^Trained 6 networks in ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["compare", "reproduce"])
+def test_one_seed_is_told_to_claim_nothing_before_it_trains(
+    capsys, store, tmp_path, monkeypatch, command
+):
+    """Whoever wants intervals can still stop it; then the numbers are shown without any."""
+    from initflow import populations
+
+    told, train = [], populations.train_together
+
+    def watched(*arguments, **named):
+        told.append(capsys.readouterr().out)
+        return train(*arguments, **named)
+
+    monkeypatch.setattr(populations, "train_together", watched)
+    (tmp_path / "mine.toml").write_text(MINE)
+    arguments = {
+        "compare": [*SMALL, "--inits", "he,normal", "--activations", "relu"],
+        "reproduce": ["--table", "mine.toml", "--probe", "0", "--log-model", "false"],
+    }[command]
+    code, out, err = run(capsys, command, *arguments, "--seeds", "1", "--stack", "9")
+    assert (code, err) == (0, "")
+    assert told == ["seeds=1: one seed shows no spread, so no interval is claimed.\n"]
+    table = out.partition("Test accuracy")[0]
+    assert re.search(r"\d\d\.\d\d", table)
+    assert " to " not in table.replace("to 90 %", "").replace("to 95 %", "")
+
+
+FAILS_LATER = """
+import torch
+# In a network of two layers it works under the seeds 1 and 3, and fails under 2 and 4.
+def fill(weight, generator):
+    if torch.rand((), generator=generator).item() < 0.5:
+        raise ValueError("a [bad] seed")
+    weight.normal_(0.0, 0.1, generator=generator)
+"""
+
+
+@pytest.mark.parametrize("command", ["compare", "reproduce"])
+def test_networks_that_fail_are_named_after_all_the_rest(capsys, store, tmp_path, command):
+    """Exit 1 and one line; what the others came to is printed and kept."""
+    (tmp_path / "odd.py").write_text(FAILS_LATER)
+    (tmp_path / "mine.toml").write_text(MINE.replace('"normal"', '"odd.py:fill"'))
+    arguments = {
+        "compare": [*SMALL, "--inits", "he,odd.py:fill", "--activations", "tanh"],
+        "reproduce": ["--table", "mine.toml", "--probe", "0", "--log-model", "false"],
+    }[command]
+    seeds = ["--seed", "1", "--seeds", "4", "--experiment", "mine"]
+    code, out, err = run(capsys, command, *arguments, *seeds)
+    assert code == 1
+    networks, parent = nested("mine")
+    failed = [network for network in networks if network.info.status == "FAILED"]
+    assert sorted(network.data.params["seed"] for network in failed) == ["2", "4"]
+    assert len(networks) == 8
+    names = ["odd.py:fill tanh seed 2", "odd.py:fill tanh seed 4"]
+    assert err == f"Error: 2 of the networks failed: {', '.join(names)}\n"
+    for name in names:
+        assert re.search(rf"^{re.escape(name)} failed: .*a \[bad\] seed$", out, re.MULTILINE)
+    assert re.search(r"^Trained 6 networks in ", out, re.MULTILINE)
+    assert f"viewStateShareKey={parent.info.run_id}" in out
+    assert parent.info.status == "FINISHED"
+
+
+DAMAGED = ("null", '"x"', "[]", "Infinity", "NaN")
+
+
+def saved_view(made_at):
+    return json.dumps({"name": "a view", "createdAt": made_at, "state": ""})
+
+
+def test_the_page_is_opened_at_the_newest_view(capsys, store, monkeypatch):
+    """Of all experiments, whatever else is in their tags."""
+    import mlflow
+
+    from initflow import track
+
+    empty = track.page(5001)
+    assert empty.startswith("http://127.0.0.1:5001/#/experiments")
+    assert "viewStateShareKey" not in empty
+    client = mlflow.MlflowClient()
+    ids = [client.create_experiment(name) for name in ("one", "two", "three")]
+    prefix = "mlflow.sharedViewState."
+    damaged = ("", "no json", "[]", "{}", *(f'{{"createdAt": {at}}}' for at in DAMAGED))
+    for at, value in enumerate(damaged):
+        client.set_experiment_tag(ids[0], f"{prefix}damaged{at}", value)
+    assert track.page(5001) == empty
+    client.set_experiment_tag(ids[0], f"{prefix}old", saved_view(1_000))
+    client.set_experiment_tag(ids[1], f"{prefix}new", saved_view(3_000))
+    client.set_experiment_tag(ids[2], f"{prefix}middle", saved_view(2_000))
+    client.set_experiment_tag(ids[2], "mlflow.note", saved_view(9_000))
+    address = track.page(5001)
+    assert address.startswith(f"http://127.0.0.1:5001/#/experiments/{ids[1]}/runs?")
+    assert address.endswith("viewStateShareKey=new")
+
+
+def test_ui_serves_a_local_store(capsys, store, monkeypatch):
+    """At its port, whose address is printed first; the exit code is the server's."""
+    from initflow import track
+
+    served = []
+    monkeypatch.setattr(track, "serve", lambda port: served.append(port) or 3)
+    code, out, err = run(capsys, "ui", "--port", "5001")
+    assert (code, err) == (3, "")
+    assert re.fullmatch(r"MLflow's page: http://127\.0\.0\.1:5001/#/experiments\S*\n", out)
+    assert served == [5001]
+
+
+@pytest.mark.parametrize(
+    ("server", "address"),
+    [
+        ("http://tracking.example:8080", "http://tracking.example:8080/#/experiments"),
+        ("https://me:secret@example.org/mlflow", "https://example.org/mlflow/#/experiments"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments"),
+    ],
+)
+def test_ui_only_tells_where_a_tracking_server_is(capsys, store, monkeypatch, server, address):
+    """It serves its page itself; of its password nothing is printed."""
+    import mlflow
+
+    from initflow import track
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", lambda *_: [])
+    monkeypatch.setattr(track, "serve", lambda _: pytest.fail("a second server was started"))
+    mlflow.set_tracking_uri(server)
+    code, out, err = run(capsys, "ui")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"MLflow's page: {address}")
+    assert out.count("\n") == 1
+    assert "secret" not in out

@@ -50,10 +50,10 @@ def run(folder, *command, **more):
     )
 
 
-def mlflow_run(folder, *parameters, **more):
+def mlflow_run(folder, *parameters, entry_point="main", **more):
     options = [option for parameter in parameters for option in ("-P", parameter)]
-    command = ("mlflow", "run", ROOT, "--env-manager", "local", "--experiment-name", "e2e")
-    return run(folder, *command, *options, **more)
+    command = ("mlflow", "run", ROOT, "-e", entry_point, "--env-manager", "local")
+    return run(folder, *command, "--experiment-name", "e2e", *options, **more)
 
 
 def runs(folder):
@@ -61,6 +61,15 @@ def runs(folder):
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments))
+
+
+def family(folder):
+    """The one run of the store that has no parent, and the others, all below it."""
+    (parent,) = [r for r in runs(folder) if "mlflow.parentRunId" not in r.data.tags]
+    nested = [r for r in runs(folder) if r.info.run_id != parent.info.run_id]
+    assert {r.data.tags["mlflow.parentRunId"] for r in nested} <= {parent.info.run_id}
+    assert {r.info.experiment_id for r in nested} <= {parent.info.experiment_id}
+    return parent, nested
 
 
 @pytest.fixture(scope="module")
@@ -171,25 +180,101 @@ def test_the_logged_model_is_served(project_run):
 
 def test_mlflow_run_diagnoses_and_guards(tmp_path):
     """The runs nest below the one that MLflow made; `fail_on` is the exit code."""
-    command = ("mlflow", "run", ROOT, "-e", "diagnose", "--env-manager", "local")
-    settings = {"inits": "he,xavier", "activations": "relu", "dataset": "digits"}
-    guard = {"fail_on": "vanishing,exploding", "depth": "30", "probe": "200"}
-    options = [part for pair in (settings | guard).items() for part in ("-P", "=".join(pair))]
-    done = run(tmp_path, *command, "--experiment-name", "e2e", *options)
+    settings = ("inits=he,xavier", "activations=relu", "dataset=digits")
+    guard = ("fail_on=vanishing,exploding", "depth=30", "probe=200")
+    done = mlflow_run(tmp_path, *settings, *guard, entry_point="diagnose")
     assert done.returncode == 1
     error = (
         "Error: fail_on=vanishing,exploding: xavier relu is vanishing forward, vanishing backward"
     )
     assert f"{error}\n" in done.stderr
-    nested = [r for r in runs(tmp_path) if "mlflow.parentRunId" in r.data.tags]
-    (parent,) = [r for r in runs(tmp_path) if "mlflow.parentRunId" not in r.data.tags]
+    parent, nested = family(tmp_path)
     assert {r.info.run_name for r in nested} == {
         f"{init} relu 64-100x30-10" for init in ("he", "xavier")
     }
-    assert {r.data.tags["mlflow.parentRunId"] for r in nested} == {parent.info.run_id}
-    assert {r.info.experiment_id for r in nested} == {parent.info.experiment_id}
     assert parent.data.tags["mlflow.project.entryPoint"] == "diagnose"
     assert parent.info.status == "FAILED"  # by mlflow run, as its command failed
+
+
+SMALL = ("hidden=50x5", "dataset=digits", "epochs=2", "eval_every=10", "log_model=false")
+
+
+def artifacts(logged):
+    """The folder of a run's artifacts."""
+    return Path(logged.info.artifact_uri.removeprefix("file://"))
+
+
+def test_mlflow_run_compares(tmp_path):
+    """All networks below the run that MLflow made, one kind diverges; what came of it is said."""
+    schemes = ("inits=normal,he", "seeds=2")
+    done = mlflow_run(tmp_path, *schemes, *SMALL, entry_point="compare")
+    assert done.returncode == 0, done.stderr
+    parent, nested = family(tmp_path)
+    kinds = [(init, activation) for init in ("normal", "he") for activation in ("tanh", "relu")]
+    assert {r.info.run_name for r in nested} == {
+        f"{init} {activation} seed {seed}" for init, activation in kinds for seed in (0, 1)
+    }
+    assert {r.info.status for r in (parent, *nested)} == {"FINISHED"}
+    assert parent.data.tags["mlflow.project.entryPoint"] == "compare"
+    outcomes = {r.info.run_name: r.data.tags["initflow.outcome"] for r in nested}
+    assert outcomes["normal relu seed 0"] == "diverged"
+    assert outcomes["he relu seed 1"] == "finished"
+    for init, activation in kinds:
+        assert re.search(rf"\n {init} +{activation} ", done.stdout)
+    sentences = json.loads((artifacts(parent) / "comparison.json").read_text())["sentences"]
+    assert "\n".join(sentences) in done.stdout
+    place = f"/#/experiments/{parent.info.experiment_id}/runs?"
+    view = f"&viewStateShareKey={parent.info.run_id}\n"
+    assert re.search(rf": http://127\.0\.0\.1:5000{re.escape(place)}\S*{view}", done.stdout)
+    report = (artifacts(parent) / "report.html").read_text()
+    assert sentences[0] in report
+    launched = (
+        "mlflow run . -e compare --env-manager local --experiment-name e2e -P inits=normal,he"
+    )
+    assert launched in report
+
+
+TABLE = """
+title = "A small table"
+source = "Made up."
+notes = ["The second number was never seen."]
+
+[settings]
+dataset = "digits"
+hidden = "50"
+epochs = 2
+eval_every = 10
+
+[[rows]]
+name = "He"
+init = "he"
+activation = "relu"
+published = { 10 = 85.0, 30 = 92.0 }
+
+[[rows]]
+name = "He, tanh"
+init = "he"
+activation = "tanh"
+published = { 30 = 5.0 }
+"""
+
+
+def test_mlflow_run_reproduces_a_table(tmp_path):
+    """A table of one's own, its numbers beside ours."""
+    (tmp_path / "small.toml").write_text(TABLE)
+    settings = (f"table={tmp_path}/small.toml", "seeds=3", "log_model=false")
+    done = mlflow_run(tmp_path, *settings, entry_point="reproduce")
+    assert done.returncode == 0, done.stderr
+    parent, nested = family(tmp_path)
+    assert len(nested) == 6
+    assert {r.info.status for r in (parent, *nested)} == {"FINISHED"}
+    assert re.search(r"\n He +10 +85\.00 .*\n +30 +92\.00 .* yes", done.stdout)
+    assert re.search(r"\n He, tanh +30 +5\.00 .* no", done.stdout)
+    assert "Of 2 published final accuracies, 1 lie" in done.stdout
+    assert "The second number was never seen." in done.stdout
+    assert f"viewStateShareKey={parent.info.run_id}\n" in done.stdout
+    there = {path.name for path in artifacts(parent).iterdir()}
+    assert {"report.html", "reproduction.json", "published_and_ours.png"} <= there
 
 
 @pytest.mark.mnist
@@ -205,29 +290,33 @@ def test_mlflow_run_on_the_real_mnist(tmp_path, mnist):
 
 
 @pytest.mark.parametrize(
-    ("parameter", "message"),
+    ("entry_point", "parameter", "message"),
     [
-        ("lr=abc", "Error: lr must be a number above 0 and at most 1e30, not 'abc'"),
-        ("init=hee", "(did you mean 'he'?)"),
-        ("nonsense=1", "Error: No such option '--nonsense'"),
+        ("main", "lr=abc", "Error: lr must be a number above 0 and at most 1e30, not 'abc'"),
+        ("main", "init=hee", "(did you mean 'he'?)"),
+        ("main", "nonsense=1", "Error: No such option '--nonsense'"),
+        ("compare", "inits=xavier,hee", "(did you mean 'he'?)"),
+        ("reproduce", "table=tutorail", "(did you mean 'tutorial'?)"),
     ],
 )
-def test_a_mistake_in_mlflow_run_fails_its_run(tmp_path, parameter, message):
+def test_a_mistake_in_mlflow_run_fails_its_run(tmp_path, entry_point, parameter, message):
     """One line, and nothing is left RUNNING."""
-    done = mlflow_run(tmp_path, "dataset=digits", parameter)
+    done = mlflow_run(tmp_path, parameter, entry_point=entry_point)
     assert done.returncode == 1
-    assert message in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in line
+    assert "Traceback" not in done.stderr
     (logged,) = runs(tmp_path)
     assert logged.info.status == "FAILED"
 
 
-def metrics_in(folder):
-    """How many metrics the store holds by now."""
+def count(folder, what):
+    """How many there are in the store by now, of ``what`` SQL selects."""
     try:
         with contextlib.closing(
             sqlite3.connect(f"file:{folder}/mlflow.db?mode=ro", uri=True)
         ) as db:
-            return db.execute("SELECT count(*) FROM metrics WHERE step > 0").fetchone()[0]
+            return db.execute(f"SELECT count(*) FROM {what}").fetchone()[0]  # noqa: S608 - our own
     except sqlite3.OperationalError:
         return 0
 
@@ -252,7 +341,7 @@ def test_a_stopped_training_is_closed_as_killed(tmp_path, sent, code, word):
         text=True,
     ) as training:
         deadline = time.monotonic() + TIMEOUT_S
-        while not metrics_in(tmp_path) and time.monotonic() < deadline:
+        while not count(tmp_path, "metrics WHERE step > 0") and time.monotonic() < deadline:
             assert training.poll() is None, training.stderr.read()
             time.sleep(0.2)
         training.send_signal(sent)
@@ -266,6 +355,36 @@ def test_a_stopped_training_is_closed_as_killed(tmp_path, sent, code, word):
     assert logged.info.status == "KILLED"
     assert logged.data.metrics["accuracy/test"] > 0.9
     assert "initflow.outcome" not in logged.data.tags
+
+
+def test_a_stopped_comparison_is_closed_as_killed(tmp_path):
+    """With a run for each network whose training was cut off, and what was measured of it."""
+    small = ("--dataset", "digits", "--hidden", "20x2", "--epochs", "1000000", "--seeds", "2")
+    with subprocess.Popen(
+        ["initflow", "compare", "--inits", "he,zero", "--activations", "relu", *small],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as comparing:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not count(tmp_path, "runs") and time.monotonic() < deadline:
+            assert comparing.poll() is None, comparing.stderr.read()
+            time.sleep(0.2)
+        time.sleep(3)  # in mid-training: what is measured comes to the store at the end
+        comparing.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+        comparing.send_signal(signal.SIGINT)
+        out, err = comparing.communicate(timeout=TIMEOUT_S)
+    parent, nested = family(tmp_path)
+    assert comparing.returncode == 130
+    assert err == f"Interrupted; what was measured so far is in run {parent.info.run_id}\n"
+    assert out == ""
+    assert {r.info.status for r in (parent, *nested)} == {"KILLED"}
+    accuracies = {r.info.run_name: r.data.metrics["accuracy/test"] for r in nested}
+    assert accuracies.keys() == {f"{init} relu seed {n}" for init in ("he", "zero") for n in (0, 1)}
+    assert accuracies["he relu seed 1"] > 0.8
 
 
 @pytest.mark.parametrize("chosen", [{}, {"MLFLOW_EXPERIMENT_NAME": "chosen"}], ids=str)

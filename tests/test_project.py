@@ -13,7 +13,7 @@ from mlflow.projects import utils
 from mlflow.utils.environment import _PythonEnv
 from packaging.requirements import Requirement
 
-from initflow.config import DiagnoseConfig, TrainConfig
+from initflow.config import CompareConfig, DiagnoseConfig, ReproduceConfig, TrainConfig
 from tests.conftest import ROOT
 from tests.test_architecture import imports
 
@@ -25,7 +25,13 @@ LOCK = [
     if line and not line.startswith("#")
 ]
 STANDARD = {*sys.stdlib_module_names, "initflow"}
-SETTINGS = {"main": TrainConfig, "train": TrainConfig, "diagnose": DiagnoseConfig}
+SETTINGS = {
+    "main": TrainConfig,
+    "train": TrainConfig,
+    "diagnose": DiagnoseConfig,
+    "compare": CompareConfig,
+    "reproduce": ReproduceConfig,
+}
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
 
 
@@ -59,7 +65,11 @@ def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
     """From the project's defaults to the configuration's, through MLflow's own quoting."""
     entry_point = utils.load_project(str(ROOT)).get_entry_point(name)
     settings = SETTINGS[name]
-    given = {"init": "normal:std=0.05"} if settings is TrainConfig else {"inits": "he:mode=fan_out"}
+    given = {"inits": "he:mode=fan_out"}
+    if name == "reproduce":
+        given = {"table": "assignment"}
+    elif settings is TrainConfig:
+        given = {"init": "normal:std=0.05"}
     command = entry_point.compute_command(given, str(tmp_path))
     from initflow import cli
 
