@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench import training, watching
+from bench import populations, training, watching
 from initflow import data
 from initflow.finder import GROUP
 
@@ -27,7 +27,15 @@ PLUGINS = 200
 
 def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
-    missed = [*_training(), *_watching(), *_command(), *_help(), *_listing()]
+    missed = [
+        *_training(),
+        *_populations(),
+        *_comparing(),
+        *_watching(),
+        *_command(),
+        *_help(),
+        *_listing(),
+    ]
     if missed:
         sys.exit(f"not held: {', '.join(missed)}")
 
@@ -48,6 +56,36 @@ def _training() -> Iterator[str]:
         yield "training 6 times faster"
     if not all(agree):
         yield "losses bit-identical"
+
+
+def _populations() -> Iterator[str]:
+    usual, alone, stacked = map(list, zip(*populations.rounds(), strict=True))
+    print(
+        "the tutorial's five networks under ten seeds, in stacks, each against the DataLoader loop"
+    )
+    for name, ours, bound in (("alone", alone, 9), ("in stacks of fifty in all", stacked, 12)):
+        ratios = [slow / fast for slow, fast in zip(usual, ours, strict=True)]
+        print(f"  {name:25s} {statistics.median(ours):6.2f} s each")
+        held = f"(to hold: at least {bound})"
+        print(f"  times faster                         {_spread(ratios)}   {held}")
+        if statistics.median(ratios) < bound:
+            yield f"training {name} {bound} times faster"
+    print()
+
+
+def _comparing() -> Iterator[str]:
+    found = populations.whole(_environment())
+    script = statistics.median(found.scripts)
+    ratio = script * found.networks / found.command
+    share = found.logging / found.training
+    print(f"initflow compare, {found.networks} networks, all of it {found.command:10.1f} s")
+    print(f"  the usual script, imports and all    {_spread(found.scripts)} s each")
+    print(f"  times faster than so many of them    {ratio:5.2f}   (to hold: at least 12)")
+    print(f"  logging / training                   {share:5.2f}   (to hold: less than 0.33)\n")
+    if ratio < 12:
+        yield "compare 12 times faster than scripts"
+    if share >= 1 / 3:
+        yield "logging less than a third of training"
 
 
 def _watching() -> Iterator[str]:

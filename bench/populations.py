@@ -1,0 +1,128 @@
+"""Many trainings at once: the tutorial's five networks under ten seeds, as stacks."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import training
+from initflow import data, measure, model, populations, train
+from initflow.activations import ACTIVATIONS
+from initflow.config import TrainConfig
+from initflow.plugins import find
+
+TUTORIAL = (
+    ("normal", "tanh"),
+    ("pytorch", "tanh"),
+    ("xavier", "tanh"),
+    ("xavier", "relu"),
+    ("he", "relu"),
+)
+SEEDS = 10
+COMPARED = "normal,pytorch,lecun,xavier,he"  # with relu: as many networks, by the command
+
+
+def configs(seeds: Sequence[int]) -> list[TrainConfig]:
+    cells = itertools.product(seeds, TUTORIAL)
+    return [
+        replace(training.CONFIG, init=init, activation=activation, seed=seed)
+        for seed, (init, activation) in cells
+    ]
+
+
+def _parameters(config: TrainConfig, splits: data.Splits) -> model.Parameters:
+    widths = (splits.pixels, *config.hidden, data.CLASSES)
+    activation = ACTIVATIONS[config.activation]
+    return model.initialize(
+        widths, find(config.init), activation, bias_init=config.bias_init, seed=config.seed
+    )
+
+
+def trained(seeds: Sequence[int], splits: data.Splits) -> float:
+    """Seconds for each of the tutorial's networks under ``seeds``, tested as often as the usual."""
+    together = configs(seeds)
+    started = time.perf_counter()
+    for of_stack in populations.stacks(together, splits.pixels, "cpu", None):
+        recipes = [
+            train.Recipe(
+                ACTIVATIONS[config.activation],
+                config.seed,
+                train.learning_rates(config.lr, config.gamma, config.epochs),
+                config.momentum,
+                config.nesterov,
+            )
+            for config in of_stack
+        ]
+        stack = model.Parameters.stack([_parameters(c, splits) for c in of_stack], "cpu")
+        population = train.Population(stack, recipes, splits.train)
+        checkpoints = population.train(
+            batch_size=training.CONFIG.batch_size, eval_every=training.CONFIG.eval_every
+        )
+        for checkpoint in checkpoints:
+            for member in checkpoint.rates:
+                activation = recipes[member].activation
+                measure.evaluate(stack.member(member), activation, splits.test)
+    return (time.perf_counter() - started) / len(together)
+
+
+class Round(NamedTuple):
+    """Seconds of one training, the usual way, alone and in a stack."""
+
+    usual: float
+    alone: float
+    stacked: float
+
+
+def rounds() -> list[Round]:
+    """The three in turn; the stacks of all rounds are the ten seeds."""
+    splits = data.load(training.CONFIG)
+    initial = training.start_of(splits)
+    orders = [train.batch_order(len(splits.train), 0, e) for e in range(training.CONFIG.epochs)]
+    found = []
+    for seeds in (range(4), range(4, 7), range(7, SEEDS)):
+        usual, _ = training.usual(initial.state(), orders)
+        alone, _ = training.ours(initial, splits)
+        found.append(Round(usual, alone, trained(seeds, splits)))
+    return found
+
+
+class Whole(NamedTuple):
+    """Seconds of the command, of which training and logging; and of the usual script, each."""
+
+    command: float
+    training: float
+    logging: float
+    scripts: list[float]
+    networks: int
+
+
+def whole(environment: Mapping[str, str]) -> Whole:
+    """`initflow compare` with fifty networks, between runs of the usual script."""
+    scripts = [_seconds([sys.executable, "-m", "bench.script"], environment)[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["initflow", "compare", "--inits", COMPARED, "--activations", "relu"]
+        seeds = ["--seeds", str(SEEDS)]
+        store = {"MLFLOW_TRACKING_URI": f"sqlite:///{Path(folder)}/mlflow.db"}
+        seconds, said = _seconds([*command, *seeds], {**environment, **store}, folder)
+    scripts += [_seconds([sys.executable, "-m", "bench.script"], environment)[0] for _ in range(2)]
+    found = re.search(r"Trained (\d+) networks in ([\d.e+]+) s,.* took ([\d.e+]+) s", said)
+    assert found, said
+    return Whole(seconds, float(found[2]), float(found[3]), scripts, int(found[1]))
+
+
+def _seconds(
+    command: Sequence[str], environment: Mapping[str, str], folder: str | None = None
+) -> tuple[float, str]:
+    started = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=folder, env=dict(environment), check=True, capture_output=True, text=True
+    )
+    return time.perf_counter() - started, done.stdout

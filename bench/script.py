@@ -1,0 +1,17 @@
+"""The tutorial's script as a user would run it, imports and all: ``python -m bench.script``."""
+
+from bench import training
+from initflow import data, train
+
+
+def main() -> None:
+    splits = data.load(training.CONFIG)
+    orders = [
+        train.batch_order(len(splits.train), training.CONFIG.seed, epoch)
+        for epoch in range(training.CONFIG.epochs)
+    ]
+    training.usual(training.start_of(splits).state(), orders)
+
+
+if __name__ == "__main__":
+    main()
