@@ -9,10 +9,10 @@ export VIRTUAL_ENV := $(VENV)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 PORT ?= 5000
 
-.PHONY: help setup run ui test lint format typecheck run-uv bench claims lock clean
+.PHONY: help setup browser run ui test lint format typecheck run-uv bench claims screenshots lock clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## the virtual environment with the pinned packages, in .venv
 
@@ -27,13 +27,17 @@ $(READY): requirements.lock requirements-dev.lock pyproject.toml
 	uv pip install --quiet --no-deps --editable .
 	@touch $@
 
+# MLflow's page and the report are tested in a real browser; without one, those tests are skipped.
+browser: ## Chromium, from Debian's packages where there is none
+	@command -v chromium chromium-browser google-chrome > /dev/null || \
+		{ apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium; }
+
 run: $(READY) ## one network under He initialization, on scikit-learn's digits
 	mlflow run . --env-manager local --experiment-name initflow -P init=he -P dataset=digits
 	@echo "The run is in MLflow: make ui serves its page. For the next command: source .venv/bin/activate"
 
-ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1
-	@echo "MLflow's page: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
-	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri $(MLFLOW_TRACKING_URI) --default-artifact-root $(CURDIR)/mlruns
+ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1, opened at the last comparison
+	initflow ui --port $(PORT)
 
 # One thread each, because OpenMP's threads spin while they wait, and take each other's cores; in
 # their own order, because the files with the fewest tests, which would come last, take longest.
@@ -55,11 +59,14 @@ run-uv: $(READY) ## one real run in the environment that MLflow builds from cond
 bench: $(READY) ## speed against the usual way, both sides in one run
 	python -m bench
 
-# The CUDA libraries are left out: torch pins its own, and its CPU build needs none of them.
-COMPILE := uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate
 claims: $(READY) ## the figures of docs/claims.md
 	python docs/claims.py
 
+screenshots: $(READY) ## the pictures of MLflow's page and of the report in docs/, on MNIST
+	INITFLOW_SCREENSHOTS=$(CURDIR)/docs/images OMP_NUM_THREADS=1 python -m pytest tests/test_browser.py
+
+# The CUDA libraries are left out: torch pins its own, and its CPU build needs none of them.
+COMPILE := uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate
 lock: $(READY) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	sed -i -E '/^(cuda-|nvidia-|triton=)/d' requirements.lock

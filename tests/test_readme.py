@@ -1,6 +1,7 @@
 """The README is true: its commands run, its tables are the code's, its places are there."""
 
 import ast
+import contextlib
 import os
 import re
 import shlex
@@ -16,7 +17,16 @@ import mlflow
 import pytest
 
 import initflow
-from initflow.config import ACTIVATION_NAMES, DATASET_NAMES, VERDICTS, DiagnoseConfig, TrainConfig
+from initflow import track
+from initflow.config import (
+    ACTIVATION_NAMES,
+    DATASET_NAMES,
+    VERDICTS,
+    CompareConfig,
+    DiagnoseConfig,
+    ReproduceConfig,
+    TrainConfig,
+)
 from initflow.initializers import BUILT_IN
 from initflow.plugins import load_all
 from initflow.testing import assert_initializer_contract
@@ -47,6 +57,9 @@ IN_TESTS = {
     "-P activations=relu -P dataset=digits -P fail_on=vanishing,exploding": (
         "test_mlflow_run_diagnoses_and_guards"
     ),
+    "mlflow run . -e compare --env-manager local --experiment-name initflow "
+    "-P inits=normal,xavier,he -P seeds=10": "test_mlflow_run_compares",
+    "initflow reproduce --table tutorial": "test_tutorial",
     "mlflow run . -e diagnose --env-manager local --experiment-name initflow "
     "-P inits=xavier,critical -P activations=tanh -P depth=100 -P dataset=digits": (
         "test_mlflow_run_diagnoses_a_plugin"
@@ -84,7 +97,7 @@ def test_commands_of_the_command_line(tmp_path, command):
 
 @pytest.mark.end_to_end
 def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
-    """MLflow's page answers on 127.0.0.1, with the store it is given."""
+    """MLflow's page answers on 127.0.0.1, with the store it is given, and ends when it is told."""
     port = free_port()
     with subprocess.Popen(
         ["make", "ui", f"PORT={port}"],
@@ -94,10 +107,10 @@ def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    ) as server:
+    ) as make:
         try:
-            assert server.stdout is not None
-            assert f"http://127.0.0.1:{port}/" in server.stdout.readline()
+            told = next(line for line in make.stdout if line.startswith("MLflow's page: "))
+            assert told.split()[-1].startswith(f"http://127.0.0.1:{port}/#/experiments")
             deadline = time.monotonic() + 120
             page = ""
             while not page and time.monotonic() < deadline:
@@ -105,12 +118,17 @@ def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
                         page = answer.read().decode()
                 except OSError:
-                    assert server.poll() is None
+                    assert make.poll() is None
                     time.sleep(0.5)
             assert "<title>MLflow</title>" in page
-            assert "--host 127.0.0.1" in MAKEFILE
+            assert track.HOST == "127.0.0.1"
+            make.terminate()  # which it passes on to the command, as that does to the server
+            make.communicate(timeout=120)  # until none of them holds the output
+            with pytest.raises(OSError, match="refused"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/")
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(make.pid, signal.SIGKILL)
     assert (tmp_path / "mlflow.db").is_file()
 
 
@@ -173,6 +191,25 @@ def test_the_diagnosis_parameters_are_its_configuration():
         assert f"`{name}`" in section
     for verdict in VERDICTS:
         assert f"`{verdict}`" in section
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "end"),
+    [
+        (CompareConfig, "## Comparing schemes", "### Published tables"),
+        (ReproduceConfig, "### Published tables", "## Parameters"),
+    ],
+)
+def test_the_parameters_of_many_are_their_configuration(settings, start, end):
+    """Those of its own in a table, the others by name or as those of training."""
+    section = README.partition(start)[2].partition(end)[0]
+    rows = parameters(section)
+    assert [row for row in documented(settings) if row in rows] == rows
+    left = {name for name, _, _ in set(documented(settings)) - set(rows)}
+    if "All others are those of" in section:
+        left -= {setting.name for setting in fields(TrainConfig)}
+    for name in left:
+        assert f"`{name}`" in section
 
 
 def parameters(text):
