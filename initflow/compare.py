@@ -48,9 +48,10 @@ def compare(
     shape = format_shape((data.pixels(config.dataset), *config.hidden, data.CLASSES))
     names = ", ".join(scheme.spec for scheme in schemes.values())
     title = f"{shape} networks on {config.dataset}, {seeds_of(config.seeds)}"
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     summary = (
         f"{len(configs)} {shape} networks on {config.dataset}: {names} with "
-        f"{', '.join(config.activations)}, {seeds_of(config.seeds)}, {config.epochs} epoch{'s' * (config.epochs > 1)}."
+        f"{', '.join(config.activations)}, {seeds_of(config.seeds)}, {epochs}."
     )
     name = (
         f"compare {','.join(config.activations)} {config.dataset} {len(schemes)} schemes "
