@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import training
-from initflow import data, measure, model, populations, train
-from initflow.activations import ACTIVATIONS
+from initflow import data, measure, model, populations, record, train
 from initflow.config import TrainConfig
 from initflow.plugins import find
 
@@ -38,30 +37,14 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     ]
 
 
-def _parameters(config: TrainConfig, splits: data.Splits) -> model.Parameters:
-    widths = (splits.pixels, *config.hidden, data.CLASSES)
-    activation = ACTIVATIONS[config.activation]
-    return model.initialize(
-        widths, find(config.init), activation, bias_init=config.bias_init, seed=config.seed
-    )
-
-
 def trained(seeds: Sequence[int], splits: data.Splits) -> float:
     """Seconds for each of the tutorial's networks under ``seeds``, tested as often as the usual."""
     together = configs(seeds)
     started = time.perf_counter()
     for of_stack in populations.stacks(together, splits.pixels, "cpu", None):
-        recipes = [
-            train.Recipe(
-                ACTIVATIONS[config.activation],
-                config.seed,
-                train.learning_rates(config.lr, config.gamma, config.epochs),
-                config.momentum,
-                config.nesterov,
-            )
-            for config in of_stack
-        ]
-        stack = model.Parameters.stack([_parameters(c, splits) for c in of_stack], "cpu")
+        recipes = [record.recipe(config) for config in of_stack]
+        starts = [record.start(c, find(c.init), splits).initial for c in of_stack]
+        stack = model.Parameters.stack(starts, "cpu")
         population = train.Population(stack, recipes, splits.train)
         checkpoints = population.train(
             batch_size=training.CONFIG.batch_size, eval_every=training.CONFIG.eval_every

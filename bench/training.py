@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bench import reference
-from initflow import data, measure, model, train
+from initflow import data, measure, model, record, train
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
 from initflow.plugins import find
@@ -41,10 +41,7 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
 
 def checkpoints(parameters: model.Parameters, splits: data.Splits) -> Iterator[train.Checkpoint]:
     """initflow's training, stopping where it is evaluated."""
-    rates = train.learning_rates(CONFIG.lr, CONFIG.gamma, CONFIG.epochs)
-    activation = ACTIVATIONS[CONFIG.activation]
-    recipe = train.Recipe(activation, CONFIG.seed, rates, CONFIG.momentum, CONFIG.nesterov)
-    population = train.Population(parameters, [recipe], splits.train)
+    population = train.Population(parameters, [record.recipe(CONFIG)], splits.train)
     return population.train(batch_size=CONFIG.batch_size, eval_every=CONFIG.eval_every)
 
 

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +28,7 @@ from matplotlib.ticker import (
 )
 from torch import Tensor
 
-from initflow import data, machine, measure, model, plugins, train
+from initflow import data, machine, measure, model, plugins, record, train
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
 from initflow.data import Splits
@@ -117,10 +117,7 @@ def course(config: TrainConfig, images: Splits, steps: int) -> Course:
     parameters = network(config, images)
     epochs = math.ceil(steps / train.iterations(len(images.train), config.batch_size, 1))
     found = Course([], [], [], [], [], [])
-    rates = train.learning_rates(config.lr, config.gamma, epochs)
-    recipe = train.Recipe(
-        ACTIVATIONS[config.activation], config.seed, rates, config.momentum, config.nesterov
-    )
+    recipe = record.recipe(replace(config, epochs=epochs))
     population = train.Population(parameters, [recipe], images.train)
     for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
         seen = observe(config, images, parameters)

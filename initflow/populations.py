@@ -34,7 +34,7 @@ from initflow.signals import Signals
 
 # Metrics of a network's run by layer instead of step: its charts are the picture by depth.
 BY_LAYER = ("preactivation_variance", "gradient_variance")
-SIGNIFICANT_SHARE = 0.5  # of the last cache, that a stack may take; the images need some too
+STACK_SHARE = 0.5  # of the last cache, or of CUDA's memory: the images need some too
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def room(widths: Sequence[int], batch_size: int, device: str) -> int:
     """
     parameters = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
     numbers = 3 * parameters + 4 * batch_size * sum(widths[1:])
-    share = SIGNIFICANT_SHARE * machine.working_memory(device)
+    share = STACK_SHARE * machine.working_memory(device)
     return max(1, int(share / (4 * numbers)))
 
 

@@ -29,7 +29,6 @@ _log_softmax_backward = torch.ops.aten._log_softmax_backward_data.out  # noqa: S
 WORTH_TRYING = 2**24
 ENOUGH = 2**14  # numbers of a result to try it on, some of its inputs 0: a few agree by chance
 
-
 Plan = list[Callable[[], object]]  # calls with all their tensors bound
 
 

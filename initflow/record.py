@@ -94,7 +94,7 @@ def train_together(
     stack = model.Parameters.stack([record.initial for record in records], str(device))
     probe = measure.probe(splits.train, config.probe) if config.probe else None
     population = train.Population(
-        stack, [_recipe(record.config) for record in records], splits.train
+        stack, [recipe(record.config) for record in records], splits.train
     )
     exact = population.exact(config.batch_size)
     for member, record in enumerate(records):
@@ -130,7 +130,8 @@ def train_together(
         record.trained = stack.member(member).copy_to("cpu").state()
 
 
-def _recipe(config: TrainConfig) -> train.Recipe:
+def recipe(config: TrainConfig) -> train.Recipe:
+    """How the network of ``config`` trains."""
     return train.Recipe(
         ACTIVATIONS[config.activation],
         config.seed,

@@ -15,6 +15,14 @@ from initflow.populations import Population, grown, seeds_of
 from initflow.published import Check, PublishedTable, explained
 from initflow.record import Progress
 
+NUMBERS = (
+    webpage.Column("published, %", number=True),
+    webpage.Column("ours, %", number=True),
+    webpage.Column("95 % interval", number=True),
+    webpage.Column("95 % of single seeds", number=True),
+    webpage.Column("explained by the seed"),
+)
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -148,15 +156,7 @@ def _log_report(result: Reproduction) -> None:
 
 
 def _final_table(result: Reproduction) -> webpage.Table:
-    columns = [
-        webpage.Column("row"),
-        webpage.Column("scheme"),
-        webpage.Column("published, %", number=True),
-        webpage.Column("ours, %", number=True),
-        webpage.Column("95 % interval", number=True),
-        webpage.Column("95 % of single seeds", number=True),
-        webpage.Column("explained by the seed"),
-    ]
+    columns = [webpage.Column("row"), webpage.Column("scheme"), *NUMBERS]
     rows = []
     for row in result.table.rows:
         at, theirs = row.published[-1] if row.published else (None, None)
@@ -177,15 +177,7 @@ def _final_table(result: Reproduction) -> webpage.Table:
 
 
 def _curve_tables(result: Reproduction) -> list[webpage.Table]:
-    columns = [
-        webpage.Column("row"),
-        webpage.Column("iteration", number=True),
-        webpage.Column("published, %", number=True),
-        webpage.Column("ours, %", number=True),
-        webpage.Column("95 % interval", number=True),
-        webpage.Column("95 % of single seeds", number=True),
-        webpage.Column("explained by the seed"),
-    ]
+    columns = [webpage.Column("row"), webpage.Column("iteration", number=True), *NUMBERS]
     rows = [
         [
             name,

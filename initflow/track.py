@@ -49,7 +49,6 @@ PATIENCE_S = 3.0  # after which a second signal ends a request that the first on
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 STORE_TIMEOUT_S = 120
 DESCRIPTION = "mlflow.note.content"
-_FIRST = mlflow_page.ACCURACY
 # A driver may be missing, an address malformed.
 FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError)
 
@@ -124,7 +123,9 @@ class Run:
         now = int(time.time() * 1000)
         metrics = [
             Metric(_key(key), value, now, step, model_id=None if left else model_id)
-            for key, points in sorted(history.items(), key=lambda item: item[0] != _FIRST)
+            for key, points in sorted(
+                history.items(), key=lambda item: item[0] != mlflow_page.ACCURACY
+            )
             for left, (step, value) in zip(reversed(range(len(points))), points, strict=True)
         ]
         mlflow.MlflowClient().log_batch(self.id, metrics=metrics)

@@ -80,6 +80,21 @@ def store(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A working folder whose store a module's tests share, each with experiments of its own."""
+    import mlflow
+
+    from initflow import machine
+
+    folder = tmp_path_factory.mktemp("tracked")
+    with pytest.MonkeyPatch.context() as patch, machine.threads(1):
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        yield folder
+        mlflow.set_tracking_uri(None)
+
+
 def idx(array):
     """``array`` of uint8 as the bytes of an IDX file."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)

@@ -38,17 +38,6 @@ CELLS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
-    """A working folder whose store all tests share, each with an experiment of its own."""
-    folder = tmp_path_factory.mktemp("compare")
-    with pytest.MonkeyPatch.context() as patch, machine.threads(1):
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        yield folder
-        mlflow.set_tracking_uri(None)
-
-
 def run_comparison(name, **own):
     """What came of it, its run, and those below by name."""
     told = []

@@ -43,17 +43,6 @@ QUICK = {
 MIB = 1024**2
 
 
-@pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
-    """A working folder whose store all tests share, each with experiments of its own."""
-    folder = tmp_path_factory.mktemp("populations")
-    with pytest.MonkeyPatch.context() as patch, machine.threads(1):
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        yield folder
-        mlflow.set_tracking_uri(None)
-
-
 def configs(inits, activations=("relu",), seeds=(0,), **own):
     """In the order of a comparison: seed by seed."""
     return [

@@ -286,7 +286,7 @@ def test_asking_whether_it_is_exact_changes_nothing():
     """Neither parameters nor what the training makes of them."""
     splits = data.load(configs(MIXED)[0])
     networks = [record.start(c, find(c.init), splits).initial for c in configs(MIXED)]
-    recipes = [record._recipe(config) for config in configs(MIXED)]
+    recipes = [record.recipe(config) for config in configs(MIXED)]
     hashes = []
     for asked in (False, True):
         stack = model.Parameters.stack(networks, "cpu")
