@@ -336,8 +336,9 @@ def serve(port: int) -> int:
     with subprocess.Popen(command, env=environment) as process:  # noqa: S603 - our own arguments
         try:
             return process.wait()
-        finally:
+        finally:  # on Ctrl-C Popen itself would not wait, and leave the page there for a moment
             process.terminate()
+            process.wait()
 
 
 def key_names(names: Iterable[str]) -> dict[str, str]:

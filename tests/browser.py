@@ -57,8 +57,8 @@ def served(folder):
             ui.send_signal(signal.SIGINT)
             code = ui.wait(TIMEOUT_S)
         assert code == 128 + signal.SIGINT, printed.read_text()
-        assert not answers(port)
         wait(lambda: not alive(ui.pid))
+        assert not answers(port)
 
 
 def wait(done):
