@@ -32,7 +32,7 @@ from initflow import data, machine, measure, model, plugins, record, train
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
 from initflow.data import Splits
-from initflow.figures import CYCLE, MARKS, log_scale, tidy
+from initflow.drawing import CYCLE, MARKS, log_scale, tidy
 from initflow.signals import Signals
 
 FIGURES = Path(__file__).parent / "images" / "claims"
