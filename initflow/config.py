@@ -54,6 +54,9 @@ DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
 VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
 BIAS_INITS = ("pytorch", "zeros")
 NORMALIZATIONS = ("unit", "half", "standard")
+SAMPLERS = ("tpe", "gp", "random", "cmaes")
+PRUNERS = ("median", "hyperband", "none")
+BACKENDS = ("local", "ray")
 
 MAX_LAYERS = 1_000
 MAX_WIDTH = 65_536
@@ -201,8 +204,31 @@ def format_widths(widths: tuple[int, ...]) -> str:
     return ",".join(f"{width}x{n}" if n > 1 else f"{width}" for width, n in runs) or "none"
 
 
+def _parse_name(value: object) -> str:
+    """Of a study or a registered model: it becomes a part of files' names and of searches."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", str(value), re.ASCII):
+        raise ValueError
+    return str(value)
+
+
+def _parse_storage(value: object) -> str:
+    """A database's URL as it is, or a file's path."""
+    text = _parse_text(value)
+    return text if "://" in text else os.path.expanduser(text)  # noqa: PTH111 - as _parse_path
+
+
+def without_password(text: str) -> str:
+    """A database's URL as it may be shown."""
+    text = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text)
+    return re.sub(r"(?i)([?&]\w*password=)[^&]*", r"\1***", text)
+
+
 _BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
 _TEXT = Kind("TEXT", "a name", _parse_text)
+_STORAGE = Kind(
+    "PATH|URL", "a journal's path or a database's URL", _parse_storage, without_password
+)
+_NAME = Kind("NAME", "a name of up to 100 letters, digits, - _ and .", _parse_name)
 _FOLDER = Kind("FOLDER", "a folder", _parse_path)
 _DEVICE = Kind("auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", _parse_device)
 _WIDTHS = Kind(
@@ -246,7 +272,7 @@ class Settings:
             object.__setattr__(self, setting.name, parsed)
 
     def as_text(self) -> dict[str, str]:
-        """Every setting by name, as the text that gives it back."""
+        """Every setting by name, as the text that gives it back, but for a password."""
         return {
             setting.name: setting.metadata["kind"].format(getattr(self, setting.name))
             for setting in fields(self)
@@ -455,6 +481,10 @@ class CompareConfig(Settings):
         _or_word("auto", _integer(1, 100_000)),
         "networks trained at once (auto: what the cache has room for; on CUDA, the memory)",
     )
+    workers: int = _setting(1, _integer(1, 1_000), "processes that share the work, and the threads")
+    backend: str = _setting(
+        "local", _choice(BACKENDS), "where they work: on this machine, or on a Ray cluster"
+    )
     log_model: bool = _shared("log_model")
     run_figures: bool = _setting(
         False, _BOOLEAN, "draw each network's own figures too, longer work than training it"
@@ -479,5 +509,93 @@ class ReproduceConfig(Settings):
     device: str = _shared("device")
     threads: int | None = _shared("threads")
     stack: int | None = _shared("stack", CompareConfig)
+    workers: int = _shared("workers", CompareConfig)
+    backend: str = _shared("backend", CompareConfig)
     log_model: bool = _shared("log_model")
     run_figures: bool = _shared("run_figures", CompareConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(Settings):
+    """The settings of tuning: a study of the learning rate and gamma for every scheme.
+
+    ``lr`` and ``gamma`` are those of the untuned network, with which each study begins.
+    """
+
+    inits: tuple[str, ...] = _shared("inits", DiagnoseConfig)
+    trials: int = _setting(30, _integer(1, 1_000_000), "settings tried for each scheme")
+    lr_low: float = _setting(1e-3, _RATE, "the lowest learning rate to try")
+    lr_high: float = _setting(1.0, _RATE, "the highest")
+    gamma_low: float = _setting(0.5, _DECAY, "the lowest gamma to try")
+    gamma_high: float = _setting(1.0, _DECAY, "the highest")
+    study: str | None = _setting(
+        None,
+        _or_word("auto", _NAME),
+        "name to go on under (auto: one that follows from the settings)",
+    )
+    storage: str | None = _setting(
+        None,
+        _or_word("auto", _STORAGE),
+        "where studies are kept: a journal's path or a database's URL (auto: beside MLflow's)",
+    )
+    workers: int = _shared("workers", CompareConfig)
+    backend: str = _shared("backend", CompareConfig)
+    sampler: str = _setting("tpe", _choice(SAMPLERS), "how the next setting is chosen")
+    pruner: str = _setting("median", _choice(PRUNERS), "what ends hopeless trials early")
+    batch: int = _setting(
+        5, _integer(1, 10_000), "trials chosen and trained at once (1: each knows all before it)"
+    )
+    register: str | None = _setting(
+        None, _or_word("none", _NAME), "name in MLflow's model registry for the best models"
+    )
+    seeds: int = _setting(5, _integer(1, 10_000), "fresh seeds under which the best is tested")
+    plugins_dir: Path | None = _shared("plugins_dir")
+    activation: str = _shared("activation")
+    dataset: str = _shared("dataset")
+    data_dir: Path | None = _shared("data_dir")
+    hidden: tuple[int, ...] = _shared("hidden")
+    epochs: int = _shared("epochs")
+    batch_size: int = _shared("batch_size")
+    lr: float = _setting(0.1, _RATE, "learning rate of the untuned network, tried first")
+    gamma: float = _setting(0.96, _DECAY, "gamma of the untuned network, tried first")
+    momentum: float = _shared("momentum")
+    nesterov: bool = _shared("nesterov")
+    bias_init: str = _shared("bias_init")
+    normalize: str = _shared("normalize")
+    validation: int | None = _setting(
+        None,
+        _or_word("auto", _integer(1)),
+        "training images held out to choose by (auto: a sixth, 10,000 of MNIST's)",
+    )
+    eval_every: int = _shared("eval_every")
+    probe: int = _shared("probe")
+    seed: int = _setting(
+        0, _integer(0, 2**63 - 1 - 10_000), "seed of the studies and trials; fresh ones follow it"
+    )
+    device: str = _shared("device")
+    threads: int | None = _shared("threads")
+    stack: int | None = _shared("stack", CompareConfig)
+    log_model: bool = _shared("log_model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr", "gamma"):
+            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            if low > high:
+                raise SettingError(
+                    f"{name}_low must be at most {name}_high, not '{low:g}' with "
+                    f"{name}_high={high:g}"
+                )
+
+    def trial(self, init: str, lr: float, gamma: float, validation: int) -> TrainConfig:
+        """The settings of a trial's network, which is not logged as a model."""
+        shared = self.shared_with_training()
+        chosen = {"lr": lr, "gamma": gamma, "validation": validation, "log_model": False}
+        return TrainConfig(init=init, **shared | chosen)
+
+    def final(
+        self, init: str, lr: float, gamma: float, seed: int, *, log: bool = False
+    ) -> TrainConfig:
+        """The settings of a network that is tested, trained on all images."""
+        shared = self.shared_with_training() | {"lr": lr, "gamma": gamma, "validation": 0}
+        return TrainConfig(init=init, **shared | {"seed": seed, "log_model": log})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LONGEST = 500  # characters of another's message that are shown
@@ -32,8 +33,25 @@ class TrackingError(InitflowError):
     """MLflow could not be reached or refused what was to be logged."""
 
 
+class StudyError(InitflowError):
+    """A study cannot be reached or written, or another process has it at hand."""
+
+
+class GivenUpError(StudyError):
+    """A trial was given up meanwhile by another process, which took its worker for dead."""
+
+
+class WorkError(InitflowError):
+    """The workers died, one after the other."""
+
+
 class VerdictError(InitflowError):
     """A network was diagnosed as what the user wants to fail on."""
+
+
+def without_credentials(text: str) -> str:
+    """What stands before an @ in its words is left out, as addresses may hold a password."""
+    return re.sub(r"(//[^/\s]+|[^\s'\"/]+)@", lambda found: "//" * found[0].startswith("//"), text)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from initflow.config import (
     PluginsConfig,
     ReproduceConfig,
     TrainConfig,
+    TuneConfig,
     format_widths,
     parse_widths,
 )
@@ -82,6 +83,8 @@ def test_defaults_of_a_comparison_are_the_contracts():
         "validation": "0",
         "eval_every": "500",
         "stack": "auto",
+        "workers": "1",
+        "backend": "local",
         "run_figures": "false",
         **TRAINED,
     }
@@ -93,12 +96,68 @@ def test_defaults_of_a_comparison_are_the_contracts():
     }
 
 
+def test_defaults_of_a_tuning_are_the_contracts():
+    """Its own parameters, and those shared by all that train."""
+    trained = TrainConfig().as_text()
+    assert TuneConfig().as_text() == {
+        "inits": "normal,lecun,xavier,he",
+        "trials": "30",
+        "lr_low": "0.001",
+        "lr_high": "1.0",
+        "gamma_low": "0.5",
+        "gamma_high": "1.0",
+        "study": "auto",
+        "storage": "auto",
+        "workers": "1",
+        "backend": "local",
+        "sampler": "tpe",
+        "pruner": "median",
+        "batch": "5",
+        "register": "none",
+        "seeds": "5",
+        "stack": "auto",
+        **{name: text for name, text in trained.items() if name != "init"},
+        "validation": "auto",
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"lr_low": 1}, None),
+        ({"gamma_low": "0.9", "gamma_high": "0.9"}, None),
+        ({"lr_low": 1, "lr_high": "0.1"}, "lr_low must be at most lr_high, not '1' with"),
+        ({"gamma_low": 1, "gamma_high": 0.5}, "gamma_low must be at most gamma_high, not '1' with"),
+        ({"gamma_high": 1.01}, "gamma_high must be a number above 0 and at most 1, not '1.01'"),
+        ({"trials": 0}, "trials must be a whole number, at least 1 and at most 1000000, not '0'"),
+        ({"sampler": "tp"}, "sampler must be one of tpe, gp, random, cmaes, not 'tp' (did you"),
+        ({"backend": "dask"}, "backend must be one of local, ray, not 'dask'"),
+        ({"pruner": "all"}, "pruner must be one of median, hyperband, none, not 'all'"),
+        ({"validation": 0}, "validation must be 'auto' or a whole number, at least 1, not '0'"),
+        ({"study": "a/b"}, "study must be 'auto' or a name of up to 100 letters, digits"),
+        ({"register": "it's"}, "register must be 'none' or a name of up to 100 letters, digits"),
+        ({"batch": 0}, "batch must be a whole number, at least 1"),
+        ({"workers": 0}, "workers must be a whole number, at least 1"),
+    ],
+)
+def test_what_a_tuning_is_told_wrong_is_one_line(own, said):
+    """That names the value and what would be right."""
+    if not said:
+        TuneConfig(**own)
+        return
+    with pytest.raises(SettingError) as error:
+        TuneConfig(**own)
+    assert str(error.value).startswith(said)
+
+
 def test_defaults_of_a_reproduction_are_the_contracts():
     """Its own parameters; the table's file has the others."""
     assert ReproduceConfig().as_text() == {
         "table": "tutorial",
         "seeds": "5",
         "stack": "auto",
+        "workers": "1",
+        "backend": "local",
         "run_figures": "false",
         **TRAINED,
     }
@@ -356,3 +415,26 @@ def test_widths_are_read_or_refused(text):
     except ValueError:
         return
     assert len(widths) <= 1_000
+
+
+@pytest.mark.parametrize(
+    ("storage", "shown"),
+    [
+        ("some/path:2@x.journal", "some/path:2@x.journal"),
+        ("/~/x", "/~/x"),
+        ("postgresql://me@host/name", "postgresql://me@host/name"),
+        ("postgresql+psycopg://me:secr:et@host:1/name", "postgresql+psycopg://me:***@host:1/name"),
+        ("postgresql://me:x@secr/et@host/name", "postgresql://me:***@host/name"),
+        ("postgresql://h/n?sslpassword=secret", "postgresql://h/n?sslpassword=***"),
+        (
+            "postgresql://h/n?user=me&password=secret&x=1",
+            "postgresql://h/n?user=me&password=***&x=1",
+        ),
+    ],
+)
+def test_a_databases_password_is_no_text_of_the_settings(storage, shown):
+    """Which is logged, and told in commands."""
+    config = TuneConfig(storage=storage)
+    assert config.storage == storage
+    assert config.as_text()["storage"] == shown
+    assert "secr" not in config.command("tune")
