@@ -65,9 +65,10 @@ class Split:
 class Splits:
     """One data set, ready to train on; ``validation`` is None where none is held out.
 
-    ``mean`` and ``std`` are what was taken off and divided by after scaling pixels to
-    [0, 1]. ``digest`` is the SHA-256 of all pixels and labels before that, so that it
-    names the data whatever was done to them; ``source`` says where they came from.
+    ``test`` is empty where it is kept closed: see :meth:`untested`. ``mean`` and ``std`` are what
+    was taken off and divided by after scaling pixels to [0, 1]. ``digest`` is the SHA-256 of all
+    pixels and labels before that, so that it names the data whatever was done to them; ``source``
+    says where they came from.
     """
 
     name: str
@@ -90,6 +91,10 @@ class Splits:
             validation=self.validation and self.validation.to(device),
             test=self.test.to(device),
         )
+
+    def untested(self) -> Splits:
+        """The same without the test images, for choices that must not see them."""
+        return replace(self, test=self.test.take(torch.tensor([], dtype=torch.int64)))
 
 
 @dataclass(frozen=True)

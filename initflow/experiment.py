@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ import torch
 import initflow
 from initflow import data, figures, machine, model, plugins, track
 from initflow.config import TrainConfig, format_shape
+from initflow.errors import InitflowError, cause
 from initflow.reading import Reading, as_json
-from initflow.record import Progress, Record, start, train_together
+from initflow.record import History, Progress, Record, start, train_together
 from initflow.verdict import Verdict
 
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
@@ -70,10 +72,17 @@ def train_one(
     return result
 
 
-def name(record: Record) -> str:
-    """What tells a network's run from others: ``he relu seed 0``."""
-    spec = record.scheme.spec[-LONGEST_NAME:]
-    return f"{spec} {record.config.activation} seed {record.config.seed}"
+@dataclass(frozen=True)
+class Logged:
+    """Where a network is found: its run, and its model where that was logged."""
+
+    run_id: str
+    model_id: str | None
+
+
+def name(spec: str, config: TrainConfig) -> str:
+    """What tells a network's run from others: ``he relu seed 0``; ``spec`` is its scheme's."""
+    return f"{spec[-LONGEST_NAME:]} {config.activation} seed {config.seed}"
 
 
 def resolved_params(device: str, threads: int) -> dict[str, str]:
@@ -91,6 +100,63 @@ def start_tags(record: Record) -> dict[str, object]:
     }
 
 
+def log_network(
+    parent: track.Run,
+    record: Record,
+    splits: data.Splits,
+    *,
+    name: str,
+    resolved: Mapping[str, str],
+    tags: Mapping[str, object],
+    history: History | None = None,
+    run_figures: bool = False,
+) -> Logged:
+    """All that is known of a trained network, as a run below ``parent``.
+
+    It is KILLED where the network was pruned. ``tags`` are its further ones, and ``history`` has
+    further metrics.
+    """
+    exact = {"initflow.bit_identical_to_alone": str(record.is_exact).lower()}
+    with parent.nested(
+        name=name,
+        description=description(record, splits),
+        params=record.config.as_text() | dict(resolved),
+        tags=start_tags(record) | result_tags(record) | exact | dict(tags),
+        ends_as="KILLED" if record.outcome == "pruned" else "FINISHED",
+    ) as run:
+        model_id = None
+        try:
+            log_setting(run, record.config, splits, resolved)
+            model_id = log_trained(run, record, splits)
+        finally:  # also of what fails here, or is interrupted; the metrics are the model's too
+            run.log_history(record.history | (history or {}), model_id)
+        if run_figures:
+            log_figures(run, record)
+    return Logged(run.id, model_id)
+
+
+def log_failed(
+    parent: track.Run,
+    config: TrainConfig,
+    error: InitflowError,
+    *,
+    name: str,
+    resolved: Mapping[str, str],
+    tags: Mapping[str, object],
+) -> None:
+    """A network that never came to be, as a failed run below ``parent``."""
+    with (
+        contextlib.suppress(InitflowError),
+        parent.nested(
+            name=name,
+            description=f"Not trained: {cause(error)}",
+            params=config.as_text() | dict(resolved),
+            tags={"initflow.outcome": "failed", **tags},
+        ),
+    ):
+        raise error
+
+
 def log_setting(
     run: track.Run, config: TrainConfig, splits: data.Splits, resolved: Mapping[str, str]
 ) -> None:
@@ -104,7 +170,7 @@ def log_trained(run: track.Run, record: Record, splits: data.Splits) -> str | No
     """The table of the signals and, unless the training diverged, the model, whose id it is."""
     if record.reading:
         run.log_json("signals", as_json(record.reading, record.signals))
-    if record.config.log_model and record.diverged_at is None:
+    if record.config.log_model and record.outcome == "finished":
         module = model.to_module(
             record.trained, record.activation, mean=splits.mean, std=splits.std
         )
@@ -116,10 +182,12 @@ def result_tags(record: Record) -> dict[str, object]:
     """The tags of a network after its training."""
     tags: dict[str, object] = {
         "initflow.weights_sha256": model.weights_sha256(record.trained),
-        "initflow.outcome": "finished" if record.diverged_at is None else "diverged",
+        "initflow.outcome": record.outcome,
     }
     if record.diverged_at is not None:
         tags["initflow.diverged_at_step"] = record.diverged_at
+    elif record.stopped_at is not None:
+        tags["initflow.pruned_at_step"] = record.stopped_at
     return tags | (verdict_tags(record.reading.verdict) if record.reading else {})
 
 
@@ -180,5 +248,7 @@ def outcome_sentence(record: Record) -> str:
     """What came of a training, in a sentence."""
     if record.diverged_at is not None:
         return f"It diverged: the loss was not finite at iteration {record.diverged_at:,}."
-    accuracy = f"{record.last('accuracy/test'):.2%}"  # measured, since no loss diverged
-    return f"It ended at {accuracy} test accuracy after {record.step:,} iterations."
+    images = "test" if "accuracy/test" in record.history else "validation"
+    accuracy = record.last(f"accuracy/{images}")  # measured, since no loss diverged
+    ended = "It ended" if record.stopped_at is None else "It was pruned"
+    return f"{ended} at {accuracy:.2%} {images} accuracy after {record.step:,} iterations."

@@ -28,7 +28,8 @@ class Record:
 
     ``history`` maps metric keys to (step, value) pairs. ``losses`` are those of every training
     batch, in nats; ``step`` counts the updates made. ``diverged_at`` is the step whose loss was
-    not finite, None for a finished training. ``seconds`` is the time that training and measuring
+    not finite, None for a finished training; ``stopped_at`` the step at which it was given up,
+    None where it was not. ``seconds`` is the time that training and measuring
     took, of a stack its share. ``signals`` are those of each step at which the network was
     evaluated, and ``received`` is what each hidden layer's activation function received at the
     last, (n, units); ``reading`` is that of the untrained network. Without a probe there are
@@ -42,6 +43,7 @@ class Record:
     losses: list[float] = field(default_factory=list)
     step: int = 0
     diverged_at: int | None = None
+    stopped_at: int | None = None
     seconds: float = 0.0
     signals: list[tuple[int, Signals]] = field(default_factory=list)
     received: Sequence[torch.Tensor] = ()
@@ -52,6 +54,13 @@ class Record:
     @property
     def activation(self) -> Activation:
         return ACTIVATIONS[self.config.activation]
+
+    @property
+    def outcome(self) -> str:
+        """What became of the training: finished, diverged or pruned."""
+        if self.diverged_at is not None:
+            return "diverged"
+        return "finished" if self.stopped_at is None else "pruned"
 
     def last(self, metric: str) -> float | None:
         """The metric's last value, or None where none was measured."""
@@ -81,13 +90,15 @@ def train_together(
     splits: data.Splits,
     *,
     measured: Callable[[Record, int, Mapping[str, float]], None] = lambda *_: None,
+    give_up: Callable[[Record, int, Mapping[str, float]], bool] = lambda *_: False,
     progress: Progress = lambda *_: None,
 ) -> None:
     """Train the networks of ``records`` to the end as one stack, on the device of ``splits``.
 
     They differ in scheme, seed, learning rate, gamma, momentum or activation only; neighbours of
     one seed share their batches. What is measured of one at a step is in its record before
-    ``measured`` is told of it. Whatever is raised, the records hold what was measured until then.
+    ``measured`` is told of it; a network that is still running and that ``give_up`` says true of
+    then trains no further. Whatever is raised, the records hold what was measured until then.
     """
     config = records[0].config
     device = splits.train.images.device
@@ -119,6 +130,10 @@ def train_together(
             record.add(checkpoint.step, values)
             paused = time.perf_counter()
             measured(record, checkpoint.step, values)
+            undecided = member in population.running and checkpoint.step < updates
+            if undecided and give_up(record, checkpoint.step, values):
+                population.stop(member)
+                record.stopped_at = checkpoint.step
             logging += time.perf_counter() - paused
         done = sum(record.step for record in records)
         progress("training", done, updates * len(records))
@@ -183,7 +198,7 @@ def _evaluations(
     """Loss and accuracy over the images that are not trained on, by metric key."""
     values = {}
     for name, split in (("validation", splits.validation), ("test", splits.test)):
-        if split is not None:
+        if split:
             evaluation = measure.evaluate(parameters, activation, split)[0]
             values[f"loss/{name}"] = evaluation.loss
             values[f"accuracy/{name}"] = evaluation.accuracy

@@ -498,8 +498,9 @@ def test_what_mlflow_refuses_is_one_error_with_the_address(store, tmp_path):
         experiment.train_one(TrainConfig(**QUICK))
 
 
-def test_addresses_are_told_without_credentials(store):
+def test_addresses_are_told_without_credentials(store, monkeypatch):
     """Errors end up in logs."""
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # of 10, half a minute
     mlflow.set_tracking_uri("postgresql://user:sec@ret@127.0.0.1:1/mlflow")
     with pytest.raises(TrackingError) as error:
         experiment.train_one(TrainConfig(**QUICK))
