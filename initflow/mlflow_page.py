@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
 ACCURACY = "accuracy/test"
+COMPARED = (ACCURACY, "accuracy/validation")  # of which a run is compared by the one it has
 GROUP = "initflow.group"  # tags that begin so name what the runs of one line share
 COLOUR = "mlflow.runColor"  # the tag in which the page keeps the colour that a user gives a run
 LOADED = 100  # runs that the page loads before it asks for a click

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import mlflow.data.meta_dataset
@@ -38,8 +38,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from initflow import mlflow_page
 from initflow.data import Splits
-from initflow.errors import SettingError, TrackingError
-from initflow.figures import Figure
+from initflow.drawing import Figure
+from initflow.errors import SettingError, TrackingError, without_credentials
 
 EXPERIMENT = "initflow"
 HOST, PORT = "127.0.0.1", 5000  # where `initflow ui` serves a local store's page, by default
@@ -48,7 +48,9 @@ STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 PATIENCE_S = 3.0  # after which a second signal ends a request that the first one waits for
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 STORE_TIMEOUT_S = 120
+SERVER_PATIENCE_S = 10.0
 DESCRIPTION = "mlflow.note.content"
+ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
 # A driver may be missing, an address malformed.
 FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError)
 
@@ -93,7 +95,7 @@ def _translated() -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as")]
         reason = lines[0] if lines else type(error).__name__
         message = f"MLflow at '{mlflow.get_tracking_uri()}' failed: {reason}"
-        raise TrackingError(re.sub(r"//[^/\s]+@", "//", message)) from error  # no credentials
+        raise TrackingError(without_credentials(message)) from error
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Run:
         metrics = [
             Metric(_key(key), value, now, step, model_id=None if left else model_id)
             for key, points in sorted(
-                history.items(), key=lambda item: item[0] != mlflow_page.ACCURACY
+                history.items(), key=lambda item: item[0] not in mlflow_page.COMPARED
             )
             for left, (step, value) in zip(reversed(range(len(points))), points, strict=True)
         ]
@@ -152,10 +154,11 @@ class Run:
     def log_data(self, splits: Splits) -> None:
         """The data set as an MLflow dataset input, by a digest of all its pixels and labels."""
         train = len(splits.train) + len(splits.validation or ())
+        parts = {"train": train} | ({"test": len(splits.test)} if splits.test else {})
         schema = Schema(
             [
                 TensorSpec(np.dtype(np.uint8), shape, name)
-                for part, images in (("train", train), ("test", len(splits.test)))
+                for part, images in parts.items()
                 for name, shape in (
                     (f"{part}_images", (images, splits.pixels)),
                     (f"{part}_labels", (images,)),
@@ -214,21 +217,39 @@ class Run:
 
     @contextlib.contextmanager
     def nested(
-        self, *, name: str, description: str, params: Mapping[str, str], tags: Mapping[str, object]
+        self,
+        *,
+        name: str,
+        description: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, object],
+        ends_as: str = "FINISHED",
+        resumed: str | None = None,
     ) -> Iterator[Run]:
-        """Open a run below this one, in few requests, and close it as :func:`start` does."""
+        """Open a run below this one, in few requests, and close it as :func:`start` does.
+
+        ``resumed`` is the id of a closed run of this experiment that is to be it, opened again.
+        """
         context = {"mlflow.parentRunId": self.id, DESCRIPTION: description, **_context_tags()}
         client = mlflow.MlflowClient()
         run = None
         try:
             with _translated():
                 texts = {key: str(value) for key, value in tags.items()}
-                made = client.create_run(self.experiment_id, tags=context | texts, run_name=name)
-                run = Run(made.info.run_id, self.experiment_id, ())
-                client.log_batch(run.id, params=[Param(*item) for item in params.items()])
+                if resumed:
+                    run = Run(resumed, self.experiment_id, ())
+                    client.update_run(run.id, "RUNNING")
+                    client.set_tag(run.id, ORPHANED, "false")
+                    run.set_tags(context | texts)
+                else:
+                    made = client.create_run(
+                        self.experiment_id, tags=context | texts, run_name=name
+                    )
+                    run = Run(made.info.run_id, self.experiment_id, ())
+                    client.log_batch(run.id, params=[Param(*item) for item in params.items()])
             yield run
             with _translated():
-                client.set_terminated(run.id, "FINISHED")
+                client.set_terminated(run.id, ends_as)
         except BaseException as error:
             if _status(error) == "KILLED":  # as in start
                 traceback.clear_frames(error.__traceback__)
@@ -236,6 +257,43 @@ class Run:
                 with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
                     client.set_terminated(run.id, _status(error))
             raise
+
+    @_translated()
+    def found(self, tags: Mapping[str, object], experiments: Iterable[str] = ()) -> list[Found]:
+        """The runs of this experiment and ``experiments``, but for this one, with these ``tags``.
+
+        In a tag's value ``%`` stands for any letters.
+        """
+        client, found, page = mlflow.MlflowClient(), [], None
+        where = list({self.experiment_id, *experiments})
+        comparisons = ((key, "LIKE" if "%" in str(v) else "=", v) for key, v in tags.items())
+        condition = " AND ".join(f"tags.`{key}` {how} '{v}'" for key, how, v in comparisons)
+        while True:
+            some = client.search_runs(where, condition, page_token=page)
+            found += [Found(r.info.run_id, r.info.status, r.data.tags) for r in some]
+            page = some.token
+            if not page:
+                return [one for one in found if one.id != self.id]
+
+    @_translated()
+    def disown(self, one: Found) -> None:
+        """Close a run whose process died and that nobody will go on with, and say so by a tag."""
+        client = mlflow.MlflowClient()
+        client.set_tag(one.id, ORPHANED, "true")
+        if one.status != "KILLED":
+            client.set_terminated(one.id, "KILLED")
+
+
+class Found(NamedTuple):
+    """A run as it was found: its tags by key."""
+
+    id: str
+    status: str
+    tags: Mapping[str, str]
+
+
+def is_orphan(one: Found) -> bool:
+    return one.tags.get(ORPHANED) == "true"
 
 
 def _key(name: str) -> str:
@@ -286,6 +344,96 @@ def start(
             if status == "KILLED":
                 error.add_note(f"what was measured so far is in run {opened}")
         raise
+
+
+def uri() -> str:
+    """Where the runs are kept: a tracking server or a store."""
+    return str(mlflow.get_tracking_uri())
+
+
+def follow(uri: str) -> None:
+    """Keep this process's runs where those of another are kept."""
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+
+
+def folder() -> Path:
+    """Where files belong that go with the runs: beside a store that is one, else here."""
+    where = mlflow.get_tracking_uri()
+    if where.startswith("sqlite:///"):
+        return Path(where.removeprefix("sqlite:///")).parent
+    return Path() if "://" in where else Path(where).parent
+
+
+def check_reachable(backend: str) -> None:
+    """Raise :class:`TrackingError` where a tracking server does not answer for a while.
+
+    MLflow itself would try for minutes without a word. A store that the workers of ``backend``
+    could not reach is a :class:`SettingError`.
+    """
+    if not is_served():
+        if backend == "ray":
+            raise SettingError(
+                "backend=ray needs MLflow's tracking server, for the runs that other machines "
+                f"write: set MLFLOW_TRACKING_URI to its address, not '{without_credentials(uri())}'"
+            )
+        return
+    started = time.monotonic()
+    once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {key: os.environ.get(key) for key in once}
+    os.environ.update(once)
+    try:
+        while True:
+            try:
+                with _translated():
+                    mlflow.MlflowClient().search_experiments(max_results=1)
+            except TrackingError as error:
+                tried = time.monotonic() - started
+                if tried >= SERVER_PATIENCE_S:
+                    raise TrackingError(f"{error} (tried for {tried:.0f} s)") from error
+                time.sleep(1)
+            else:
+                return
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+@_translated()
+def register(
+    name: str, model_id: str, run_id: str, tags: Mapping[str, object], description: str
+) -> str:
+    """A new version of the model ``name`` in MLflow's registry, which is made if need be."""
+    client = mlflow.MlflowClient()
+    with contextlib.suppress(MlflowException):  # it is there
+        client.create_registered_model(name)
+    made = client.create_model_version(
+        name,
+        f"models:/{model_id}",
+        run_id,
+        tags={key: str(value) for key, value in tags.items()},
+        description=description,
+        model_id=model_id,
+    )
+    return str(made.version)
+
+
+def has_version(name: str, version: str) -> bool:
+    """Whether the registered model has it still."""
+    try:
+        mlflow.MlflowClient().get_model_version(name, version)
+    except MlflowException:
+        return False
+    return True
+
+
+@_translated()
+def set_alias(name: str, alias: str, version: str) -> None:
+    """Let ``models:/name@alias`` be that version of the registered model."""
+    mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
 
 
 def is_served() -> bool:
@@ -393,15 +541,17 @@ def _open(
                 f"which is {status}"
             )
         active = mlflow.start_run()
+        mlflow.set_tags(dict(tags))
     else:
         active = mlflow.start_run(
             run_name=name,
             experiment_id=_experiment_id(experiment),
             nested=mlflow.active_run() is not None,
+            # At once, so that a run is known by them wherever its process is killed.
+            tags={key: str(value) for key, value in tags.items()},
         )
     there = active.data.params
     mlflow.log_params({key: value for key, value in params.items() if key not in there})
-    mlflow.set_tags(dict(tags))
     launcher: tuple[str, ...] = ()
     if launched:
         manager = active.data.tags.get("mlflow.project.env", "local")
