@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from initflow import comparison, data, figures, machine, plugins, webpage
+from initflow import comparison, comparison_figures, data, drawing, machine, supplies, webpage
 from initflow.comparison import Difference, Row
 from initflow.config import CompareConfig, format_shape
-from initflow.errors import SettingError
 from initflow.overview import addresses, log_overview, warnings
 from initflow.populations import Population, grown, seeds_of
 from initflow.record import Progress
@@ -25,6 +24,7 @@ class Comparison:
     sentences: Sequence[str]
 
 
+@supplies.lasting()
 def compare(
     config: CompareConfig,
     *,
@@ -35,10 +35,7 @@ def compare(
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
-    schemes = {init: plugins.find(init, config.plugins_dir) for init in config.inits}
-    same = {(scheme.name, *sorted(scheme.values.items())) for scheme in schemes.values()}
-    if len(same) < len(schemes):
-        raise SettingError(f"inits must be schemes that differ, not '{','.join(config.inits)}'")
+    schemes = supplies.different(config.inits, config.plugins_dir)
     configs = [
         config.network(init, activation, seed)
         for seed in range(config.seed, config.seed + config.seeds)
@@ -60,7 +57,6 @@ def compare(
     with grown(
         config,
         configs,
-        schemes,
         name=name,
         summary=summary,
         experiment=experiment,
@@ -84,12 +80,12 @@ def _log_report(result: Comparison, title: str) -> None:
     run = population.run
     outcomes, signals = population.outcomes(), population.signals()
     pictures = {
-        "accuracies": figures.comparison_accuracies(outcomes, result.rows, title),
-        "learning_curves": figures.comparison_curves(outcomes, title),
+        "accuracies": comparison_figures.comparison_accuracies(outcomes, result.rows, title),
+        "learning_curves": comparison_figures.comparison_curves(outcomes, title),
     }
     if signals:
-        pictures["signals_by_layer"] = figures.signals_by_layer(signals, title)
-    files = {name: figures.png(figure) for name, figure in pictures.items()}
+        pictures["signals_by_layer"] = comparison_figures.signals_by_layer(signals, title)
+    files = {name: drawing.png(figure) for name, figure in pictures.items()}
     for name, content in files.items():
         run.log_bytes(f"{name}.png", content)
     run.log_text("comparison.csv", comparison.as_csv(result.rows))

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 
 import torch
 
 import initflow
-from initflow import data, machine, mlflow_page, track
+from initflow import data, machine, mlflow_page, supplies, track, workers
+from initflow import experiment as experiments
 from initflow.comparison import Cell, Outcome
 from initflow.config import CompareConfig, ReproduceConfig, TrainConfig
-from initflow.errors import InitflowError, PluginError, cause
-from initflow.experiment import (
-    description,
-    log_figures,
-    log_setting,
-    log_trained,
-    resolved_params,
-    result_tags,
-    start_tags,
-    summary,
-)
-from initflow.experiment import (
-    name as name_of,
-)
+from initflow.errors import InitflowError, PluginError, WorkError, cause
 from initflow.record import Progress, Record, start, train_together
-from initflow.scheme import Scheme
 from initflow.signals import Signals
 
 # Metrics of a network's run by layer instead of step: its charts are the picture by depth.
 BY_LAYER = ("preactivation_variance", "gradient_variance")
+STACK = "initflow.stack"  # the tag of the runs of a stack, with its id
+LOSSES = 3  # of its worker, after which a stack is given up
 STACK_SHARE = 0.5  # of the last cache, or of CUDA's memory: the images need some too
 
 
@@ -43,6 +35,7 @@ class Member:
 
     cell: Cell
     run_id: str
+    model_id: str | None
     outcome: Outcome
     signals: Signals | None  # untrained
     metrics: frozenset[str]
@@ -50,19 +43,31 @@ class Member:
 
 
 @dataclass
-class Population:
-    """What came of the networks below ``run``, one or more in each of ``cells``.
+class Trained:
+    """What came of networks: those that are there, and why others failed, by their runs' names.
 
-    ``failed`` says why, by the name of a network's run. ``training_s`` and ``logging_s``: seconds.
+    ``training_s`` and ``logging_s``: seconds, of all workers together.
     """
 
-    run: track.Run
-    device: str
-    cells: Sequence[Cell]
     members: list[Member] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     training_s: float = 0.0
     logging_s: float = 0.0
+
+    def add(self, other: Trained) -> None:
+        self.members += other.members
+        self.failed |= other.failed
+        self.training_s += other.training_s
+        self.logging_s += other.logging_s
+
+
+@dataclass(kw_only=True)
+class Population(Trained):
+    """What came of the networks below ``run``, one or more in each of ``cells``."""
+
+    run: track.Run
+    device: str
+    cells: Sequence[Cell]
 
     def by_cell(self) -> dict[Cell, list[Member]]:
         """The networks of each scheme and activation, in the order of their seeds."""
@@ -124,11 +129,32 @@ def seeds_of(n: int) -> str:
     return "1 seed" if n == 1 else f"{n} seeds"
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Networks to be trained together, each to be a run below ``run``: all a worker must know.
+
+    ``tracking`` is the server or store of that run. ``tags`` are those of all runs of a cell;
+    ``label`` begins their names, and by ``id`` they are found if a worker dies.
+    """
+
+    run: track.Run
+    tracking: str
+    configs: Sequence[TrainConfig]
+    device: str
+    tags: Mapping[Cell, Mapping[str, object]]
+    run_figures: bool = False
+    label: str = ""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def name(self, config: TrainConfig) -> str:
+        """Of a network's run."""
+        return self.label + experiments.name(cell_of(config).init, config)
+
+
 @contextlib.contextmanager
 def grown(
     settings: CompareConfig | ReproduceConfig,
     configs: Sequence[TrainConfig],
-    schemes: Mapping[str, Scheme],
     *,
     name: str,
     summary: str,
@@ -137,19 +163,21 @@ def grown(
 ) -> Iterator[Population]:
     """The network of each of ``configs``, trained, each in a run below one that is open.
 
-    ``schemes`` has that of each ``init``; ``configs`` begin with one of each kind, all under the
-    first seed. A wrong setting, missing data or a scheme that cannot fill the first networks is
-    an error of :mod:`initflow.errors` before a run is made.
+    ``configs`` begin with one of each kind, all under the first seed. A wrong setting, missing
+    data or a scheme that cannot fill the first networks is an error of :mod:`initflow.errors`
+    before a run is made.
     """
     device = machine.device(settings.device)
-    kinds = [(schemes[config.init].spec, config.activation) for config in configs]
-    cells = [Cell(*kind) for kind in dict.fromkeys(kinds)]
+    track.check_reachable(settings.backend)
+    cells = list(dict.fromkeys(map(cell_of, configs)))
     progress("loading the data, downloaded at its first use", 0, 1)
-    splits = data.load(configs[0])
-    with machine.threads(settings.threads) as threads:
+    splits = supplies.splits(configs[0])
+    with workers.hired(settings.backend, settings.workers, settings.threads) as crew:
         for config in configs[: len(cells)]:
-            start(config, schemes[config.init], splits)
-        resolved = resolved_params(device, threads)
+            scheme = supplies.scheme(config.init, config.plugins_dir)
+            supplies.check_elsewhere([scheme], crew)
+            start(config, scheme, splits)
+        resolved = experiments.resolved_params(device, crew.threads)
         with track.start(
             name=name,
             description=summary,
@@ -159,171 +187,198 @@ def grown(
         ) as run:
             run.log_json("config", settings.as_text() | resolved)
             run.log_data(splits)
-            population = Population(run, device, cells)
-            train_all(
-                population,
-                configs,
-                schemes,
-                splits,
-                resolved=resolved,
-                stack=settings.stack,
-                run_figures=settings.run_figures,
-                progress=progress,
-            )
+            population = Population(run=run, device=device, cells=cells)
+            groups = mlflow_page.group_names(cells)
+            tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
+            parts = [
+                Stack(run, track.uri(), together, device, tags, settings.run_figures)
+                for together in stacks(configs, splits.pixels, device, settings.stack)
+            ]
+            train_all(population, parts, crew, progress)
             progress("comparing, drawing and logging", len(configs), len(configs))
             yield population
 
 
-def train_all(
-    population: Population,
-    configs: Sequence[TrainConfig],
-    schemes: Mapping[str, Scheme],
-    splits: data.Splits,
-    *,
-    resolved: Mapping[str, str],
-    stack: int | None,
-    run_figures: bool,
-    progress: Progress = lambda *_: None,
-) -> None:
-    """Train the network of each of ``configs``, and write its run below ``population``'s.
+def cell_of(config: TrainConfig) -> Cell:
+    return Cell(supplies.scheme(config.init, config.plugins_dir).spec, config.activation)
 
-    ``splits`` is the data of the first; ``resolved`` is what ``auto`` became. A network that
-    fails leaves the others whole; without any left the failure is raised. An interruption leaves
-    those whose training it cut off as runs that were KILLED, with what was measured.
+
+def train_all(
+    population: Trained,
+    parts: Sequence[Stack],
+    crew: workers.Crew,
+    progress: Progress = lambda *_: None,
+    through: Callable[[Stack, Trained], None] = lambda *_: None,
+) -> None:
+    """Train the networks of all ``parts`` into ``population``, in their order.
+
+    ``through`` is told of each part as soon as it is trained and written. A network that fails
+    leaves the others whole; without any left the failure is raised. A stack whose worker died is
+    trained again. An interruption leaves those whose training it cut off in this process as runs
+    that were KILLED, with what was measured; what other processes had at hand is lost.
     """
-    groups = mlflow_page.group_names(population.cells)
-    tags = dict(zip(population.cells, mlflow_page.run_tags(groups), strict=True))
-    drawn_by = configs[0].seed
-    for together in stacks(configs, splits.pixels, population.device, stack):
-        if together[0].validation and together[0].seed != drawn_by:
-            splits, drawn_by = data.load(together[0]), together[0].seed
-        writer = _Writer(population, splits, dict(resolved), tags, run_figures)
-        records = writer.start(together, schemes)
-        if records:
-            writer.train(records, _overall(progress, len(population.members), len(configs)))
-            writer.write_all(records)
+    networks = sum(len(part.configs) for part in parts)
+    left, lost = deque(parts), Counter[int]()
+    trained: dict[int, Trained] = {}
+
+    def told(what: str, done: int, of: int) -> None:
+        before = sum(len(some.members) for some in trained.values())
+        progress(f"{what}, {before} of {networks} networks done", done, of)
+
+    train = functools.partial(train_stack, progress=told) if crew.is_here else train_stack
+    try:
+        for part, result in workers.results(crew, train, lambda: left.popleft() if left else None):
+            at = parts.index(part)
+            if isinstance(result, workers.WorkerLostError):
+                lost[at] += 1
+                _train_again(part, lost[at], result)
+                left.append(part)
+                continue
+            trained[at] = result
+            through(part, result)
+            if not crew.is_here:  # else it tells by itself
+                told("training", sum(len(some.members) for some in trained.values()), networks)
+    except BaseException:
+        if not crew.is_here:
+            crew.stop()
+            with contextlib.suppress(InitflowError):  # there is another one to tell
+                _close(parts)
+        raise
+    for at in sorted(trained):
+        population.add(trained[at])
     if not population.members:
         raise PluginError(f"no network was left: {'; '.join(population.failed.values())}")
 
 
-def _overall(progress: Progress, before: int, networks: int) -> Progress:
-    """What a stack tells, as a part of all ``networks``, of which so many were done before."""
+def _close(parts: Sequence[Stack]) -> None:
+    """End the runs that workers have left open."""
+    for run in {part.run.id: part.run for part in parts}.values():
+        for found in run.found({"mlflow.parentRunId": run.id}):
+            if found.status == "RUNNING":
+                run.disown(found)
 
-    def told(what: str, done: int, of: int) -> None:
-        progress(f"{what}, {before} of {networks} networks done", done, of)
 
-    return told
+def _train_again(part: Stack, losses: int, loss: Exception) -> None:
+    """Close the runs that a worker wrote before it died: their networks will have others."""
+    if losses == LOSSES:
+        raise WorkError(f"{LOSSES} workers died at the same networks: {loss}")
+    for run in part.run.found({STACK: part.id}):
+        part.run.disown(run)
 
 
-@dataclass(frozen=True)
+def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
+    """Train and write the networks of ``stack``, in this process."""
+    track.follow(stack.tracking)
+    writer = _Writer(stack)
+    records = writer.start()
+    if records:
+        writer.train(records, progress)
+        writer.write_all(records)
+    return writer.trained
+
+
 class _Writer:
-    """Starts, trains and writes the networks of a stack into ``population`` and their runs."""
+    """Starts, trains and writes the networks of a stack into their runs."""
 
-    population: Population
-    splits: data.Splits
-    resolved: dict[str, str]
-    tags: Mapping[Cell, Mapping[str, object]]
-    run_figures: bool
+    def __init__(self, stack: Stack) -> None:
+        self.trained = Trained()
+        self._stack = stack
+        self._splits = supplies.splits(stack.configs[0])
+        threads = torch.get_num_threads()
+        self._resolved = experiments.resolved_params(stack.device, threads)
 
-    def start(self, configs: Sequence[TrainConfig], schemes: Mapping[str, Scheme]) -> list[Record]:
+    def start(self) -> list[Record]:
         """The untrained networks; of one that cannot be there is a run that says why."""
         records = []
-        for config in configs:
-            scheme = schemes[config.init]
+        for config in self._stack.configs:
+            scheme = supplies.scheme(config.init, config.plugins_dir)
             try:
-                records.append(start(config, scheme, self.splits))
+                records.append(start(config, scheme, self._splits))
             except InitflowError as error:
-                failed = f"{scheme.spec} {config.activation} seed {config.seed}"
-                self.population.failed[failed] = cause(error)
-                self._write_failed(failed, config, error)
+                name = self._stack.name(config)
+                self.trained.failed[name] = cause(error)
+                experiments.log_failed(
+                    self._stack.run,
+                    config,
+                    error,
+                    name=name,
+                    resolved=self._resolved,
+                    tags=self._tags(cell_of(config)),
+                )
         return records
 
     def train(self, records: Sequence[Record], progress: Progress) -> None:
         started = time.perf_counter()
-        device = torch.device(self.resolved["resolved.device"])
+        device = torch.device(self._stack.device)
         try:
-            keep = (lambda *_: None) if self.run_figures else _forget
-            train_together(records, self.splits.to(device), measured=keep, progress=progress)
+            keep = (lambda *_: None) if self._stack.run_figures else forget
+            train_together(records, self._splits.to(device), measured=keep, progress=progress)
         except BaseException as error:
             for record in records:
                 self._write_cut_off(record, error)
             raise
-        self.population.training_s += time.perf_counter() - started
+        self.trained.training_s += time.perf_counter() - started
 
     def write_all(self, records: Sequence[Record]) -> None:
         started = time.perf_counter()
         for at, record in enumerate(records):
             try:
-                self.population.members.append(self.write(record))
+                self.trained.members.append(self.write(record))
             except InitflowError as error:
-                self.population.failed[name_of(record)] = cause(error)
+                name = self._stack.name(record.config)
+                self.trained.failed[name] = cause(error)
             except BaseException as error:
                 for rest in records[at + 1 :]:
                     self._write_cut_off(rest, error)
                 raise
-        self.population.logging_s += time.perf_counter() - started
+        self.trained.logging_s += time.perf_counter() - started
 
     def write(self, record: Record) -> Member:
         """All that a run of ``train`` carries."""
         cell = Cell(record.scheme.spec, record.config.activation)
-        exact = {"initflow.bit_identical_to_alone": str(record.is_exact).lower()}
-        tags = start_tags(record) | result_tags(record) | exact | dict(self.tags[cell])
-        history = record.history | _by_layer(record)
-        with self.population.run.nested(
-            name=name_of(record),
-            description=description(record, self.splits),
-            params=record.config.as_text() | self.resolved,
-            tags=tags,
-        ) as run:
-            model_id = None
-            try:
-                log_setting(run, record.config, self.splits, self.resolved)
-                model_id = log_trained(run, record, self.splits)
-            finally:  # also of what fails here, or is interrupted; the metrics are the model's too
-                run.log_history(history, model_id)
-            if self.run_figures:
-                log_figures(run, record)
+        by_layer = _by_layer(record)
+        logged = experiments.log_network(
+            self._stack.run,
+            record,
+            self._splits,
+            name=self._stack.name(record.config),
+            resolved=self._resolved,
+            tags=self._tags(cell),
+            history=by_layer,
+            run_figures=self._stack.run_figures,
+        )
         curve = record.history.get("accuracy/test", [])
         return Member(
             cell,
-            run.id,
-            Outcome(record.config.seed, curve, record.diverged_at, len(self.splits.test)),
+            logged.run_id,
+            logged.model_id,
+            Outcome(record.config.seed, curve, record.diverged_at, len(self._splits.test)),
             record.signals[0][1] if record.signals else None,
-            frozenset(history),
+            frozenset(record.history | by_layer),
             record.is_exact,
         )
+
+    def _tags(self, cell: Cell) -> dict[str, object]:
+        return {STACK: self._stack.id, **self._stack.tags[cell]}
 
     def _write_cut_off(self, record: Record, error: BaseException) -> None:
         """What was measured until ``error`` ended the training."""
         cell = Cell(record.scheme.spec, record.config.activation)
         with (
             contextlib.suppress(type(error), InitflowError),
-            self.population.run.nested(
-                name=name_of(record),
-                description=summary(record, self.splits),
-                params=record.config.as_text() | self.resolved,
-                tags=start_tags(record) | dict(self.tags[cell]),
+            self._stack.run.nested(
+                name=self._stack.name(record.config),
+                description=experiments.summary(record, self._splits),
+                params=record.config.as_text() | self._resolved,
+                tags=experiments.start_tags(record) | self._tags(cell),
             ) as run,
         ):
             run.log_history(record.history)
-            log_setting(run, record.config, self.splits, self.resolved)
-            raise error
-
-    def _write_failed(self, name: str, config: TrainConfig, error: InitflowError) -> None:
-        """A network that never came to be."""
-        with (
-            contextlib.suppress(InitflowError),
-            self.population.run.nested(
-                name=name,
-                description=f"Not trained: {cause(error)}",
-                params=config.as_text() | self.resolved,
-                tags={"initflow.outcome": "failed"},
-            ),
-        ):
+            experiments.log_setting(run, record.config, self._splits, self._resolved)
             raise error
 
 
-def _forget(record: Record, *_: object) -> None:
+def forget(record: Record, *_: object) -> None:
     """What only the figures need, of many networks gigabytes."""
     record.received = ()
     if record.reading:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from initflow import comparison, figures, machine, plugins, published, webpage
+from initflow import comparison, comparison_figures, drawing, machine, published, supplies, webpage
 from initflow.comparison import NONE, Cell, Outcome, Row, interval, percent, whole
 from initflow.config import ReproduceConfig
 from initflow.errors import SettingError
@@ -37,6 +37,7 @@ class Reproduction:
     sentences: Sequence[str]
 
 
+@supplies.lasting()
 def reproduce(
     config: ReproduceConfig,
     *,
@@ -49,7 +50,7 @@ def reproduce(
     """
     table = published.load(config.table)
     try:
-        schemes = {row.init: plugins.find(row.init, config.plugins_dir) for row in table.rows}
+        schemes = {row.init: supplies.scheme(row.init, config.plugins_dir) for row in table.rows}
     except SettingError as error:
         raise SettingError(f"table '{config.table}': {error}") from error
     cells = [f"{schemes[row.init].spec} {row.activation}" for row in table.rows]
@@ -65,7 +66,6 @@ def reproduce(
     with grown(
         config,
         configs,
-        schemes,
         name=name,
         summary=f"{table.title}, {seeds_of(config.seeds)}.",
         experiment=experiment,
@@ -130,7 +130,7 @@ def _log_report(result: Reproduction) -> None:
         for row in table.rows
         if result.outcomes[row.name]
     }
-    curves = figures.png(figures.published_curves(lines, title))
+    curves = drawing.png(comparison_figures.published_curves(lines, title))
     run.log_bytes("published_and_ours.png", curves)
     run.log_json("reproduction", as_json(result))
     picture = webpage.Picture(

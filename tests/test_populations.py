@@ -24,6 +24,7 @@ from initflow import (
     populations,
     propagation,
     record,
+    supplies,
     track,
     train,
 )
@@ -55,13 +56,15 @@ def configs(inits, activations=("relu",), seeds=(0,), **own):
 
 def train_all(asked, name, *, stack=None, threads=1, run_figures=False, **options):
     """What came of the networks, trained below a run in the experiment ``name``."""
-    schemes = {config.init: find(config.init) for config in asked}
     settings = CompareConfig(
         dataset="digits", stack=stack, threads=threads, run_figures=run_figures
     )
-    with populations.grown(
-        settings, asked, schemes, name="parent", summary="", experiment=name, **options
-    ) as population:
+    with (
+        supplies.lasting(),
+        populations.grown(
+            settings, asked, name="parent", summary="", experiment=name, **options
+        ) as population,
+    ):
         return population
 
 
@@ -358,7 +361,12 @@ def test_a_run_carries_all_that_a_run_of_train_carries(carried):
     more = set(run.data.tags) - set(alone.data.tags)
     groups = ["he:mode=fan_out"]
     group = mlflow_page.run_tags(groups)[0]
-    assert more == {"initflow.bit_identical_to_alone", "mlflow.parentRunId", *group}
+    assert more == {
+        "initflow.bit_identical_to_alone",
+        "initflow.stack",
+        "mlflow.parentRunId",
+        *group,
+    }
     assert run.data.tags["initflow.bit_identical_to_alone"] == "true"
     assert group.items() <= run.data.tags.items()
     assert group[mlflow_page.group_tag(groups)] == "he:mode=fan_out"
