@@ -243,8 +243,10 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def sentences(outcomes: Outcomes) -> list[str]:
+def sentences(outcomes: Outcomes, opening: str = "") -> list[str]:
     """What the comparison says: for each activation a sentence, with what is most sure first.
+
+    What comes before the sentences is their ``opening``.
 
     Each sets the scheme of the highest mean against every other one. The activations with the
     largest significant difference come first, and in the order of ``outcomes`` otherwise. Numbers
@@ -267,12 +269,13 @@ def sentences(outcomes: Outcomes) -> list[str]:
             [pair for pair in pairs if pair.activation == activation],
         )
         text = "; ".join([*_standing(table), *_lost(table)])
+        schemes = tuple(f"{init}{end}" for init in table.outcomes for end in " ,")
         if len(by_activation) > 1:
             text = f"With {activation}, {text}"
-        elif not text.startswith(tuple(f"{init}{end}" for init in table.outcomes for end in " ,")):
+        elif not opening and not text.startswith(schemes):
             # A scheme is written as it is, a word with a capital.
             text = text[0].upper() + text[1:]
-        said.append(f"{text}.")
+        said.append(f"{opening}{text}.")
     return said
 
 
@@ -318,7 +321,7 @@ def _reached(table: _Table, row: Row) -> str:
     if row.low is None or row.high is None:
         more = ": more seeds would say how sure that is" if table.asked == 1 else ""
         return f"{row.cell.init} reaches {100 * row.mean:.1f} % with one seed{more}"
-    shown = _plus_minus(row.mean, (row.high - row.low) / 2)
+    shown = plus_minus(row.mean, (row.high - row.low) / 2)
     return f"{row.cell.init} reaches {shown} % over {row.n} seeds"
 
 
@@ -361,7 +364,7 @@ def _by(table: _Table, won: Sequence[Difference], units: Iterator[str], *, bare:
     same = len({pair.n for pair in won}) == 1
     text = _listed(
         [
-            f"{pair.worse} by {_plus_minus(pair.effect, pair.high - pair.effect)}{next(units)}"
+            f"{pair.worse} by {plus_minus(pair.effect, pair.high - pair.effect)}{next(units)}"
             f"{'' if same else f' ({table.number(pair.n)})'}"
             for pair in won
         ]
@@ -428,7 +431,7 @@ def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def _plus_minus(value: float, half: float) -> str:
+def plus_minus(value: float, half: float) -> str:
     """Of fractions, in points: ``4.9 ± 0.3``; with more decimals where fewer would mislead."""
     value, half = 100 * value, 100 * half
     decimals = _decimals(half)
@@ -485,7 +488,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _harmless(value) for name, value in _values(row).items()})
+        writer.writerow({name: harmless(value) for name, value in _values(row).items()})
     return text.getvalue()
 
 
@@ -495,7 +498,7 @@ def _values(row: Row) -> dict[str, str | float | None]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _harmless(value: str | float | None) -> str | float | None:
+def harmless(value: str | float | None) -> str | float | None:
     return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 
