@@ -35,6 +35,7 @@ from initflow.config import (
     ReproduceConfig,
     Settings,
     TrainConfig,
+    TuneConfig,
 )
 from initflow.errors import InitflowError, PluginError, VerdictError
 
@@ -192,6 +193,36 @@ def compare(experiment: str | None, **settings: str) -> None:
     _say(console, *result.sentences)
     _say(console, *overview.closing_lines(result.population))
     _fail_if_any(result.population.failed)
+
+
+@cli.command(context_settings=CONTEXT)
+@_options(TuneConfig)
+@_experiment
+@_debug
+def tune(experiment: str | None, **settings: str) -> None:
+    """Search learning rate and gamma for every scheme by equal budgets, and test the best once.
+
+    A study of Optuna for each scheme, chosen by validation images; the same command goes on where
+    it stopped. One MLflow run, with a nested run for each scheme and below it one for each trial.
+
+    \b
+    Examples:
+      initflow tune --inits normal,xavier,he --activation relu --trials 30
+      initflow tune --inits he,lecun --trials 100 --workers 4 --storage postgresql://me@host/optuna
+    """
+    config = TuneConfig(**settings)  # type: ignore[arg-type]  # it reads text
+    with _progress("PyTorch, MLflow and Optuna") as (console, progress):
+        from initflow import report
+        from initflow import tune as tuning
+
+        _quieten_libraries()
+        _warn_of_one_seed(console, config.seeds)
+        result = tuning.tune(config, experiment=experiment, progress=progress)
+    _widen(console)
+    console.print(report.tuning_table(result.rows, console.width))
+    _say(console, *result.sentences)
+    _say(console, *tuning.closing_lines(result))
+    _fail_if_any(result.failed)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -439,8 +470,9 @@ def _say(console: Console, *lines: str) -> None:
 
 
 def _quieten_libraries() -> None:
-    """MLflow tells of every step of making its database, and of errors that we tell."""
-    for name in ("alembic", "mlflow.store.db.utils"):
+    """MLflow tells of every step of making its database, and of what we tell: errors, addresses."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("alembic", "mlflow.store.db.utils", "optuna"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from initflow import trials
 from initflow.comparison import NONE, interval, percent, whole
 from initflow.config import RECOMMENDED, TrainConfig
 from initflow.published import explained
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from initflow.reading import Reading
     from initflow.reproduce import Reproduction
     from initflow.testing import Row
+    from initflow.trials import Tuned
 
 FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
@@ -266,6 +268,43 @@ def reproduction_table(result: Reproduction, columns: int = WIDE) -> Table:
             of_mean = [interval(ours.low, ours.high)] if wide else []
             table.add_row(Text(row.name), "last", NONE, percent(ours.mean), *of_mean, NONE, NONE)
         table.add_section()
+    return table
+
+
+def tuning_table(rows: Sequence[Tuned], columns: int = WIDE) -> Table:
+    """Of each scheme its best setting, what it is worth, and how its trials ended.
+
+    On few ``columns`` without the interval and the tolerance.
+    """
+    wide = columns >= WIDE
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = (
+        "Accuracy in percent: the best trial's on the validation images; on the test images the "
+        "mean over fresh seeds at that setting and untuned. Within a point: the learning rates "
+        "that came so near to the best."
+        if wide
+        else "Accuracy in percent: of the best trial on the validation images; over fresh seeds on "
+        "the test images, at that setting and untuned."
+    )
+    table.add_column("scheme", overflow="fold")
+    shown: dict[str, Callable[[Tuned], str]] = {
+        "lr": lambda row: trials.rate(row.lr),
+        "gamma": lambda row: trials.rate(row.gamma),
+        "validation": lambda row: percent(row.accuracy),
+        "test": lambda row: percent(row.tested.mean),
+        "95 % interval": lambda row: interval(row.tested.low, row.tested.high),
+        "untuned": lambda row: percent(row.untuned.mean),
+        "within a point": lambda row: trials.tolerated(row.tolerance),
+        "finished": lambda row: str(row.counts["finished"]),
+        "pruned": lambda row: str(row.counts["pruned"]),
+        "diverged": lambda row: str(row.counts["diverged"]),
+    }
+    if not wide:
+        del shown["95 % interval"], shown["within a point"]
+    for column in shown:
+        table.add_column(column, no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(Text(row.cell.init), *(show(row) for show in shown.values()))
     return table
 
 

@@ -16,6 +16,7 @@ from initflow.config import (
     NetworkConfig,
     ReproduceConfig,
     TrainConfig,
+    TuneConfig,
 )
 from initflow.report import next_command
 from tests.test_finder import project
@@ -79,6 +80,7 @@ def test_version(capsys):
         ["diagnose", "-h"],
         ["compare", "--help"],
         ["reproduce", "--help"],
+        ["tune", "--help"],
         ["ui", "-h"],
         ["schemes", "-h"],
         ["plugins", "-h"],
@@ -103,9 +105,10 @@ def test_help_has_examples(capsys, arguments):
         (cli.diagnose, DiagnoseConfig),
         (cli.compare, CompareConfig),
         (cli.reproduce, ReproduceConfig),
+        (cli.tune, TuneConfig),
         (cli.schemes, NetworkConfig),
     ],
-    ids=["train", "diagnose", "compare", "reproduce", "schemes"],
+    ids=["train", "diagnose", "compare", "reproduce", "tune", "schemes"],
 )
 def test_every_setting_is_an_option_with_its_default_and_meaning(command, settings):
     """The options come from the configuration."""
@@ -127,6 +130,7 @@ def test_help_examples_are_valid(capsys):
         "diagnose": DiagnoseConfig,
         "compare": CompareConfig,
         "reproduce": ReproduceConfig,
+        "tune": TuneConfig,
     }
     for arguments in (["--help"], *([name, "--help"] for name in settings)):
         _, out, _ = run(capsys, *arguments)
@@ -138,14 +142,13 @@ def test_help_examples_are_valid(capsys):
             settings[name](**context.params)
 
 
-@pytest.mark.parametrize("name", ["compare", "reproduce"])
+@pytest.mark.parametrize("name", ["compare", "reproduce", "tune"])
 def test_help_tells_every_setting_with_its_default(capsys, name):
     """As text in the terminal, not only as an option that there is."""
     _, out, _ = run(capsys, name, "--help")
     words = " ".join(out.split())
-    for setting, default in (
-        {"compare": CompareConfig, "reproduce": ReproduceConfig}[name]().as_text().items()
-    ):
+    settings = {"compare": CompareConfig, "reproduce": ReproduceConfig, "tune": TuneConfig}
+    for setting, default in settings[name]().as_text().items():
         assert re.search(rf"--{setting.replace('_', '-')} .*?\[default: {default}\]", words)
 
 
@@ -193,6 +196,17 @@ ERRORS = [
     (["compare", "--device", "cuda:99", *DIGITS], 2, "device must be auto or cpu, not 'cuda:99'"),
     (["compare", "--validation", "1430", *DIGITS], 2, "not '1430'"),
     (["compare", "--experiment", " ", *DIGITS], 2, "Error: experiment must be a name, not ' '"),
+    (["tune", "--lr-low", "1", "--lr-high", "0.1"], 2, "Error: lr_low must be at most lr_high"),
+    (["tune", "--gamma-high", "2"], 2, "Error: gamma_high must be a number above 0 and at most 1"),
+    (["tune", "--trials", "0"], 2, "Error: trials must be a whole number, at least 1"),
+    (["tune", "--sampler", "tp"], 2, "not 'tp' (did you mean 'tpe'?)"),
+    (["tune", "--backend", "slurm"], 2, "Error: backend must be one of local, ray, not 'slurm'"),
+    (["tune", "--inits", "he,hee", *DIGITS], 2, "not 'hee' (did you mean 'he'?)"),
+    (["tune", "--validation", "1430", *DIGITS], 2, "not '1430'"),
+    (["tune", "--storage", "/proc/none/x", *DIGITS], 1, "Error: storage '/proc/none/x' cannot be"),
+    (["tune", "--storage", "nodb://h/x", *DIGITS], 2, "a database's URL whose driver is there"),
+    (["tune", "--backend", "ray", *DIGITS], 2, "Error: backend=ray needs MLflow's tracking server"),
+    (["compare", "--backend", "ray", *DIGITS], 2, "backend=ray needs MLflow's tracking server"),
     (["reproduce", "--seeds", "0"], 2, "Error: seeds must be a whole number, at least 1"),
     (["reproduce", "--stack", "0"], 2, "Error: stack must be 'auto' or a whole number, at least 1"),
     (["reproduce", "--table", "nonsense"], 2, "table must be one of assignment, tutorial, a path"),
@@ -594,6 +608,37 @@ def test_a_comparison_prints_its_table_sentences_and_where_to_look(capsys, store
     assert re.search(r"^Trained 12 networks in ", out, re.MULTILINE)
     assert "\x1b" not in out
     assert "one seed" not in out
+
+
+def test_a_tuning_prints_its_table_sentences_and_where_things_are(capsys, store):
+    """The numbers are those of the runs; said again, it has nothing left to try."""
+    command = ["tune", *SMALL, "--inits", "normal,he", "--trials", "4", "--seeds", "3"]
+    code, out, err = run(capsys, *command, "--experiment", "mine")
+    assert (code, err) == (0, "")
+    networks, parent = nested("mine")
+    assert len([n for n in networks if n.data.tags["initflow.tuning"] == "trial"]) == 8
+    for init in ("normal", "he"):
+        row = line_of(out, init)
+        tested = [
+            100 * network.data.metrics["accuracy/test"]
+            for network in networks
+            if network.data.tags["initflow.tuning"] == "tuned"
+            and network.data.tags["initflow.scheme"] == init
+        ]
+        assert f"{sum(tested) / 3:.2f}" in row
+        counts = [int(word) for word in row[-3:]]
+        assert sum(counts) == 4
+    assert re.search(r"^Each at its best: .*\.$", out, re.MULTILINE)
+    assert re.search(r"^All at lr 0\.1 and gamma 0\.96: .*\.$", out, re.MULTILINE)
+    assert re.search(r"^(Tuning changes no verdict|What tuning changes): .*\.$", out, re.MULTILINE)
+    took = re.search(r"^The trials took ([\d.]+) s; of the workers' time ", out, re.MULTILINE)
+    assert float(took[1]) > 0
+    assert f"/runs/{parent.info.run_id}?" in out
+    assert "\x1b" not in out
+    code, again, err = run(capsys, *command, "--experiment", "mine")
+    assert (code, err) == (0, "")
+    assert "The trials took" not in again
+    assert again.partition("Study ")[0] == out.partition("The trials took")[0]
 
 
 def test_a_reproduction_prints_both_numbers_its_sentence_and_notes(capsys, store, tmp_path):

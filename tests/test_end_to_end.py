@@ -234,6 +234,28 @@ def test_mlflow_run_compares(tmp_path):
     assert launched in report
 
 
+def test_mlflow_run_tunes(tmp_path):
+    """Below the run that MLflow made a run for each scheme, below that each trial."""
+    done = mlflow_run(
+        tmp_path, "inits=normal,he", "trials=3", "seeds=2", *SMALL, entry_point="tune"
+    )
+    assert done.returncode == 0, done.stderr
+    found = runs(tmp_path)
+    parent_of = {r.info.run_id: r.data.tags.get("mlflow.parentRunId") for r in found}
+    (parent,) = (r for r in found if not parent_of[r.info.run_id])
+    assert parent.data.tags["mlflow.project.entryPoint"] == "tune"
+    schemes = [r for r in found if parent_of[r.info.run_id] == parent.info.run_id]
+    assert {r.info.run_name for r in schemes} == {"tune normal relu", "tune he relu"}
+    trials = [r for r in found if r.data.tags.get("initflow.tuning") == "trial"]
+    assert len(trials) == 2 * 3
+    assert {parent_of[r.info.run_id] for r in trials} == {r.info.run_id for r in schemes}
+    assert "RUNNING" not in {r.info.status for r in found}
+    tuning = json.loads((artifacts(parent) / "tuning.json").read_text())
+    assert "\n".join(tuning["sentences"]) in done.stdout
+    study = parent.data.params["resolved.study"]
+    assert (tmp_path / "studies" / f"{study}.journal").is_file()
+
+
 TABLE = """
 title = "A small table"
 source = "Made up."
