@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench import populations, training, watching
+from bench import populations, study, training, watching
 from initflow import data
 from initflow.finder import GROUP
 
@@ -31,6 +31,8 @@ def main() -> None:
         *_training(),
         *_populations(),
         *_comparing(),
+        *_tuning(),
+        *_workers(),
         *_watching(),
         *_command(),
         *_help(),
@@ -86,6 +88,36 @@ def _comparing() -> Iterator[str]:
         yield "compare 12 times faster than scripts"
     if share >= 1 / 3:
         yield "logging less than a third of training"
+
+
+def _tuning() -> Iterator[str]:
+    environment = _environment()
+    usual = [study.usual()]
+    ours = study.ours(environment, study.TRIALS)
+    usual.append(study.usual())
+    ratio = statistics.mean(usual) * ours.trials / ours.seconds
+    share = (ours.studying + ours.logging) / ours.seconds
+    print(f"initflow tune, {ours.trials} trials of 5 epochs, none pruned {ours.seconds:10.1f} s")
+    print(f"  the usual way                        {_spread(usual)} s a trial")
+    print(f"  times more trials a minute           {ratio:5.2f}   (to hold: at least 10)")
+    print(f"  Optuna and MLflow / whole            {share:5.2f}   (to hold: at most 0.15)\n")
+    if ratio < 10:
+        yield "10 times more trials a minute"
+    if share > 0.15:
+        yield "Optuna and MLflow within 15 % of a study"
+
+
+def _workers() -> Iterator[str]:
+    """The start of the workers included."""
+    environment = _environment()
+    one = study.ours(environment, study.OF_WORKERS, "--threads", "1")
+    two = study.ours(environment, study.OF_WORKERS, "--workers", "2")
+    ratio = one.seconds / two.seconds
+    print(f"{study.OF_WORKERS} trials by one worker of one thread  {one.seconds:10.1f} s")
+    print(f"  by two of them                       {two.seconds:10.1f} s")
+    print(f"  times more trials a minute           {ratio:5.2f}   (to hold: at least 1.6)\n")
+    if ratio < 1.6:
+        yield "two workers 1.6 times one"
 
 
 def _watching() -> Iterator[str]:
