@@ -26,6 +26,7 @@ from initflow.config import (
     DiagnoseConfig,
     ReproduceConfig,
     TrainConfig,
+    TuneConfig,
 )
 from initflow.initializers import BUILT_IN
 from initflow.plugins import load_all
@@ -59,6 +60,8 @@ IN_TESTS = {
     ),
     "mlflow run . -e compare --env-manager local --experiment-name initflow "
     "-P inits=normal,xavier,he -P seeds=10": "test_mlflow_run_compares",
+    "mlflow run . -e tune --env-manager local --experiment-name initflow "
+    "-P inits=normal,xavier,he": "test_mlflow_run_tunes",
     "initflow reproduce --table tutorial": "test_tutorial",
     "mlflow run . -e diagnose --env-manager local --experiment-name initflow "
     "-P inits=xavier,critical -P activations=tanh -P depth=100 -P dataset=digits": (
@@ -197,7 +200,8 @@ def test_the_diagnosis_parameters_are_its_configuration():
     ("settings", "start", "end"),
     [
         (CompareConfig, "## Comparing schemes", "### Published tables"),
-        (ReproduceConfig, "### Published tables", "## Parameters"),
+        (ReproduceConfig, "### Published tables", "## Tuning"),
+        (TuneConfig, "## Tuning", "## Parameters"),
     ],
 )
 def test_the_parameters_of_many_are_their_configuration(settings, start, end):
