@@ -43,7 +43,7 @@ def tested(
     pixels = data.pixels(plan.config.dataset)
     for arm in arms:
         there = {found.id for found in arm.run.found({"mlflow.parentRunId": arm.run.id})}
-        known = _known(arm)
+        known = _known(arm.study)
         for part, networks in _networks(plan, arm).items():
             missing = [one for one in networks if not _is_there(known.get(_key(one)), one, there)]
             tags = {arm.cell: plan.tags(part, arm.study)}
@@ -56,7 +56,7 @@ def tested(
         arm = of_run[stack.run.id]
         members = {member.outcome.seed: member for member in trained.members}
         new = {_key(c): _values(members[c.seed]) for c in stack.configs if c.seed in members}
-        arm.study.remember(TESTED, {**_known(arm), **new})
+        arm.study.remember(TESTED, {**_known(arm.study), **new})
 
     trained = Trained()
     if stacks:
@@ -84,14 +84,13 @@ def _networks(plan: Plan, arm: Arm) -> dict[str, list[TrainConfig]]:
     }
 
 
-def _known(arm: Arm) -> Known:
-    return arm.study.remembered(TESTED) or {}
+def _known(study: Study) -> Known:
+    return study.remembered(TESTED) or {}
 
 
 def runs(study: Study) -> set[str]:
     """The ids of those of all its networks that are tested."""
-    known: Known = study.remembered(TESTED) or {}
-    return {kept["run_id"] for kept in known.values()}
+    return {kept["run_id"] for kept in _known(study).values()}
 
 
 def _key(config: TrainConfig) -> str:
@@ -116,7 +115,7 @@ def _is_there(kept: Mapping[str, Any] | None, config: TrainConfig, runs: set[str
 
 
 def _tests(plan: Plan, arm: Arm) -> Tests:
-    known, networks = _known(arm), _networks(plan, arm)
+    known, networks = _known(arm.study), _networks(plan, arm)
     tuned = networks.get("tuned", [])
 
     def outcomes(configs: Sequence[TrainConfig]) -> list[Outcome]:

@@ -302,18 +302,14 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _failing(storage: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _failing(storage: str) -> Iterator[None]:
     """Raise what the storage refuses as :class:`StudyError`."""
-
-    @contextlib.contextmanager
-    def translated() -> Iterator[None]:
-        try:
-            with _quiet():
-                yield
-        except (SQLAlchemyError, StorageInternalError, OSError) as error:
-            raise StudyError(f"storage '{shown(storage)}' failed: {_reason(error)}") from error
-
-    return translated()
+    try:
+        with _quiet():
+            yield
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        raise StudyError(f"storage '{shown(storage)}' failed: {_reason(error)}") from error
 
 
 def check(search: Search, settings: Mapping[str, str]) -> None:
