@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-WIDE = 120  # columns that tables may take where no terminal limits them
+WIDE = 140  # columns that tables may take where no terminal limits them
 
 # Signals that end the command, with the run closed on the way out.
 STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}

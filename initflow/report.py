@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
+NAME = 20  # letters of a name that are not folded for what stands beside it
+UNLIMITED = 10_000  # columns
 
 
 def closing_table(result: Result) -> Table:
@@ -274,9 +277,15 @@ def reproduction_table(result: Reproduction, columns: int = WIDE) -> Table:
 def tuning_table(rows: Sequence[Tuned], columns: int = WIDE) -> Table:
     """Of each scheme its best setting, what it is worth, and how its trials ended.
 
-    On few ``columns`` without the interval and the tolerance.
+    On fewer ``columns`` than all of that takes, without the interval and the tolerance.
     """
-    wide = columns >= WIDE
+    table = _tuning_table(rows, wide=True)
+    folded = max((len(row.cell.init) - NAME for row in rows), default=0)
+    room = Console(width=UNLIMITED).measure(table).maximum - max(0, folded)
+    return table if room <= columns else _tuning_table(rows, wide=False)
+
+
+def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = (
         "Accuracy in percent: the best trial's on the validation images; on the test images the "

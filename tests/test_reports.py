@@ -10,6 +10,7 @@ from initflow import report
 from initflow.comparison import Cell, Outcome, Row, rows
 from initflow.config import ACTIVATION_NAMES, SCHEME_NAMES
 from initflow.published import PublishedRow, checks
+from initflow.trials import Trial, tuned
 
 COLUMNS = 100
 ODD = "[red]my[/red] [/file.py:f[bold]:a=1,b=[x]"
@@ -171,3 +172,44 @@ def test_a_reproduction_fits():
     lines = shown(report.reproduction_table(result))
     assert any("−585.31 to 685.31" in line for line in lines)
     assert any("−1050.39 to 1150.39" in line for line in lines)
+
+
+def of_a_study(init="normal", tests=(0.96, 0.97)):
+    """A scheme after its study: two trials finished, all but one point apart, one diverged."""
+    trials = [
+        Trial(0, 0.0123456, 0.96, "finished", 0.95),
+        Trial(1, 0.12345, 0.51234, "finished", 0.955),
+        Trial(2, 0.9, 0.96, "diverged", None),
+    ]
+    outcomes = trained(tests)
+    return tuned(Cell(init, "relu"), trials, outcomes, outcomes)
+
+
+def test_a_tuning_shows_every_number():
+    """On one line with the scheme, where there is room."""
+    words = cells_of(shown(report.tuning_table([of_a_study()], 140), 140), "normal")
+    # 96.5 ± 12.706 · 0.70711 / √2
+    assert " ".join(words) == (
+        "0.123 0.512 95.50 96.50 90.15 to 102.85 96.50 0.0123 to 0.123 (×10) 2 0 1"
+    )
+
+
+@pytest.mark.parametrize("columns", [100, 120, 140])
+@pytest.mark.parametrize("tests", [(0.96, 0.97), (0.1, 0.9)], ids=["narrow", "wide"])
+def test_a_tuning_never_folds_a_short_name(columns, tests):
+    """However wide the intervals are: without room they are left out."""
+    found = [of_a_study("truncated_normal", tests), of_a_study("he", tests)]
+    lines = shown(report.tuning_table(found, columns), columns)
+    for init in ("truncated_normal", "he"):
+        assert cells_of(lines, init)[:3] == ["0.123", "0.512", "95.50"]
+        assert cells_of(lines, init)[-3:] == ["2", "0", "1"]
+    assert any(line.split()[:3] == ["scheme", "lr", "gamma"] for line in lines)
+
+
+def test_a_long_scheme_does_not_cost_the_tuning_its_intervals():
+    """It is folded beside them."""
+    init = "plugins/some-folder/with/a_long_name.py:function:gain=2.0,other_argument=17"
+    lines = shown(report.tuning_table([of_a_study(init)], 140), 140)
+    body = [line for line in lines if line[1:].split(" ")[0] and line[1:].split(" ")[0] in init]
+    assert "".join(line[1:].split(" ")[0] for line in body) == init
+    assert "90.15 to 102.85" in body[0]
