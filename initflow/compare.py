@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from initflow import comparison, comparison_figures, data, drawing, machine, supplies, webpage
+from initflow import comparison, comparison_figures, data, drawing, environment, supplies, webpage
 from initflow.comparison import Difference, Row
 from initflow.config import CompareConfig, format_shape
 from initflow.overview import addresses, log_overview, warnings
@@ -100,7 +100,7 @@ def _log_report(result: Comparison, title: str) -> None:
         curves=files["learning_curves"],
         signals=files.get("signals_by_layer"),
         configuration=config.as_text(),
-        environment=machine.environment(population.device),
+        environment=environment.shown(population.device),
         command=config.command("compare", ("inits",), run.launcher),
         warnings=warnings(population),
         links=list(addresses(population).items()),

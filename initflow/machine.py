@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import platform
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,29 +41,6 @@ def working_memory(device: str) -> int:
         with contextlib.suppress(OSError, ValueError):
             sizes.append(int(file.read_text().strip().removesuffix("K")) * 1024)
     return max(sizes, default=USUAL_CACHE)
-
-
-def environment(device: str) -> dict[str, str]:
-    """What a result was computed with, for who reads it later."""
-    named = ("initflow", "torch", "mlflow", "numpy", "scipy")
-    versions = {name: version(name) for name in named}
-    chip = torch.cuda.get_device_name(device) if device != "cpu" else processor()
-    return {
-        **versions,
-        "Python": platform.python_version(),
-        "system": platform.platform(),
-        "device": f"{device} ({chip})",
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def processor() -> str:
-    """The CPU's name, as far as it is known."""
-    with contextlib.suppress(OSError):  # Linux only
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from initflow import comparison, comparison_figures, drawing, machine, published, supplies, webpage
+from initflow import (
+    comparison,
+    comparison_figures,
+    drawing,
+    environment,
+    published,
+    supplies,
+    webpage,
+)
 from initflow.comparison import NONE, Cell, Outcome, Row, interval, percent, whole
 from initflow.config import ReproduceConfig
 from initflow.errors import SettingError
@@ -144,7 +152,7 @@ def _log_report(result: Reproduction) -> None:
         webpage.Section("The table", [webpage.Text(table.source), webpage.Listing(table.notes)]),
         *webpage.colophon(
             configuration=config.as_text() | {k: str(v) for k, v in table.settings.items()},
-            environment=machine.environment(population.device),
+            environment=environment.shown(population.device),
             command=config.command("reproduce", ("table",), run.launcher),
             links=list(addresses(population).items()),
         ),

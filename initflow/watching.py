@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from initflow import track
+from initflow import context, environment, track
 from initflow.errors import SettingError, unknown
 from initflow.inspection import Recorder
 from initflow.signals import QUANTITIES, Signals
@@ -37,6 +37,8 @@ def watch(
     :data:`initflow.signals.QUANTITIES`; None stands for all. ``name`` is put before the layers'
     names (``quantity/name.layer``), where one run has several models, or one model twice.
 
+    The run gets the environment's tags, unless ``INITFLOW_CONTEXT_TAGS`` is false.
+
     Values that are not finite are not logged. The first step that has some gets the run two
     tags: ``initflow.nonfinite_at_step`` and ``initflow.nonfinite``, which counts the entries
     that are NaN or infinite.
@@ -47,7 +49,10 @@ def watch(
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
     prefix = "" if name is None else f"{name}."
-    steps = _Steps(model, every, _Log(_active(), _known(quantities), prefix))
+    run = _active()
+    steps = _Steps(model, every, _Log(run, _known(quantities), prefix))
+    if context.is_on():  # it may have been opened before this process used initflow
+        run.set_tags(environment.tags())
     hooks = contextlib.ExitStack()
     try:
         hooks.enter_context(model.register_forward_pre_hook(steps))

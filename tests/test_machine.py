@@ -1,8 +1,6 @@
-"""What the numbers are computed on: the device, its memory, its threads, and what is told of it."""
+"""What the numbers are computed on: the device, its memory, its threads."""
 
 import contextlib
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -69,28 +67,6 @@ def test_memory_of_a_cuda_device_is_what_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda at: asked.append(at) or (1_000, 9_000))
     assert machine.working_memory("cuda:1") == 1_000
     assert asked == ["cuda:1"]
-
-
-def test_the_environment_names_what_a_result_depends_on():
-    """Versions as they are installed, the device with its name, the threads that are set."""
-    with machine.threads(2):
-        found = machine.environment("cpu")
-    for name in ("initflow", "torch", "mlflow", "numpy", "scipy"):
-        assert found[name] == version(name)
-    assert found["Python"] == platform.python_version()
-    assert found["threads"] == "2"
-    assert found["device"] == f"cpu ({machine.processor()})"
-    assert all(isinstance(value, str) and value for value in found.values())
-
-
-def test_the_processor_has_a_name_on_other_systems_too(monkeypatch):
-    """Where there is no /proc."""
-
-    def absent(_):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", absent)
-    assert machine.processor() == (platform.processor() or platform.machine())
 
 
 def test_threads_are_put_back_after_an_error():

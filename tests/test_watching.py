@@ -21,6 +21,7 @@ from tests.test_inspection import Net, cnn, hooks_on, normal, squared
 def logged(monkeypatch):
     """A run that is active; each batch of metrics or tags that it gets, in order."""
     batches = []
+    monkeypatch.setenv("INITFLOW_CONTEXT_TAGS", "false")  # which are tested elsewhere
 
     def log_batch(self, run_id, metrics=(), params=(), tags=()):
         batches.append((metrics, tags))
