@@ -20,19 +20,19 @@ import mlflow.pytorch  # noqa: E402
 clock.append(time.perf_counter())
 
 from bench.training import CONFIG, ours, start_of  # noqa: E402
-from initflow import data, model, track  # noqa: E402
-from initflow.activations import ACTIVATIONS  # noqa: E402
+from initflow import data, track  # noqa: E402
 
 
 def main() -> None:
     splits = data.load(CONFIG)
     initial = start_of(splits)
     training, _ = ours(initial, splits)
-    module = model.to_module(initial.state(), ACTIVATIONS[CONFIG.activation])
     mlflow.set_tracking_uri(f"sqlite:///{Path(sys.argv[1]).resolve()}/mlflow.db")
     with track.start(name="parts", description="", params={}, tags={}) as run:
         started = time.perf_counter()
-        run.log_model(module, splits.pixels, 0)
+        run.log_model(
+            initial.state(), CONFIG.activation, mean=0.0, std=1.0, pixels=splits.pixels, step=0
+        )
         exporting = time.perf_counter() - started
     parts = {
         "import torch": clock[1] - clock[0],

@@ -105,7 +105,7 @@ def diagnose(
                 title = f"{init}, {activation}, {format_shape(widths)}, {config.dataset}"
                 with run.nested(
                     name=f"{init} {activation} {format_shape(widths)}",
-                    description=f"**{title}**. {verdict_sentence(reading)}",
+                    description=f"{title}. {verdict_sentence(reading)}",
                     params=config.network(init, activation).as_text(),
                     tags={
                         "initflow.version": initflow.__version__,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 import initflow
-from initflow import data, figures, machine, model, plugins, track
+from initflow import data, environment, figures, machine, model, plugins, provenance, track
 from initflow.config import TrainConfig, format_shape
 from initflow.errors import InitflowError, cause
 from initflow.reading import Reading, as_json
@@ -27,7 +27,7 @@ class Result(Record):
 
     @property
     def run_id(self) -> str:
-        return self.run.id
+        return track.with_ids(self.run.id)
 
 
 def train_one(
@@ -58,6 +58,7 @@ def train_one(
         ) as run:
             result = Result(run=run, **vars(record))
             log_setting(run, config, splits, resolved)
+            log_uncommitted(run)
             train_together(
                 [result],
                 splits.to(torch.device(device)),
@@ -67,7 +68,7 @@ def train_one(
             progress("drawing and logging", 0, 1)
             run.set_tags(result_tags(result))
             run.describe(description(result, splits))
-            log_trained(run, result, splits)
+            log_trained(run, result, splits, resolved)
             log_figures(run, result)
     return result
 
@@ -127,7 +128,7 @@ def log_network(
         model_id = None
         try:
             log_setting(run, record.config, splits, resolved)
-            model_id = log_trained(run, record, splits)
+            model_id = log_trained(run, record, splits, resolved)
         finally:  # also of what fails here, or is interrupted; the metrics are the model's too
             run.log_history(record.history | (history or {}), model_id)
         if run_figures:
@@ -166,15 +167,35 @@ def log_setting(
     run.log_data(splits)
 
 
-def log_trained(run: track.Run, record: Record, splits: data.Splits) -> str | None:
-    """The table of the signals and, unless the training diverged, the model, whose id it is."""
+def log_uncommitted(run: track.Run) -> None:
+    """What is not committed of the code around a command; nothing where all is."""
+    diff = environment.uncommitted()
+    if diff:
+        run.log_text(provenance.UNCOMMITTED, diff)
+
+
+def log_trained(
+    run: track.Run, record: Record, splits: data.Splits, resolved: Mapping[str, str]
+) -> str | None:
+    """What it takes to train it again and compare, and the table of the signals.
+
+    And, unless the training diverged, the model, whose id is returned.
+    """
+    device, threads = resolved["resolved.device"], int(resolved["resolved.threads"])
+    evidence = provenance.of(record, splits, device, threads)
+    for name, content in provenance.files(evidence).items():
+        run.log_bytes(name, content)
     if record.reading:
         run.log_json("signals", as_json(record.reading, record.signals))
     if record.config.log_model and record.outcome == "finished":
-        module = model.to_module(
-            record.trained, record.activation, mean=splits.mean, std=splits.std
+        return run.log_model(
+            record.trained,
+            record.activation.name,
+            mean=splits.mean,
+            std=splits.std,
+            pixels=splits.pixels,
+            step=record.step,
         )
-        return run.log_model(module, splits.pixels, record.step)
     return None
 
 
@@ -182,6 +203,7 @@ def result_tags(record: Record) -> dict[str, object]:
     """The tags of a network after its training."""
     tags: dict[str, object] = {
         "initflow.weights_sha256": model.weights_sha256(record.trained),
+        "initflow.losses_sha256": provenance.losses_sha256(record.losses),
         "initflow.outcome": record.outcome,
     }
     if record.diverged_at is not None:
@@ -219,7 +241,7 @@ def summary(record: Record, splits: data.Splits) -> str:
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     return (
         f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
-        f"**{record.scheme.spec}**, on {len(splits.train):,} images of {config.dataset}: "
+        f"{record.scheme.spec}, on {len(splits.train):,} images of {config.dataset}: "
         f"{config.epochs} epochs of batches of "
         f"{config.batch_size}, SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."

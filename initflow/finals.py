@@ -9,6 +9,7 @@ from typing import Any
 from initflow import data, populations, track, trials, workers
 from initflow.comparison import Outcome
 from initflow.config import TrainConfig
+from initflow.errors import OutageError
 from initflow.plan import Arm, Plan
 from initflow.populations import Member, Stack, Trained
 from initflow.record import Progress
@@ -42,8 +43,7 @@ def tested(
     of_run = {arm.run.id: arm for arm in arms}
     pixels = data.pixels(plan.config.dataset)
     for arm in arms:
-        there = {found.id for found in arm.run.found({"mlflow.parentRunId": arm.run.id})}
-        known = _known(arm.study)
+        known, there = _known(arm.study), _runs_below(arm)
         for part, networks in _networks(plan, arm).items():
             missing = [one for one in networks if not _is_there(known.get(_key(one)), one, there)]
             tags = {arm.cell: plan.tags(part, arm.study)}
@@ -62,6 +62,15 @@ def tested(
     if stacks:
         populations.train_all(trained, stacks, crew, progress, through)
     return [_tests(plan, arm) for arm in arms], trained
+
+
+def _runs_below(arm: Arm) -> set[str]:
+    """The names of the runs there; where MLflow does not answer, of all that are remembered."""
+    try:
+        found = arm.run.found({"mlflow.parentRunId": arm.run.id})
+    except OutageError:
+        return runs(arm.study)
+    return set().union(*(one.names for one in found))
 
 
 def _networks(plan: Plan, arm: Arm) -> dict[str, list[TrainConfig]]:

@@ -15,8 +15,9 @@ import functools
 import itertools
 import json
 import math
+import re
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -37,6 +38,10 @@ COLUMNS = (
     "tags.`initflow.outcome`",
 )
 VIEW = "mlflow.sharedViewState."
+# Of Markdown: what marks text up, what HTML and links by themselves have, and how lines begin.
+_MARKS = re.compile(r"[\\`*\[\]~|]|(?<!\w)_|_(?!\w)")
+_ENTITIES = re.compile(r"[<>&@]|:(?=//)|(?i:(?<=www)\.)")
+_BEGIN = re.compile(r"^(?:(?=[#+=-])|\d+(?=[.)]\s))")
 UNGROUPED = "Model metrics"  # the page's section of the metrics without a slash
 
 # Among which the page chooses, in its order.
@@ -98,6 +103,16 @@ def links(experiment_id: str, parent_id: str, run_ids: Sequence[str]) -> str:
         targets["run by run"] = comparison_address(experiment_id, run_ids)
     targets["charts of this run"] = run_address(experiment_id, parent_id, charts=True)
     return " · ".join(f"[{text}]({address})" for text, address in targets.items())
+
+
+def plain(text: str) -> str:
+    """``text`` as Markdown that the page shows as it is: no link, no markup, no HTML.
+
+    Schemes and plugins are named by whoever made them. Of each line what would begin a heading, a
+    list or a quotation is escaped too; what the page takes for a link by itself is broken.
+    """
+    text = _ENTITIES.sub(lambda found: f"&#{ord(found[0])};", _MARKS.sub(r"\\\g<0>", text))
+    return "\n".join(_BEGIN.sub(r"\g<0>\\", line.strip()) for line in text.split("\n"))
 
 
 def view_key(parent_id: str) -> str:
@@ -219,6 +234,17 @@ def _value(name: str, state: Mapping[str, object], now_ms: int) -> str:
         "state": f"deflate;{packed}",
     }
     return _compact(view)
+
+
+def rewritten(view: str, change: Callable[[str], str]) -> str:
+    """A saved view's value with its packed state as ``change`` makes it; another text as it is."""
+    try:
+        value = json.loads(view)
+        packed = base64.b64decode(value["state"].removeprefix("deflate;"), validate=True)
+        state = change(zlib.decompress(packed).decode())
+        return _value(value["name"], json.loads(state), value["createdAt"])
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
+        return view
 
 
 def made_at(view: str) -> int:

@@ -84,7 +84,10 @@ def addresses(population: Population) -> dict[str, str]:
     if 1 < len(ids) <= mlflow_page.LINKED:
         found["Run by run"] = mlflow_page.comparison_address(run.experiment_id, ids)
     server = track.server()
-    return {what: mlflow_page.absolute(server, address) for what, address in found.items()}
+    return {
+        what: track.with_ids(mlflow_page.absolute(server, address))
+        for what, address in found.items()
+    }
 
 
 def warnings(population: Population) -> list[str]:
@@ -103,7 +106,7 @@ def _describe(population: Population, paragraphs: Sequence[str]) -> None:
     run = population.run
     ids = [member.run_id for member in population.members]
     links = mlflow_page.links(run.experiment_id, run.id, ids)
-    run.describe("\n\n".join([links, *paragraphs, *warnings(population)]))
+    run.describe("\n\n".join([*paragraphs, *warnings(population)]), links)
 
 
 def closing_lines(population: Population) -> list[str]:

@@ -168,7 +168,9 @@ def grown(
     before a run is made.
     """
     device = machine.device(settings.device)
-    track.check_reachable(settings.backend)
+    track.check_backend(settings.backend)
+    if settings.backend != "local":  # elsewhere nobody would know of what waits there
+        track.check_reachable()
     cells = list(dict.fromkeys(map(cell_of, configs)))
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = supplies.splits(configs[0])
@@ -187,6 +189,7 @@ def grown(
         ) as run:
             run.log_json("config", settings.as_text() | resolved)
             run.log_data(splits)
+            experiments.log_uncommitted(run)
             population = Population(run=run, device=device, cells=cells)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))

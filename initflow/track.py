@@ -1,10 +1,15 @@
-"""MLflow: the only module that imports it. A run is opened, written to, and always closed."""
+"""Runs in MLflow: opened, written to, always closed, and found again.
+
+What is written goes by the outbox: where a tracking server does not answer, training goes on, and
+it is sent later. What is read needs the answer now.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import itertools
+import json
 import os
 import re
 import signal
@@ -16,30 +21,29 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import mlflow
-import mlflow.data.meta_dataset
-import mlflow.pytorch
-import numpy as np
-import torch
-from filelock import FileLock
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.types import Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from safetensors.torch import save as as_safetensors
 from sqlalchemy.exc import SQLAlchemyError
+from torch import Tensor
 
-from initflow import mlflow_page
+from initflow import delivery, environment, mlflow_page, outbox
 from initflow.data import Splits
-from initflow.drawing import Figure
-from initflow.errors import SettingError, TrackingError, without_credentials
+from initflow.delivery import KEY_TAG
+from initflow.drawing import Figure, png
+from initflow.errors import (
+    OutageError,
+    OutboxError,
+    SettingError,
+    TrackingError,
+    without_credentials,
+)
+from initflow.outbox import Entry, Left
 
 EXPERIMENT = "initflow"
 HOST, PORT = "127.0.0.1", 5000  # where `initflow ui` serves a local store's page, by default
@@ -47,12 +51,21 @@ LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PATIENCE_S = 3.0  # after which a second signal ends a request that the first one waits for
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
-STORE_TIMEOUT_S = 120
 SERVER_PATIENCE_S = 10.0
+CLOSING_PATIENCE_S = 5.0  # for what waits when a run is through
 DESCRIPTION = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
 ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
 # A driver may be missing, an address malformed.
-FAILURES = (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError)
+FAILURES = (
+    MlflowException,
+    SQLAlchemyError,
+    OSError,
+    ImportError,
+    ValueError,
+    outbox.RefusedError,
+    delivery.UnknownKeyError,
+)
 
 
 @contextlib.contextmanager
@@ -87,33 +100,63 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Raise what MLflow or its store refuses as :class:`TrackingError`."""
+    """Raise what MLflow or its store refuses as :class:`TrackingError`.
+
+    That it does not answer is an :class:`OutageError`.
+    """
+    where = uri()
     try:
-        with _uninterrupted():
+        with _uninterrupted(), delivery.impatient(where):
             yield
     except FAILURES as error:
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as")]
         reason = lines[0] if lines else type(error).__name__
-        message = f"MLflow at '{mlflow.get_tracking_uri()}' failed: {reason}"
-        raise TrackingError(without_credentials(message)) from error
+        message = without_credentials(f"MLflow at '{where}' failed: {reason}")
+        kind = OutageError if delivery.is_outage(where, error) else TrackingError
+        raise kind(message) from error
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Around a question to MLflow, whose answer must know of all that was written before."""
+    sender = delivery.sender(uri())
+    if sender.waiting() and not sender.settle(CLOSING_PATIENCE_S):
+        raise OutageError(f"MLflow at '{sender.tracking}' failed: {sender.reason}")
+    with _translated():
+        yield
+
+
+def _send(entry: Entry) -> None:
+    """Write it now or, where MLflow does not answer, later."""
+    with _translated():
+        delivery.sender(uri()).send(entry, is_asking=entry.kind in ("create", "model"))
+
+
+def with_ids(text: str) -> str:
+    """``text`` with the ids that the server has given by now to what has keys in it."""
+    known = delivery.sender(uri()).known
+    return outbox.KEYS.sub(lambda key: known.get(key[0], key[0]), text)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The open MLflow run; every call is one request, or one batch of them.
+    """An open MLflow run; every call is one request, or one batch of them, now or later.
 
-    ``launcher`` holds the options of the ``mlflow run`` that started it, if one did: with
-    them its experiment and its kind of environment are met again.
+    ``id`` and ``experiment_id`` are keys where the server has not given ids yet: in all that is
+    written they become ids. ``launcher`` holds the options of the ``mlflow run`` that started it,
+    if one did: with them its experiment and its kind of environment are met again.
     """
 
     id: str
     experiment_id: str
     launcher: tuple[str, ...]
 
+    def _write(self, kind: str, content: bytes = b"", **values: object) -> None:
+        _send(Entry(kind, self.id, values, content))
+
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.log_history({key: [(step, value)] for key, value in values.items()})
 
-    @_translated()
     def log_history(
         self, history: Mapping[str, Sequence[tuple[int, float]]], model_id: str | None = None
     ) -> None:
@@ -122,98 +165,77 @@ class Run:
         MLflow's own way to tell a model of a run's metrics is to read each of them again. Its
         page compares runs by what was logged first: that is the accuracy.
         """
-        now = int(time.time() * 1000)
+        now = _now()
         metrics = [
-            Metric(_key(key), value, now, step, model_id=None if left else model_id)
+            (_key(key), float(value), now, step, None if left else model_id)
             for key, points in sorted(
                 history.items(), key=lambda item: item[0] not in mlflow_page.COMPARED
             )
             for left, (step, value) in zip(reversed(range(len(points))), points, strict=True)
         ]
-        mlflow.MlflowClient().log_batch(self.id, metrics=metrics)
+        self._write("metrics", metrics=metrics)
 
-    @_translated()
+    def log_params(self, params: Mapping[str, str], *, launched: bool = False) -> None:
+        """``launched`` where the run is of ``mlflow run``, which has logged some itself."""
+        self._write("params", params=dict(params), launched=launched)
+
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        entities = [RunTag(key, str(value)) for key, value in tags.items()]
-        mlflow.MlflowClient().log_batch(self.id, tags=entities)
+        self._write("tags", tags=_texts(tags))
 
-    def describe(self, text: str) -> None:
-        """Set the description, Markdown, that MLflow's page shows above all else."""
-        self.set_tags({DESCRIPTION: text})
+    def describe(self, text: str, links: str = "") -> None:
+        """Set the description that MLflow's page shows above all else.
 
-    @_translated()
+        It begins with ``links``, a line of Markdown; ``text`` is shown as it is.
+        """
+        self.set_tags({DESCRIPTION: f"{links}\n\n{mlflow_page.plain(text)}".lstrip()})
+
     def log_figure(self, name: str, figure: Figure) -> None:
-        file, options = f"{name}.png", {"dpi": figure.dpi}
-        mlflow.MlflowClient().log_figure(self.id, figure, file, save_kwargs=options)
+        self.log_bytes(f"{name}.png", png(figure))
 
-    @_translated()
     def log_json(self, name: str, values: Mapping[str, object]) -> None:
-        mlflow.MlflowClient().log_dict(self.id, dict(values), f"{name}.json")
+        self.log_text(f"{name}.json", json.dumps(values, indent=2))
 
-    @_translated()
+    def log_text(self, name: str, text: str) -> None:
+        self.log_bytes(name, text.encode())
+
+    def log_bytes(self, name: str, content: bytes) -> None:
+        self._write("file", content, name=name)
+
     def log_data(self, splits: Splits) -> None:
         """The data set as an MLflow dataset input, by a digest of all its pixels and labels."""
         train = len(splits.train) + len(splits.validation or ())
         parts = {"train": train} | ({"test": len(splits.test)} if splits.test else {})
-        schema = Schema(
-            [
-                TensorSpec(np.dtype(np.uint8), shape, name)
-                for part, images in parts.items()
-                for name, shape in (
-                    (f"{part}_images", (images, splits.pixels)),
-                    (f"{part}_labels", (images,)),
-                )
-            ]
-        )
-        dataset = mlflow.data.meta_dataset.MetaDataset(  # type: ignore[abstract]
-            CodeDatasetSource(tags={"source": splits.source}),
+        self._write(
+            "data",
             name=splits.name,
             digest=splits.digest[:DIGEST_LENGTH],
-            schema=schema,
+            source=splits.source,
+            pixels=splits.pixels,
+            parts=parts,
         )
-        context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
-        logged = DatasetInput(dataset._to_mlflow_entity(), context)  # noqa: SLF001 - as log_input
-        mlflow.MlflowClient().log_inputs(self.id, [logged])
 
-    @_translated()
-    def log_model(self, module: torch.nn.Module, pixels: int, step: int) -> str:
-        """The id of ``module`` as an MLflow model: (n, pixels) float32 in, (n, classes) logits out.
+    def log_model(
+        self,
+        state: Mapping[str, Tensor],
+        activation: str,
+        *,
+        mean: float,
+        std: float,
+        pixels: int,
+        step: int,
+    ) -> str:
+        """The id of a network as an MLflow model: see :func:`initflow.model.to_module`."""
+        key = outbox.new_model_key()
+        tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
+        values = {"activation": activation, "mean": mean, "std": std, "pixels": pixels}
+        self._write("model", as_safetensors(tensors), key=key, step=step, **values)
+        return with_ids(key)
 
-        The requirements are stated, because guessing them takes MLflow 12 to 17 s.
-        """
-        example = np.zeros((2, pixels), dtype=np.float32)  # a batch of 1 would fix the size at 1
-        with torch.no_grad():
-            classes = module(torch.from_numpy(example)).shape[1]
-        tensor = np.dtype(np.float32)
-        logged = mlflow.pytorch.log_model(
-            module,
-            name="model",
-            input_example=example,
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(tensor, (-1, pixels))]),
-                outputs=Schema([TensorSpec(tensor, (-1, classes))]),
-            ),
-            pip_requirements=[f"{name}=={_public_version(name)}" for name in ("mlflow", "torch")],
-            run_id=self.id,
-            step=step,  # whose metrics MLflow takes for the model's
-            validate_serving_input=False,  # by loading it again: the tests do
-        )
-        return str(logged.model_id)
-
-    @_translated()
-    def log_text(self, name: str, text: str) -> None:
-        mlflow.MlflowClient().log_text(self.id, text, name)
-
-    @_translated()
-    def log_bytes(self, name: str, content: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, name)
-            file.write_bytes(content)
-            mlflow.MlflowClient().log_artifact(self.id, str(file))
-
-    @_translated()
     def set_experiment_tag(self, key: str, value: str) -> None:
-        mlflow.MlflowClient().set_experiment_tag(self.experiment_id, key, value)
+        self._write("experiment_tag", experiment_id=self.experiment_id, key=key, value=value)
+
+    def end(self, status: str) -> None:
+        self._write("status", status=status, ended=_now())
 
     @contextlib.contextmanager
     def nested(
@@ -230,58 +252,47 @@ class Run:
 
         ``resumed`` is the id of a closed run of this experiment that is to be it, opened again.
         """
-        context = {"mlflow.parentRunId": self.id, DESCRIPTION: description, **_context_tags()}
-        client = mlflow.MlflowClient()
+        described = {DESCRIPTION: mlflow_page.plain(description)}
+        tags = {PARENT: self.id, **described, **_context_tags(), **tags}
         run = None
         try:
-            with _translated():
-                texts = {key: str(value) for key, value in tags.items()}
-                if resumed:
-                    run = Run(resumed, self.experiment_id, ())
-                    client.update_run(run.id, "RUNNING")
-                    client.set_tag(run.id, ORPHANED, "false")
-                    run.set_tags(context | texts)
-                else:
-                    made = client.create_run(
-                        self.experiment_id, tags=context | texts, run_name=name
-                    )
-                    run = Run(made.info.run_id, self.experiment_id, ())
-                    client.log_batch(run.id, params=[Param(*item) for item in params.items()])
+            if resumed:
+                run = Run(resumed, self.experiment_id, ())
+                run._write("status", status="RUNNING")
+                run.set_tags({**tags, ORPHANED: "false"})
+            else:
+                run = _created(name, tags, {"experiment_id": self.experiment_id})
+                run.log_params(params)
             yield run
-            with _translated():
-                client.set_terminated(run.id, ends_as)
+            run.end(ends_as)
         except BaseException as error:
-            if _status(error) == "KILLED":  # as in start
-                traceback.clear_frames(error.__traceback__)
-            if run:
-                with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
-                    client.set_terminated(run.id, _status(error))
+            _close(run, error)
             raise
 
-    @_translated()
+    @_reading()
     def found(self, tags: Mapping[str, object], experiments: Iterable[str] = ()) -> list[Found]:
         """The runs of this experiment and ``experiments``, but for this one, with these ``tags``.
 
         In a tag's value ``%`` stands for any letters.
         """
         client, found, page = mlflow.MlflowClient(), [], None
-        where = list({self.experiment_id, *experiments})
+        where = list({with_ids(self.experiment_id), *experiments})
         comparisons = ((key, "LIKE" if "%" in str(v) else "=", v) for key, v in tags.items())
         condition = " AND ".join(f"tags.`{key}` {how} '{v}'" for key, how, v in comparisons)
+        condition, own = with_ids(condition), with_ids(self.id)
         while True:
             some = client.search_runs(where, condition, page_token=page)
             found += [Found(r.info.run_id, r.info.status, r.data.tags) for r in some]
             page = some.token
             if not page:
-                return [one for one in found if one.id != self.id]
+                return [one for one in found if one.id != own]
 
-    @_translated()
     def disown(self, one: Found) -> None:
         """Close a run whose process died and that nobody will go on with, and say so by a tag."""
-        client = mlflow.MlflowClient()
-        client.set_tag(one.id, ORPHANED, "true")
+        lost = Run(one.id, self.experiment_id, ())
+        lost.set_tags({ORPHANED: "true"})
         if one.status != "KILLED":
-            client.set_terminated(one.id, "KILLED")
+            lost.end("KILLED")
 
 
 class Found(NamedTuple):
@@ -290,6 +301,11 @@ class Found(NamedTuple):
     id: str
     status: str
     tags: Mapping[str, str]
+
+    @property
+    def names(self) -> set[str]:
+        """Its id, and the key that it had before it was given one."""
+        return {self.id, self.tags.get(KEY_TAG, self.id)}
 
 
 def is_orphan(one: Found) -> bool:
@@ -317,33 +333,53 @@ def start(
     environment variables name or else in ``initflow``; where a run is open already, it is
     nested in that. What MLflow or its store refuses is raised as :class:`TrackingError`.
     """
-    outer = mlflow.active_run()
     run = None
+    _send_earlier()
     try:
-        with _translated():
-            run = _open(name, experiment, params, {**tags, DESCRIPTION: description})
+        described = {DESCRIPTION: mlflow_page.plain(description)}
+        run = _open(name, experiment, params, {**tags, **described})
         yield run
-        with _translated():
-            mlflow.end_run("FINISHED")
+        run.end("FINISHED")
     except BaseException as error:
-        active = mlflow.active_run()
-        own = active if active and not (outer and outer.info.run_id == active.info.run_id) else None
-        # MLflow has forgotten a run whose closing was cut off, but the run is still open.
-        opened = own.info.run_id if own else run.id if run else None
-        if opened:
-            status = _status(error)
-            if (
-                status == "KILLED"
-            ):  # a statement that was cut off locks SQLite as long as its frame lives
-                traceback.clear_frames(error.__traceback__)
-            with contextlib.suppress(*FAILURES):  # the error at hand is the one to tell
-                if own:
-                    mlflow.end_run(status)
-                else:
-                    mlflow.MlflowClient().set_terminated(opened, status)
-            if status == "KILLED":
-                error.add_note(f"what was measured so far is in run {opened}")
+        if _close(run, error) and run:
+            error.add_note(f"what was measured so far is in run {run.id}")
         raise
+    finally:
+        delivery.sender(uri()).settle(CLOSING_PATIENCE_S if run else 0)
+
+
+def _send_earlier() -> None:
+    """What other processes could not send to where we are going comes first."""
+    if outbox.paths():
+        sync(only=without_credentials(uri()))
+
+
+def _close(run: Run | None, error: BaseException) -> bool:
+    """End ``run`` as ``error`` has it; whether that is KILLED."""
+    status = _status(error)
+    if status == "KILLED":  # a statement that was cut off locks SQLite as long as its frame lives
+        traceback.clear_frames(error.__traceback__)
+    if run:
+        with contextlib.suppress(TrackingError):  # the error at hand is the one to tell
+            run.end(status)
+    return status == "KILLED"
+
+
+def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) -> Run:
+    """A new run in the experiment that ``where`` tells by ``experiment_id`` or ``experiment``."""
+    key = outbox.new_key()
+    values = {"name": name, "tags": _texts(tags), "started": _now(), **where}
+    _send(Entry("create", key, values))
+    return Run(with_ids(key), with_ids(outbox.experiment_key(key)), ())
+
+
+def _texts(tags: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in tags.items()}
+
+
+def _now() -> int:
+    """Milliseconds, as MLflow counts."""
+    return int(time.time() * 1000)
 
 
 def uri() -> str:
@@ -365,57 +401,139 @@ def folder() -> Path:
     return Path() if "://" in where else Path(where).parent
 
 
-def check_reachable(backend: str) -> None:
+def check_backend(backend: str) -> None:
+    """Raise :class:`SettingError` for a store that the workers of ``backend`` could not reach."""
+    if backend == "ray" and not is_served():
+        raise SettingError(
+            "backend=ray needs MLflow's tracking server, for the runs that other machines "
+            f"write: set MLFLOW_TRACKING_URI to its address, not '{without_credentials(uri())}'"
+        )
+
+
+def check_reachable() -> None:
     """Raise :class:`TrackingError` where a tracking server does not answer for a while.
 
-    MLflow itself would try for minutes without a word. A store that the workers of ``backend``
-    could not reach is a :class:`SettingError`.
+    It is for what has to ask it, too; what only writes goes on without it.
     """
     if not is_served():
-        if backend == "ray":
-            raise SettingError(
-                "backend=ray needs MLflow's tracking server, for the runs that other machines "
-                f"write: set MLFLOW_TRACKING_URI to its address, not '{without_credentials(uri())}'"
-            )
         return
     started = time.monotonic()
-    once = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-    before = {key: os.environ.get(key) for key in once}
-    os.environ.update(once)
-    try:
-        while True:
-            try:
-                with _translated():
-                    mlflow.MlflowClient().search_experiments(max_results=1)
-            except TrackingError as error:
-                tried = time.monotonic() - started
-                if tried >= SERVER_PATIENCE_S:
-                    raise TrackingError(f"{error} (tried for {tried:.0f} s)") from error
-                time.sleep(1)
-            else:
-                return
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+    while True:
+        try:
+            with _translated():
+                mlflow.MlflowClient().search_experiments(max_results=1)
+        except OutageError as error:
+            tried = time.monotonic() - started
+            if tried >= SERVER_PATIENCE_S:
+                raise TrackingError(f"{error} (tried for {tried:.0f} s)") from error
+            time.sleep(1)
+        else:
+            return
 
 
-@_translated()
+@dataclass(frozen=True)
+class Synced:
+    """How many entries were sent, and what outboxes still hold."""
+
+    sent: int
+    left: Sequence[Left]
+
+
+def sync(told: Callable[[int, int], None] = lambda *_: None, *, only: str | None = None) -> Synced:
+    """Send what waits in the outboxes of processes that have ended, in its order.
+
+    Each goes where it belongs, or those alone that belong to ``only``, an address without
+    credentials. Of a server that does not answer one is tried.
+    """
+    sent, there, away = 0, [], set()
+    for path in outbox.paths():
+        try:
+            left = outbox.left(path)
+            if left and only in (None, left.tracking) and left.tracking not in away:
+                where = uri() if without_credentials(uri()) == left.tracking else left.tracking
+                some, left = outbox.drained(
+                    path,
+                    functools.partial(delivery.carry_out, where),
+                    functools.partial(delivery.is_outage, where),
+                    delivery.reason,
+                    told,
+                )
+                sent += some
+        except OutboxError as error:
+            left = Left(path, "", 0, 0, str(error))
+        if left:
+            there.append(left)
+            away |= {left.tracking} if left.waiting and not left.is_held else set()
+    return Synced(sent, there)
+
+
+def waiting_lines() -> list[str]:
+    """What is still to be sent, by whom, and why; nothing, where all is in MLflow."""
+    own = delivery.sender(uri())
+    lines: list[str] = []
+    if outbox.paths():
+        there = sync(only="" if own.waiting() else own.tracking).left
+        lines = [line for left in there for line in left_lines(left)]
+    if own.waiting() and not own.place().is_file():
+        lines.append(f"{own.waiting():,} entries wait: {own.reason}")
+    return lines
+
+
+def left_lines(left: Left) -> Iterator[str]:
+    """What an outbox still holds, in words."""
+    if left.waiting:
+        own = delivery.sender(uri())
+        what = "1 entry waits" if left.waiting == 1 else f"{left.waiting:,} entries wait"
+        reason = own.reason if own.place() == left.path else left.reason
+        because = f" ({reason})" if reason else ""
+        yield (
+            f"{what} in '{left.path}' for MLflow at '{left.tracking}'{because}: once it answers, "
+            "'initflow sync' sends them."
+        )
+    if left.refused:
+        yield (
+            f"{left.refused:,} entries in '{left.path}' were refused by MLflow at "
+            f"'{left.tracking}' ({left.reason}): remove the file to forget them."
+        )
+    if not left.tracking:
+        yield f"{left.reason}: remove the file to forget it."
+
+
+def check_kept() -> None:
+    """Raise :class:`TrackingError` where some of what was measured could be kept nowhere."""
+    own = delivery.sender(uri())
+    lost = own.lost + own.unsaved()
+    if lost:
+        raise TrackingError(
+            f"{lost:,} entries for MLflow at '{own.tracking}' are lost, as neither it nor the "
+            f"outbox takes them: {own.reason}; give INITFLOW_OUTBOX a folder with room"
+        )
+
+
+@_reading()
+def there(run: str, model: str) -> tuple[str, str]:
+    """The ids of a run and of its model, where only keys of them are known."""
+    client = mlflow.MlflowClient()
+    run = delivery.looked_up(client, run) if run.startswith(outbox.KEY) else run
+    if model.startswith(outbox.KEY):
+        model = delivery.model_of(client, run)
+    return run, model
+
+
+@_reading()
 def register(
     name: str, model_id: str, run_id: str, tags: Mapping[str, object], description: str
 ) -> str:
     """A new version of the model ``name`` in MLflow's registry, which is made if need be."""
     client = mlflow.MlflowClient()
-    with contextlib.suppress(MlflowException):  # it is there
+    if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     made = client.create_model_version(
         name,
         f"models:/{model_id}",
         run_id,
         tags={key: str(value) for key, value in tags.items()},
-        description=description,
+        description=mlflow_page.plain(description),
         model_id=model_id,
     )
     return str(made.version)
@@ -424,8 +542,11 @@ def register(
 def has_version(name: str, version: str) -> bool:
     """Whether the registered model has it still."""
     try:
-        mlflow.MlflowClient().get_model_version(name, version)
-    except MlflowException:
+        with _reading():
+            mlflow.MlflowClient().get_model_version(name, version)
+    except OutageError:
+        raise
+    except TrackingError:
         return False
     return True
 
@@ -438,18 +559,18 @@ def set_alias(name: str, alias: str, version: str) -> None:
 
 def is_served() -> bool:
     """Whether a tracking server holds the runs, which serves the page too."""
-    return mlflow.get_tracking_uri().startswith(("http://", "https://"))
+    return delivery.is_served(uri())
 
 
 def server(port: int = PORT) -> str:
     """The address of MLflow's page: the tracking server's or, of a local store, our own."""
-    return mlflow.get_tracking_uri() if is_served() else f"http://{HOST}:{port}"
+    return uri() if is_served() else f"http://{HOST}:{port}"
 
 
 @_translated()
 def page(port: int) -> str:
     """The address of the saved view of the last comparison or, without one, of all experiments."""
-    with _store_lock(mlflow.get_tracking_uri()):
+    with delivery.store_lock(uri()):
         experiments = mlflow.MlflowClient().search_experiments()
     views = [
         (made_at, experiment.experiment_id, key.removeprefix(mlflow_page.VIEW))
@@ -507,10 +628,15 @@ def _status(error: BaseException) -> str:
 
 
 @functools.cache
-def _context_tags() -> dict[str, str]:
+def _resolved_tags() -> dict[str, str]:
     """The user and the source, which MLflow gives to runs that it opens itself."""
     tags: dict[str, str] = resolve_tags()
     return tags
+
+
+def _context_tags() -> dict[str, str]:
+    """What every run has, whoever opens it."""
+    return {**_resolved_tags(), **environment.tags()}
 
 
 def active() -> Run | None:
@@ -534,64 +660,92 @@ def _open(
             "already; give mlflow run --experiment-name instead"
         )
     if launched:
-        status = mlflow.MlflowClient().get_run(launched).info.status
-        if status not in ("RUNNING", "SCHEDULED"):
-            raise SettingError(
-                f"MLFLOW_RUN_ID must name a run that is still open, not '{launched}', "
-                f"which is {status}"
-            )
-        active = mlflow.start_run()
-        mlflow.set_tags(dict(tags))
+        run = _launched(launched)
+        run.set_tags({**environment.tags(), **tags})
+        del os.environ["MLFLOW_RUN_ID"]  # as MLflow does: what is opened next is another run
     else:
-        active = mlflow.start_run(
-            run_name=name,
-            experiment_id=_experiment_id(experiment),
-            nested=mlflow.active_run() is not None,
-            # At once, so that a run is known by them wherever its process is killed.
-            tags={key: str(value) for key, value in tags.items()},
-        )
-    there = active.data.params
-    mlflow.log_params({key: value for key, value in params.items() if key not in there})
+        outer = mlflow.active_run()
+        parent = {PARENT: outer.info.run_id} if outer else {}
+        # At once, so that a run is known by them wherever its process is killed.
+        run = _created(name, {**_context_tags(), **parent, **tags}, _where(experiment))
+    run.log_params(params, launched=bool(launched))
+    return run
+
+
+def _launched(id: str) -> Run:  # noqa: A002 - as a run's own
+    """The run that ``mlflow run`` has made; while the server is away it is taken to be open."""
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
     launcher: tuple[str, ...] = ()
-    if launched:
-        manager = active.data.tags.get("mlflow.project.env", "local")
-        experiment = mlflow.get_experiment(active.info.experiment_id).name
+    with contextlib.suppress(OutageError), _translated():
+        client = mlflow.MlflowClient()
+        found = client.get_run(id)
+        if found.info.status not in ("RUNNING", "SCHEDULED"):
+            raise SettingError(
+                f"MLFLOW_RUN_ID must name a run that is still open, not '{id}', "
+                f"which is {found.info.status}"
+            )
+        experiment_id = found.info.experiment_id
+        manager = found.data.tags.get("mlflow.project.env", "local")
+        experiment = client.get_experiment(experiment_id).name
         launcher = ("--env-manager", manager, "--experiment-name", experiment)
-    return Run(active.info.run_id, active.info.experiment_id, launcher)
+    return Run(id, experiment_id, launcher)
 
 
-def _experiment_id(name: str | None) -> str:
-    """The experiment to open a run in, made if it is not there.
+def _where(experiment: str | None) -> dict[str, str]:
+    """The experiment to open a run in: the one named, else MLflow's own variables', else ours."""
+    if not experiment and os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return {"experiment_id": os.environ["MLFLOW_EXPERIMENT_ID"]}
+    return {"experiment": experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT}
 
-    MLflow makes experiments, and an SQLite store, without a lock: several processes that
-    start at once on an empty store would fail.
-    """
-    uri = mlflow.get_tracking_uri()
-    with _store_lock(uri):
-        client = mlflow.MlflowClient(uri)  # makes the store
-        if not name and os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            return os.environ["MLFLOW_EXPERIMENT_ID"]
-        name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-        found = client.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
+
+class Kept(NamedTuple):
+    """A run as MLflow keeps it: ``lifecycle`` is active or deleted."""
+
+    id: str
+    experiment_id: str
+    status: str
+    lifecycle: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+
+
+def read_run(run_id: str) -> Kept | None:
+    """The run with this id, also a deleted one; None where there is none."""
+    with _reading():
         try:
-            return str(client.create_experiment(name))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # made by another, on a server
-            if not found:
-                raise
-            return str(found.experiment_id)
+            found = mlflow.MlflowClient().get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    info, its = found.info, found.data
+    return Kept(
+        info.run_id, info.experiment_id, info.status, info.lifecycle_stage, its.tags, its.params
+    )
 
 
-def _store_lock(uri: str) -> contextlib.AbstractContextManager[object]:
-    if not uri.startswith("sqlite:///"):
-        return contextlib.nullcontext()
-    store = Path(uri.removeprefix("sqlite:///"))
-    store.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
+def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) pairs of those metrics that the run has."""
+    client = mlflow.MlflowClient()
+    with _reading():
+        found = {key: client.get_metric_history(run_id, key) for key in keys}
+    return {
+        key: sorted((m.step, m.value) for m in points) for key, points in found.items() if points
+    }
 
 
-def _public_version(distribution: str) -> str:
-    """The version without a local part (``+cpu``), which no package index holds."""
-    return version(distribution).partition("+")[0]
+def read_artifact(run_id: str, name: str, limit: int) -> bytes | None:
+    """The content of the run's file ``name``; None where there is none.
+
+    One of more than ``limit`` bytes is a :class:`TrackingError`.
+    """
+    client = mlflow.MlflowClient()
+    with _reading(), tempfile.TemporaryDirectory() as folder:
+        sizes = {file.path: file.file_size for file in client.list_artifacts(run_id)}
+        if name not in sizes:
+            return None
+        if (sizes[name] or 0) > limit:
+            raise TrackingError(
+                f"{name} of run {run_id} has {sizes[name]:,} bytes, and may have {limit:,}"
+            )
+        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()

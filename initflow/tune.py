@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import initflow
 from initflow import (
     drawing,
+    environment,
     finals,
-    machine,
     mlflow_page,
     studies,
     supplies,
@@ -27,7 +27,7 @@ from initflow import experiment as experiments
 from initflow import plan as plans
 from initflow.comparison import NONE, Cell, interval, percent
 from initflow.config import TuneConfig
-from initflow.errors import InitflowError, SettingError, WorkError
+from initflow.errors import InitflowError, OutageError, SettingError, WorkError
 from initflow.plan import Arm, Plan
 from initflow.populations import seeds_of
 from initflow.record import Progress, start
@@ -48,7 +48,7 @@ class Tuning:
 
     ``seconds`` is how long the trials of this time took, and ``spent`` what that was spent on by
     all workers together; ``failed`` says of networks to be tested why they were not. ``versions``
-    are the registered models.
+    are the registered models, and ``unregistered`` says why there are none.
     """
 
     plan: Plan
@@ -60,6 +60,7 @@ class Tuning:
     spent: Spent
     failed: Mapping[str, str]
     versions: Mapping[Cell, str]
+    unregistered: str
 
 
 @supplies.lasting()
@@ -76,7 +77,8 @@ def tune(
     """
     studies.check_sampler(config.sampler)
     schemes = supplies.different(config.inits, config.plugins_dir)
-    track.check_reachable(config.backend)
+    track.check_backend(config.backend)
+    track.check_reachable()
     progress("loading the data, downloaded at its first use", 0, 1)
     plan = plans.made(config)
     _check_storage(plan)
@@ -103,6 +105,7 @@ def tune(
         ):
             run.log_json("config", config.as_text() | resolved)
             run.log_data(supplies.splits(plan.trial(config.inits[0])))
+            experiments.log_uncommitted(run)
             _close_orphans(run, of_cells)
             arms = [
                 Arm(init, cell, study, runs.enter_context(_arm_run(plan, run, cell, study)))
@@ -124,6 +127,7 @@ def tune(
             progress("drawing and logging", 1, 1)
             of_trials = {arm.cell: arm.study.trials(config.trials) for arm in arms}
             of_tests = dict(zip(of_trials, tests, strict=True))
+            versions, unregistered = _registered(plan, arms, of_tests, of_trials)
             result = Tuning(
                 plan,
                 run,
@@ -140,7 +144,8 @@ def tune(
                 seconds,
                 spent,
                 trained.failed,
-                _registered(plan, arms, of_tests, of_trials),
+                versions,
+                unregistered,
             )
             for arm, row in zip(arms, result.rows, strict=True):
                 _log_arm(arm, row, of_trials[arm.cell])
@@ -197,7 +202,7 @@ def _close_orphans(run: track.Run, of_cells: Mapping[Cell, Study]) -> None:
         experiments = {*(study.remembered(EXPERIMENTS) or ()), run.experiment_id}
         for found in run.found({plans.STUDY_ID: f"%{study.id}%"}, experiments):
             is_test = found.tags["initflow.tuning"] in ("tuned", "untuned")
-            unknown = found.tags.get(tuning.TRIAL) in lost or (is_test and found.id not in tested)
+            unknown = found.tags.get(tuning.TRIAL) in lost or (is_test and not found.names & tested)
             if found.status == "RUNNING" or (unknown and not track.is_orphan(found)):
                 run.disown(found)
         study.remember(EXPERIMENTS, sorted(experiments))
@@ -280,9 +285,17 @@ def _give_up(arm: Arm, numbers: Sequence[int]) -> None:
     for number in numbers:
         del arm.at_hand[number]
     lost = set(map(str, arm.study.were_cut_off()))
-    for found in arm.run.found({"mlflow.parentRunId": arm.run.id}) if lost else ():
+    for found in _below(arm) if lost else ():
         if found.tags.get(tuning.TRIAL) in lost and not track.is_orphan(found):
             arm.run.disown(found)
+
+
+def _below(arm: Arm) -> list[track.Found]:
+    """The runs below its own; none where MLflow does not answer: the next start sees to them."""
+    try:
+        return arm.run.found({"mlflow.parentRunId": arm.run.id})
+    except OutageError:
+        return []
 
 
 def _registered(
@@ -290,8 +303,23 @@ def _registered(
     arms: Sequence[Arm],
     tests: Mapping[Cell, finals.Tests],
     of_trials: Mapping[Cell, Sequence[Trial]],
+) -> tuple[dict[Cell, str], str]:
+    """The version of each scheme's model in the registry, made where it is not there.
+
+    None, and why, where MLflow does not answer.
+    """
+    try:
+        return _versions(plan, arms, tests, of_trials), ""
+    except OutageError as error:
+        return {}, str(error)
+
+
+def _versions(
+    plan: Plan,
+    arms: Sequence[Arm],
+    tests: Mapping[Cell, finals.Tests],
+    of_trials: Mapping[Cell, Sequence[Trial]],
 ) -> dict[Cell, str]:
-    """The version of each scheme's model in the registry, made where it is not there."""
     name = plan.config.register
     versions: dict[Cell, str] = {}
     accuracies: dict[Cell, float] = {}
@@ -299,7 +327,7 @@ def _registered(
         best, model = trials.best(of_trials[arm.cell]), tests[arm.cell].model
         if not name or not best or not model:
             continue
-        run_id, model_id = model
+        run_id, model_id = track.there(*model)
         known = arm.study.remembered(REGISTERED) or {}
         key = f"{name} {model_id}"
         if key not in known or not track.has_version(name, known[key]):
@@ -336,18 +364,16 @@ def _log_arm(arm: Arm, row: Tuned, found: Sequence[Trial]) -> None:
         arm.run.log_metrics(len(found), ends)
     for name, png in arm.study.figures().items():
         arm.run.log_bytes(f"{name}.png", png)
-    below = arm.run.found({"mlflow.parentRunId": arm.run.id})
-    paragraphs = []
+    below, links_to = _below(arm), []
     for text, part in (("its trials side by side", "trial"), ("its tests", "tuned")):
         ids = [r.id for r in below if r.tags["initflow.tuning"] == part and not track.is_orphan(r)]
         if 1 < len(ids) <= mlflow_page.LINKED:
             address = mlflow_page.comparison_address(arm.run.experiment_id, ids)
-            paragraphs.append(f"[{text}]({address})")
+            links_to.append(f"[{text}]({address})")
     best = f"lr {row.best.lr:.4g} and gamma {row.best.gamma:.4g}" if row.best else "none finished"
     counts = ", ".join(f"{n} {outcome}" for outcome, n in row.counts.items() if n)
     arm.run.describe(
-        " · ".join(paragraphs)
-        + f"\n\nThe trials of {arm.cell}: {counts}. The best setting: {best}."
+        f"The trials of {arm.cell}: {counts}. The best setting: {best}.", " · ".join(links_to)
     )
 
 
@@ -368,12 +394,17 @@ def links(result: Tuning) -> dict[str, str]:
     page = mlflow_page.run_address(run.experiment_id, run.id)
     charts = mlflow_page.run_address(run.experiment_id, run.id, charts=True)
     found = {"The run of this tuning": page, "Its charts": charts}
-    return {what: mlflow_page.absolute(server, address) for what, address in found.items()}
+    return {
+        what: track.with_ids(mlflow_page.absolute(server, address))
+        for what, address in found.items()
+    }
 
 
 def warnings(result: Tuning) -> list[str]:
     """What is not as one would expect."""
     lines = [f"{name} failed: {reason}" for name, reason in result.failed.items()]
+    if result.unregistered:
+        lines.append(f"no model was registered ({result.unregistered}); the same command does it")
     for row in result.rows:
         if row.counts["failed"]:
             lines.append(f"{row.cell}: {row.counts['failed']} trials failed; their runs say why")
@@ -437,7 +468,7 @@ def _log_report(result: Tuning) -> None:
     run.log_text("tuning.csv", trials.as_csv(rows))
     run.log_json("tuning", trials.as_json(rows, result.trials, result.sentences))
     addresses = " · ".join(f"[{text}]({address})" for text, address in _relative(result).items())
-    run.describe("\n\n".join([addresses, *result.sentences, plan.summary, *warnings(result)]))
+    run.describe("\n\n".join([*result.sentences, plan.summary, *warnings(result)]), addresses)
     sections = [
         webpage.Section(
             "Tuned and untuned",
@@ -463,7 +494,7 @@ def _log_report(result: Tuning) -> None:
         ),
         *webpage.colophon(
             configuration=config.as_text() | {"resolved.study": plan.study},
-            environment=machine.environment(plan.device),
+            environment=environment.shown(plan.device),
             command=config.command("tune", ("inits",), run.launcher),
             links=list(links(result).items()),
         ),

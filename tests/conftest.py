@@ -1,9 +1,13 @@
 """What tests share: a clean environment, small data on disk, real MNIST, a store of their own."""
 
+import contextlib
+import functools
 import gzip
+import io
 import os
 import struct
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _clean_environment():
-    """No setting of the machine reaches a test, and MLflow tells nobody of it."""
+def _clean_environment(tmp_path_factory):
+    """No setting of the machine reaches a test, nothing it leaves; MLflow tells nobody of it."""
     for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "INITFLOW_DATA", "INITFLOW_PLUGINS")):
+        if name.startswith(("MLFLOW_", "INITFLOW_CONTEXT", "INITFLOW_DATA", "INITFLOW_PLUGINS")):
             del os.environ[name]
+    os.environ["INITFLOW_OUTBOX"] = str(tmp_path_factory.mktemp("outbox"))
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
@@ -68,12 +73,32 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
+@functools.cache
+def _tables():
+    """An MLflow store that has nothing but its tables, which take a second to make."""
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    # MLflow tells of it, which is not what a test asks about.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        engine = sqlalchemy.create_engine(f"sqlite:///{folder}/mlflow.db")
+        _initialize_tables(engine)
+        engine.dispose()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
+def new_store(folder):
+    """Make an MLflow store in ``folder`` that has nothing but its tables."""
+    (folder / "mlflow.db").write_bytes(_tables())
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """An empty working folder whose MLflow store is a new SQLite file."""
     import mlflow
 
     monkeypatch.chdir(tmp_path)
+    new_store(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mlflow.set_tracking_uri(uri)
     yield uri

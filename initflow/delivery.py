@@ -1,0 +1,481 @@
+"""How what was measured gets into MLflow: one request, or a few, for each entry of an outbox.
+
+An entry may be sent twice, because the answer to it was lost: each kind makes that harmless, by
+itself (a metric has its time, an end its status) or by looking at what is there already (a run has
+its key as a tag, a model its run).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import mlflow
+import mlflow.data.meta_dataset
+import mlflow.pytorch
+import numpy as np
+import torch
+from filelock import FileLock
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.entities import (
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
+from mlflow.exceptions import InvalidUrlException, MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from safetensors.torch import load as tensors_of
+
+from initflow import mlflow_page, model
+from initflow.activations import ACTIVATIONS
+from initflow.errors import cause, without_credentials
+from initflow.outbox import (
+    KEY,
+    KEYS,
+    MODEL_KEY,
+    SLOW_S,
+    Entry,
+    Known,
+    RefusedError,
+    Sender,
+    experiment_key,
+)
+
+KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
+STORE_TIMEOUT_S = 120
+# What MLflow waits for by default are minutes, without a word; our own outbox tries again.
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", RETRIES: "1"}
+LATER = (429, 500, 502, 503, 504)  # HTTP's words for: not now
+NEVER = ("INVALID_STATE", "DATA_LOSS")  # two errors that MLflow calls 500 all the same
+# Of a full disk, in SQLite's words and in others'; and of a request sent twice, or of two at once.
+FOR_NOW = re.compile("database or disk is full|No space left on device|IntegrityError")
+FILES = "file://"
+READY = LoggedModelStatus.READY
+
+
+class UnknownKeyError(Exception):
+    """An entry is of a run that is not there yet: the one that makes it waits elsewhere."""
+
+
+def is_served(uri: str) -> bool:
+    """Whether ``uri`` is a tracking server's."""
+    return uri.startswith(("http://", "https://"))
+
+
+@functools.cache
+def sender(uri: str) -> Sender:
+    """Of this process, to the server or store at ``uri``."""
+    return Sender(
+        without_credentials(uri),
+        functools.partial(carry_out, uri),
+        functools.partial(is_outage, uri),
+        reason,
+        SLOW_S if is_served(uri) else math.inf,
+    )
+
+
+def is_outage(uri: str, error: BaseException) -> bool:
+    """Whether what failed may work later: a server that is away, a disk that is full."""
+    if isinstance(error, UnknownKeyError) or FOR_NOW.search(str(error)):
+        return True
+    if not is_served(uri) or not _is_address(uri) or isinstance(error, InvalidUrlException):
+        return False
+    if isinstance(error, MlflowException):
+        return _http_status(error) in LATER and error.error_code not in NEVER
+    # Those of requests, which files go by.
+    answer = getattr(error, "response", None)
+    return isinstance(error, OSError) and (answer is None or answer.status_code in LATER)
+
+
+def reason(error: BaseException) -> str:
+    """What is at the bottom of it: requests' errors come in many wrappings."""
+    said = cause(error)
+    _, wrapped, within = said.rpartition("Caused by ")
+    timeout = re.search(r"[Rr]ead timed out|[Cc]onnect(ion)? .{0,40}timed out", said)
+    if timeout:
+        return timeout[0]
+    if not wrapped:
+        return without_credentials(said)
+    quoted = re.findall(r"'([^']+)'", within)
+    bottom = within.rpartition(": ")[2] if ": " in within else (quoted or [within])[-1]
+    return bottom.strip("\"')(. ")
+
+
+def _http_status(error: MlflowException) -> int:
+    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+
+
+def _is_address(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+_briefly = threading.Lock()
+_impatient_now = 0
+
+
+@contextlib.contextmanager
+def impatient(uri: str) -> Iterator[None]:
+    """Let MLflow give up soon, where the user has not said how long it is to try."""
+    if not is_served(uri):
+        yield
+        return
+    global _impatient_now  # noqa: PLW0603 - several threads may be at it at once
+    with _briefly:
+        _impatient_now += 1
+        if _impatient_now == 1:
+            for name in IMPATIENT.keys() - os.environ.keys():
+                os.environ[name] = IMPATIENT[name]
+                _set.add(name)
+    try:
+        yield
+    finally:
+        with _briefly:
+            _impatient_now -= 1
+            if not _impatient_now:
+                for name in _set:
+                    os.environ.pop(name, None)
+                _set.clear()
+
+
+_set: set[str] = set()  # the variables that are to be taken away again
+
+
+@functools.cache
+def client_of(uri: str) -> mlflow.MlflowClient:
+    """The client makes a store that is not there, which several at once would fail at."""
+    with store_lock(uri):
+        return mlflow.MlflowClient(uri)
+
+
+def carry_out(uri: str, entry: Entry, known: Known) -> Known:
+    """Write ``entry`` into MLflow; the ids that were learned, by key."""
+    with impatient(uri):
+        client = client_of(uri)
+        try:
+            kind = _KINDS[entry.kind]
+        except KeyError:
+            raise RefusedError(f"no entry of the kind '{entry.kind}' is known") from None
+        found: Known = {}
+        entry = _with_ids(client, entry, known, found)
+        try:
+            return found | (kind(client, entry) or {})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RefusedError(
+                f"an entry of the kind '{entry.kind}' is damaged: {error}"
+            ) from error
+
+
+def _with_ids(client: mlflow.MlflowClient, entry: Entry, known: Known, found: Known) -> Entry:
+    """``entry`` with ids where it has keys, in all its texts; ``found`` gets those looked up."""
+    text = json.dumps(entry.values)
+    content = entry.content if KEY.encode() in entry.content else b""
+    if KEY not in text and KEY not in entry.run and not content:
+        return entry
+    own = {entry.run, experiment_key(entry.run)} if entry.kind == "create" else set()
+
+    def id_of(key: str) -> str:
+        if key in own or is_model_key(key):
+            return known.get(key, key)
+        if key not in known and key not in found:
+            found[key] = looked_up(client, key)
+        return known.get(key) or found[key]
+
+    def with_ids(text: str) -> str:
+        return KEYS.sub(lambda match: id_of(match[0]), text)
+
+    values = json.loads(with_ids(text))
+    if entry.kind == "experiment_tag":
+        values["value"] = mlflow_page.rewritten(values["value"], with_ids)
+    if content:
+        content = with_ids(content.decode("utf-8", "surrogateescape")).encode(
+            "utf-8", "surrogateescape"
+        )
+    return replace(entry, run=with_ids(entry.run), values=values, content=content or entry.content)
+
+
+def looked_up(client: mlflow.MlflowClient, key: str) -> str:
+    """The id of the run with this key, or of its experiment, from the server."""
+    run_key = key.removesuffix(experiment_key(""))
+    found = _runs_with(client, run_key)
+    if not found:
+        raise UnknownKeyError(f"the run {run_key}, which it needs, is not there yet")
+    return str(found[0].info.run_id if key == run_key else found[0].info.experiment_id)
+
+
+def _runs_with(client: mlflow.MlflowClient, key: str) -> list[Any]:
+    """Those with this key, the first one first: more than one where an answer was lost."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    condition = f"tags.`{KEY_TAG}` = '{key}'"
+    return list(client.search_runs(experiments, condition, order_by=["attributes.start_time ASC"]))
+
+
+@contextlib.contextmanager
+def _once() -> Iterator[None]:
+    """Let MLflow not try again by itself: a second run would be made where an answer was lost."""
+    before = os.environ.get(RETRIES)
+    os.environ[RETRIES] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(RETRIES, None)
+        else:
+            os.environ[RETRIES] = before
+
+
+def _create(client: mlflow.MlflowClient, entry: Entry) -> Known:
+    values, there = entry.values, _runs_with(client, entry.run) if entry.is_again else []
+    if there:
+        info = there[0].info
+    else:
+        where = values.get("experiment_id") or experiment_id(client, values["experiment"])
+        tags = {**values["tags"], KEY_TAG: entry.run}
+        with _once():
+            info = client.create_run(where, values["started"], tags, values["name"]).info
+    return {entry.run: info.run_id, experiment_key(entry.run): info.experiment_id}
+
+
+def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
+    """The experiment called ``name``, made if it is not there.
+
+    MLflow makes experiments, and an SQLite store, without a lock: several processes that
+    start at once on an empty store would fail.
+    """
+    with store_lock(client.tracking_uri):
+        found = client.get_experiment_by_name(name)
+        if found:
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # made by another, on a server
+            if not found:
+                raise
+            return str(found.experiment_id)
+
+
+def store_lock(uri: str) -> contextlib.AbstractContextManager[object]:
+    """Held while a store that is a file is made."""
+    if not uri.startswith("sqlite:///"):
+        return contextlib.nullcontext()
+    store = Path(uri.removeprefix("sqlite:///"))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
+
+
+def _params(client: mlflow.MlflowClient, entry: Entry) -> None:
+    """Of a run that ``mlflow run`` has made, those it has logged itself are left as they are."""
+    params = entry.values["params"]
+    if entry.values["launched"]:
+        there = client.get_run(entry.run).data.params
+        params = {key: value for key, value in params.items() if key not in there}
+    client.log_batch(entry.run, params=[Param(*item) for item in params.items()])
+
+
+def _metrics(client: mlflow.MlflowClient, entry: Entry) -> None:
+    """(key, value, time, step, model) each; a model that never came about is left out."""
+    metrics = [
+        Metric(key, value, at, step, model_id=None if is_model_key(of_model) else of_model)
+        for key, value, at, step, of_model in entry.values["metrics"]
+    ]
+    client.log_batch(entry.run, metrics=metrics)
+
+
+def is_model_key(id_or_key: str | None) -> bool:
+    return id_or_key is not None and id_or_key.startswith(MODEL_KEY)
+
+
+def _tags(client: mlflow.MlflowClient, entry: Entry) -> None:
+    tags = [RunTag(key, value) for key, value in entry.values["tags"].items()]
+    client.log_batch(entry.run, tags=tags)
+
+
+def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
+    """Open again, or closed; a twin, of whose making the answer was lost, is taken away."""
+    status = entry.values["status"]
+    if status == "RUNNING":
+        client.update_run(entry.run, status)
+        return
+    client.set_terminated(entry.run, status, entry.values["ended"])
+    if entry.is_again:
+        key = client.get_run(entry.run).data.tags.get(KEY_TAG)
+        for twin in _runs_with(client, key) if key else []:
+            if twin.info.run_id != entry.run:
+                client.delete_run(twin.info.run_id)
+
+
+def _experiment_tag(client: mlflow.MlflowClient, entry: Entry) -> None:
+    values = entry.values
+    client.set_experiment_tag(values["experiment_id"], values["key"], values["value"])
+
+
+def _file(client: mlflow.MlflowClient, entry: Entry) -> None:
+    """An artifact; where the store is a folder it is whole or absent, whenever we are killed."""
+    name = Path(entry.values["name"]).name
+    place = _artifact_root(client.tracking_uri, entry.run)
+    if place.startswith("/") or (place.startswith(FILES) and not urlsplit(place).netloc):
+        folder = Path(unquote(place.removeprefix(FILES)))
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
+            written = Path(scratch, name)
+            written.write_bytes(entry.content)
+            written.replace(folder / name)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, name).write_bytes(entry.content)
+        client.log_artifact(entry.run, str(Path(scratch, name)))
+
+
+@functools.lru_cache(maxsize=1_000)
+def _artifact_root(uri: str, run: str) -> str:
+    return str(mlflow.MlflowClient(uri).get_run(run).info.artifact_uri)
+
+
+def _data(client: mlflow.MlflowClient, entry: Entry) -> None:
+    """The data set as an MLflow dataset input."""
+    values = entry.values
+    schema = Schema(
+        [
+            TensorSpec(np.dtype(np.uint8), shape, name)
+            for part, images in values["parts"].items()
+            for name, shape in (
+                (f"{part}_images", (images, values["pixels"])),
+                (f"{part}_labels", (images,)),
+            )
+        ]
+    )
+    dataset = mlflow.data.meta_dataset.MetaDataset(  # type: ignore[abstract]
+        CodeDatasetSource(tags={"source": values["source"]}),
+        name=values["name"],
+        digest=values["digest"],
+        schema=schema,
+    )
+    context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+    logged = DatasetInput(dataset._to_mlflow_entity(), context)  # noqa: SLF001 - as log_input
+    client.log_inputs(entry.run, [logged])
+
+
+def _model(client: mlflow.MlflowClient, entry: Entry) -> Known:
+    """As ``mlflow.pytorch.log_model`` does it, but going on where it was cut off."""
+    values, run = entry.values, client.get_run(entry.run)
+    found = _logged_models(client, run) if entry.is_again else []
+    for twin in found[1:]:  # of whose making the answer was lost
+        client.delete_logged_model(twin.model_id)
+    if found:
+        made = found[0]
+    else:
+        where, tags, params = run.info.experiment_id, resolve_tags(), run.data.params
+        with _once():
+            made = client.create_logged_model(where, "model", entry.run, tags, params)
+    if made.status != READY:
+        with tempfile.TemporaryDirectory() as folder:
+            _save_model(entry, made, Path(folder, "model"))
+            client.log_model_artifacts(made.model_id, str(Path(folder, "model")))
+        client.finalize_logged_model(made.model_id, READY)
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if made.model_id not in {output.model_id for output in outputs}:
+        client.log_outputs(entry.run, [LoggedModelOutput(made.model_id, values["step"])])
+    if not made.metrics:
+        client.log_batch(entry.run, metrics=_metrics_of(client, run, values["step"], made.model_id))
+    return {values["key"]: str(made.model_id)}
+
+
+def _logged_models(client: mlflow.MlflowClient, run: Run) -> list[LoggedModel]:
+    condition = f"source_run_id = '{run.info.run_id}'"
+    return list(client.search_logged_models([run.info.experiment_id], condition))
+
+
+def model_of(client: mlflow.MlflowClient, run_id: str) -> str:
+    """The id of the run's model."""
+    found = _logged_models(client, client.get_run(run_id))
+    if not found:
+        raise UnknownKeyError(f"the model of the run {run_id} is not there yet")
+    return str(found[0].model_id)
+
+
+def _metrics_of(client: mlflow.MlflowClient, run: Run, step: int, model_id: str) -> list[Metric]:
+    """The run's metrics at ``step`` as those of its model, too."""
+    return [
+        Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id)
+        for key in run.data.metrics
+        for m in client.get_metric_history(run.info.run_id, key)
+        if m.step == step
+    ]
+
+
+def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
+    """(n, pixels) float32 in, (n, classes) logits out.
+
+    The requirements are stated, because guessing them takes MLflow 12 to 17 s.
+    """
+    values = entry.values
+    module = model.to_module(
+        tensors_of(entry.content),
+        ACTIVATIONS[values["activation"]],
+        mean=values["mean"],
+        std=values["std"],
+    )
+    pixels, tensor = values["pixels"], np.dtype(np.float32)
+    example = np.zeros((2, pixels), dtype=np.float32)  # a batch of 1 would fix the size at 1
+    with torch.no_grad():
+        classes = module(torch.from_numpy(example)).shape[1]
+    mlflow.pytorch.save_model(
+        module,
+        folder,
+        mlflow_model=Model(
+            made.artifact_location,
+            run_id=entry.run,
+            model_uuid=made.model_id,
+            model_id=made.model_id,
+        ),
+        input_example=example,
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(tensor, (-1, pixels))]),
+            outputs=Schema([TensorSpec(tensor, (-1, classes))]),
+        ),
+        pip_requirements=[f"{name}=={_public_version(name)}" for name in ("mlflow", "torch")],
+    )
+
+
+def _public_version(distribution: str) -> str:
+    """The version without a local part (``+cpu``), which no package index holds."""
+    return version(distribution).partition("+")[0]
+
+
+_KINDS: Mapping[str, Callable[[mlflow.MlflowClient, Entry], Known | None]] = {
+    "create": _create,
+    "params": _params,
+    "metrics": _metrics,
+    "tags": _tags,
+    "status": _status,
+    "experiment_tag": _experiment_tag,
+    "file": _file,
+    "data": _data,
+    "model": _model,
+}

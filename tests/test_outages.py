@@ -1,0 +1,409 @@
+"""Outages of a real MLflow server: it is killed, deaf, sick, slow, and training goes on.
+
+What is in MLflow afterwards is, down to the bytes of the files, what an undisturbed run leaves.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from initflow import cli, delivery, experiment, machine, outbox, track
+from initflow.compare import compare
+from initflow.config import CompareConfig, TrainConfig, TuneConfig
+from initflow.tune import tune
+from tests.cluster import missing, wait
+from tests.network import Road, Server
+from tests.test_end_to_end import free_port
+
+pytestmark = pytest.mark.end_to_end
+
+CONFIG = TrainConfig(dataset="digits", epochs=2, eval_every=5, probe=100, hidden="20", threads=1)
+OF_MANY = {
+    "dataset": "digits",
+    "hidden": "20",
+    "epochs": 2,
+    "eval_every": 10,
+    "probe": 0,
+    "threads": 1,
+}
+OWN = {delivery.KEY_TAG, "mlflow.source.name"}  # what tells runs apart
+
+
+class Site:
+    """A server, the road to it, and what an undisturbed run leaves there."""
+
+    def __init__(self, folder):
+        self.server = Server(folder)
+        self.server.start()
+        self.road = Road(self.server.port, delay_s=0.15)
+        self.client = mlflow.MlflowClient(self.server.address)
+
+    @property
+    def sender(self):
+        return delivery.sender(self.road.address)
+
+    def seen(self, run_id, tmp_path, store=None):
+        """All that is there of a run, but for what tells runs apart."""
+        client = mlflow.MlflowClient(store) if store else self.client
+        run = client.get_run(run_id)
+        history = {
+            key: sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
+            for key in run.data.metrics
+        }
+        folder = tmp_path / run_id
+        folder.mkdir()
+        files = mlflow.artifacts.download_artifacts(
+            run_id=run_id, tracking_uri=store or self.server.address, dst_path=str(folder)
+        )
+        content = {
+            str(path.relative_to(files)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in Path(files).rglob("*")
+            if path.is_file()
+        }
+        (output,) = run.outputs.model_outputs
+        model = client.get_logged_model(output.model_id)
+        return {
+            "status": run.info.status,
+            "params": run.data.params,
+            "tags": {key: value for key, value in run.data.tags.items() if key not in OWN},
+            "history": history,
+            "files": content,
+            "inputs": [one.dataset.digest for one in run.inputs.dataset_inputs],
+            "model": (model.status, sorted({metric.key for metric in model.metrics})),
+        }
+
+    def with_key(self, run_id):
+        """The runs that share a run's key: itself, and those made twice."""
+        run = self.client.get_run(run_id)
+        key = run.data.tags[delivery.KEY_TAG]
+        where = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        return self.client.search_runs(where, f"tags.`{delivery.KEY_TAG}` = '{key}'")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    made = Site(tmp_path_factory.mktemp("site"))
+    with machine.threads(1):
+        yield made
+    made.road.close()
+    made.server.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site, tmp_path_factory):
+    """What a run leaves that nothing happens to."""
+    mlflow.set_tracking_uri(site.server.address)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # no repository, as those it is compared with
+        result = experiment.train_one(CONFIG, experiment="undisturbed")
+    return site.seen(result.run_id, folder)
+
+
+@pytest.fixture(autouse=True)
+def road(site, tmp_path, monkeypatch):
+    """The road, open, as the tracking server, and an outbox of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INITFLOW_OUTBOX", str(tmp_path / "outbox"))
+    monkeypatch.setattr(track, "CLOSING_PATIENCE_S", 0.5)
+    monkeypatch.setattr(outbox, "PAUSES_S", (0.05, 0.3))
+    site.road.mode = "open"
+    mlflow.set_tracking_uri(site.road.address)
+    yield site.road
+    site.road.mode = "open"
+    assert site.sender.settle(60)
+    wait(lambda: not outbox.paths())
+    mlflow.set_tracking_uri(None)
+
+
+def in_the_middle(do):
+    """Does it once, when some of the training is through."""
+    done = []
+
+    def progress(what, through, _):
+        if what.startswith("training") and through >= 10 and not done:
+            done.append(True)
+            do()
+
+    return progress
+
+
+@pytest.mark.parametrize("mode", ["closed", "sick", "deaf", "slow"])
+def test_training_goes_on_and_nothing_is_lost_or_twice(
+    site, undisturbed, tmp_path, monkeypatch, mode
+):
+    """Whatever the road does from the middle of the training on."""
+    road = site.road
+    monkeypatch.setattr(site.sender, "_slow_s", 0.1)
+
+    def spoil():
+        road.mode = mode
+
+    result = experiment.train_one(CONFIG, experiment=mode, progress=in_the_middle(spoil))
+    assert result.outcome == "finished"
+    if mode != "deaf":  # which may be through by now
+        assert site.sender.waiting() > 0
+        (path,) = outbox.paths()
+        assert outbox.left(path).waiting == site.sender.waiting()
+    if mode in ("closed", "sick"):
+        road.mode = "open"
+    assert site.sender.settle(60)
+    assert site.seen(result.run_id, tmp_path) == undisturbed
+    assert len(site.with_key(result.run_id)) == 1
+    assert (road.lost > 0) >= (mode == "deaf")
+
+
+def test_a_server_that_was_never_there_when_it_was_needed(site, road, undisturbed, tmp_path):
+    """The run, its experiment and all that is in it are made when it is there."""
+    road.mode = "closed"
+    result = experiment.train_one(CONFIG, experiment="from nowhere")
+    assert result.run_id.startswith(outbox.KEY)
+    (line,) = track.waiting_lines()
+    place = re.escape(str(tmp_path / "outbox"))
+    assert re.fullmatch(
+        rf"\d+ entries wait in '{place}/\S+' for MLflow at '{road.address}' \(.+\): once it "
+        r"answers, 'initflow sync' sends them\.",
+        line,
+    )
+    road.mode = "open"
+    assert site.sender.settle(60)
+    run_id = track.with_ids(result.run.id)
+    assert site.seen(run_id, tmp_path) == undisturbed
+    assert result.run_id == run_id
+    (run,) = site.with_key(run_id)
+    assert site.client.get_experiment(run.info.experiment_id).name == "from nowhere"
+
+
+def test_a_server_that_is_killed_and_started_again(site, road, undisturbed, tmp_path):
+    """In the middle of a run, as the power does."""
+    result = experiment.train_one(
+        CONFIG, experiment="killed", progress=in_the_middle(site.server.kill)
+    )
+    assert site.sender.waiting() > 0
+    site.server.start()
+    assert site.sender.settle(60)
+    assert site.seen(result.run_id, tmp_path) == undisturbed
+
+
+def test_a_run_made_twice_is_there_once(site, road, monkeypatch):
+    """The answer to its making comes too late: it was made, and is found."""
+    road.mode = "deaf"
+    monkeypatch.setattr(road, "passed", 2)  # the next answer is heard, the one to its making is not
+    with track.start(
+        name="once", description="", params={}, tags={}, experiment="undisturbed"
+    ) as run:
+        road.mode = "open"
+        assert site.sender.settle(60)
+    (found,) = site.with_key(track.with_ids(run.id))
+    assert found.info.status == "FINISHED"
+    assert road.lost > 0
+
+
+def killed(work):
+    """Run ``work`` in a forked process that is killed at its end, as if in its midst."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_what_a_killed_process_left_is_sent_by_sync(site, road, undisturbed, tmp_path, capsys):
+    """By the command, which says how much; the second time there is nothing left."""
+
+    def work():
+        delivery.sender.cache_clear()  # its threads are the parent's
+        experiment.train_one(CONFIG, experiment="left behind")
+
+    road.mode = "closed"
+    killed(work)
+    (path,) = outbox.paths()
+    waiting = outbox.left(path).waiting
+    assert waiting > 10
+    assert cli.main(["sync"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "0 entries were sent.\n"
+    assert err.startswith(f"Error: {waiting} entries wait in '{path}' for MLflow at ")
+    road.mode = "open"
+    assert cli.main(["sync"]) == 0
+    assert capsys.readouterr().out == f"{waiting} entries were sent.\n"
+    where = site.client.get_experiment_by_name("left behind").experiment_id
+    (run,) = site.client.search_runs([where])
+    assert site.seen(run.info.run_id, tmp_path) == undisturbed
+    assert cli.main(["sync"]) == 0
+    assert capsys.readouterr().out == "0 entries were sent.\n"
+
+
+def test_the_next_command_sends_what_waits(site, road, undisturbed, tmp_path, capsys):
+    """Before its own; the line of the one before told of it."""
+    road.mode = "closed"
+
+    def work():
+        delivery.sender.cache_clear()
+        experiment.train_one(CONFIG, experiment="earlier")
+
+    killed(work)
+    road.mode = "open"
+    small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
+    assert cli.main(["train", *small, "--experiment", "later"]) == 0
+    assert "wait" not in capsys.readouterr().out
+    where = site.client.get_experiment_by_name("earlier").experiment_id
+    (run,) = site.client.search_runs([where])
+    assert site.seen(run.info.run_id, tmp_path) == undisturbed
+
+
+def test_the_closing_line_says_what_waits(site, road, capsys):
+    """The training itself is a success."""
+    road.mode = "closed"
+    small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
+    assert cli.main(["train", *small, "--experiment", "told"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    last = out.splitlines()[-1]
+    assert re.match(r"\d+ entries wait in '.*\.outbox' for MLflow at 'http://127", last)
+
+
+def test_where_nothing_can_be_kept_it_is_an_error(site, road, monkeypatch, capsys):
+    """Said at the end, after what came of the training; the exit code is 1."""
+    road.mode = "closed"
+    monkeypatch.setattr(outbox, "LIMIT", 0)
+    monkeypatch.setattr(outbox, "IN_MEMORY", 0)
+    small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
+    assert cli.main(["train", *small, "--experiment", "lost"]) == 1
+    out, err = capsys.readouterr()
+    assert "test accuracy after" in out
+    assert re.match(r"Error: \d+ entries for MLflow at '.*' are lost, as neither it nor the ", err)
+    site.sender.lost = 0
+
+
+def test_a_comparison_goes_on(site, road):
+    """Its parent has keys where the ids of the runs below it belong; in the end it has ids."""
+    config = CompareConfig(inits="he,zero", activations="relu", seeds=2, **OF_MANY)
+    road.mode = "closed"
+    result = compare(config, experiment="compared")
+    road.mode = "open"
+    assert site.sender.settle(90)
+    parent = track.with_ids(result.population.run.id)
+    where = site.client.get_run(parent).info.experiment_id
+    runs = {run.info.run_id: run for run in site.client.search_runs([where])}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    below = runs.keys() - {parent}
+    assert len(below) == 4
+    assert {runs[one].data.tags["mlflow.parentRunId"] for one in below} == {parent}
+    described = runs[parent].data.tags["mlflow.note.content"]
+    assert all(one in described for one in below)
+    found = site.client.get_experiment(where)
+    (view,) = (tag for tag in found.tags if tag.startswith("mlflow.sharedViewState."))
+    assert view.endswith(parent)
+    report = mlflow.artifacts.load_text(f"runs:/{parent}/report.html")
+    assert outbox.KEY not in report + described + str(found.tags)
+    assert parent in report
+
+
+def test_a_tuning_goes_on(site, road):
+    """And the same command, when the server is back, finds all its trials there."""
+    config = TuneConfig(
+        inits="he", trials=4, batch=2, seeds=2, register="outage", study="outage", **OF_MANY
+    )
+
+    def close():
+        road.mode = "closed"
+
+    result = tune(config, experiment="tuned", progress=in_the_middle(close))
+    assert result.rows[0].counts["finished"] + result.rows[0].counts["pruned"] == 4
+    assert result.unregistered.startswith("MLflow at ")
+    assert not result.versions
+    road.mode = "open"
+    assert site.sender.settle(90)
+    again = tune(config, experiment="tuned")
+    assert again.rows == result.rows
+    assert list(again.versions.values()) == ["1"]
+    where = site.client.get_experiment_by_name("tuned").experiment_id
+    runs = site.client.search_runs([where])
+    assert "RUNNING" not in {run.info.status for run in runs}
+    assert not [run for run in runs if run.data.tags.get("initflow.orphaned") == "true"]
+    trials = [run for run in runs if run.data.tags.get("initflow.tuning") == "trial"]
+    assert len(trials) == 4
+    tests = [run for run in runs if run.data.tags.get("initflow.tuning") in ("tuned", "untuned")]
+    assert len(tests) == 2 * (1 + (result.rows[0].lr != 0.1))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """With room for a store, and not for what a run writes; it can be given more."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(option):
+        command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
+        return subprocess.run(command, check=False).returncode
+
+    if not shutil.which("mount") or mount("size=1200k"):
+        missing("right to mount a disk")
+    yield place, lambda: mount("remount,size=64m")
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, monkeypatch):
+    """A file of this machine's: what it does not take waits on another disk."""
+    place, enlarge = small_disk
+    monkeypatch.chdir(place)
+    store = f"sqlite:///{place}/mlflow.db"
+    mlflow.set_tracking_uri(store)
+    sender = delivery.sender(store)
+    try:
+        result = experiment.train_one(CONFIG, experiment="full")
+        assert sender.waiting() > 0
+        assert re.search("is full|No space left", sender.reason)
+        assert track.waiting_lines()
+        assert enlarge() == 0
+        assert sender.settle(60)
+        seen = site.seen(track.with_ids(result.run.id), tmp_path, store)
+        assert seen == undisturbed
+    finally:
+        mlflow.set_tracking_uri(site.road.address)
+
+
+def test_watching_goes_on(site, road):
+    """Of any model, in the user's own run."""
+    import torch
+
+    import initflow
+
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mlflow.set_experiment("watched")
+    with mlflow.start_run() as run:
+        with initflow.watch(model, every=1):
+            for step in range(6):
+                if step == 3:
+                    road.mode = "closed"
+                optimizer.zero_grad()
+                model(torch.ones(4, 3)).sum().backward()
+                optimizer.step()
+        road.mode = "open"
+        assert site.sender.settle(60)
+    metrics = site.client.get_run(run.info.run_id).data.metrics
+    key = next(key for key in metrics if key.startswith("weight_variance/"))
+    steps = [m.step for m in site.client.get_metric_history(run.info.run_id, key)]
+    assert sorted(steps) == list(range(6))
+
+
+def test_a_server_that_is_none_is_an_error_where_it_is_asked(monkeypatch):
+    """A tuning needs one that answers, and says for how long it was tried."""
+    monkeypatch.setattr(track, "SERVER_PATIENCE_S", 0.2)
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    with pytest.raises(track.TrackingError, match=r"failed: .* \(tried for \d+ s\)"):
+        tune(TuneConfig(inits="he", trials=1, **OF_MANY))
+    assert time.monotonic() - began < 30
