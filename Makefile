@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(VENV)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 PORT ?= 5000
 
-.PHONY: help setup browser run ui test lint format typecheck run-uv bench claims screenshots lock clean
+.PHONY: help setup browser run ui test lint format typecheck audit fuzz run-uv bench claims screenshots lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,17 @@ format: $(READY) ## is everything formatted? (ruff format . does it)
 
 typecheck: $(READY) ## the type checker
 	mypy
+
+# Strict, or it would pass where PyPI's records cannot be reached.
+audit: $(READY) ## known vulnerabilities of the pinned packages, by PyPI's records
+	uvx pip-audit --strict --no-deps --disable-pip --progress-spinner off -r requirements.lock -r requirements-dev.lock
+
+# The targets are those of tests/targets.py; what is found is left in build/fuzz.
+FUZZ_S ?= 60
+TARGETS := spec setting toml metadata idx parsed sampler journal secret
+fuzz: $(READY) ## hostile bytes made by what they cover, FUZZ_S seconds for each target
+	mkdir -p build/fuzz
+	for target in $(TARGETS); do python -m tests.fuzz $$target -max_total_time=$(FUZZ_S) -artifact_prefix=build/fuzz/ || exit 1; done
 
 run-uv: $(READY) ## one real run in the environment that MLflow builds from conda.yaml
 	mlflow run . --env-manager uv --experiment-name initflow -P init=he -P dataset=digits

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import io
+import math
 import os
 import shutil
 import socket
+import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from initflow.config import TrainConfig
+from initflow.config import MAX_WIDTH, TrainConfig
 from initflow.errors import DataError, SettingError
 from initflow.seeds import stream_seed
 
@@ -38,8 +41,11 @@ LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 CLASSES = 10
 SIDE = {"digits": 8}  # pixels; of all others 28
 DIGITS_TEST_IMAGES = 360
+MAX_BYTES = 2**30  # of a data file; MNIST's largest has 47 million
 DOWNLOAD_TIMEOUT_S = 30.0
 PARSED_FORMAT = "1"
+PARSED = {"train_images": 2, "train_labels": 1, "test_images": 2, "test_labels": 1}  # dimensions
+NOT_IDX = "truncated, or not an IDX file of the kind its name says"
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,7 @@ def _idx(name: str, folder: Path) -> _Pixels:
         _download(name, folder)
     source_digest = hashlib.sha256()
     for file in _raw_files(raw):
+        _check_header(file)
         source_digest.update(_file_digest(file))
     stamp = {"format": PARSED_FORMAT, "source": source_digest.hexdigest()}
 
@@ -249,6 +256,30 @@ def _raw_files(raw: Path) -> list[Path]:
 
 def _is_complete(raw: Path) -> bool:
     return all(os.path.isfile(file) for file in _raw_files(raw))  # noqa: PTH113 - never raises
+
+
+def _check_header(path: Path) -> None:
+    """Raise :class:`DataError` unless ``path`` is as large as its header says, and no larger.
+
+    Before anything else is read of it: a header may promise any size.
+    """
+    dimensions = 3 if path.name in IMAGES.values() else 1
+    length = 4 * (1 + dimensions)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = file.read(length)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if size > MAX_BYTES:
+        raise _damaged(path, f"{size:,} bytes, where {MAX_BYTES:,} are the most")
+    # Of unsigned bytes, so that a number in the file is a byte of it.
+    is_idx = len(header) == length and header[:4] == bytes((0, 0, 8, dimensions))
+    shape = struct.unpack(f">{dimensions}I", header[4:]) if is_idx else ()
+    if not (shape and math.prod(shape) and size == length + math.prod(shape)):
+        raise _damaged(path, NOT_IDX)
+    if math.prod(shape[1:]) > MAX_WIDTH:
+        raise _damaged(path, f"{shape[1]} x {shape[2]} pixels, where {MAX_WIDTH:,} are the most")
 
 
 def _file_digest(path: Path) -> bytes:
@@ -285,13 +316,15 @@ def _download(name: str, folder: Path) -> None:
                 return
             arriving = Path(scratch) / TORCHVISION[name] / "raw"
             arriving.mkdir(parents=True)
-            for packed in raw.glob("*.gz"):  # torchvision checks these and unpacks them
-                shutil.copy(packed, arriving)
+            # torchvision unpacks those that have the published checksum, and only those.
+            for packed in (raw / f"{file.name}.gz" for file in _raw_files(raw)):
+                if os.path.isfile(packed) and os.path.getsize(packed) <= MAX_BYTES:  # noqa: PTH113, PTH202 - the first never raises
+                    shutil.copy(packed, arriving)
             dataset(scratch, download=True)
             raw.mkdir(parents=True, exist_ok=True)
             for file in _raw_files(arriving):
                 file.replace(raw / file.name)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         if made:  # perhaps a slip of the pen: leave no trace of it
             with contextlib.suppress(OSError):
                 lock.unlink(missing_ok=True)
@@ -325,30 +358,35 @@ def _parse(raw: Path) -> dict[str, Tensor]:
         except OSError as error:
             raise _unreadable(path, error) from error
         except Exception as error:  # a damaged file fails in the parser in a dozen ways
-            raise _damaged(path, "truncated, or not an IDX file of the kind its name says") from (
-                error
-            )
+            raise _damaged(path, NOT_IDX) from error
         return tensor.flatten(start_dim=1) if tensor.ndim > 1 else tensor
 
     tensors = {}
     for part in ("train", "test"):
-        images_file, labels_file = raw / IMAGES[part], raw / LABELS[part]
-        images, labels = read(images_file, read_image_file), read(labels_file, read_label_file)
-        if len(images) != len(labels):
-            raise _damaged(
-                labels_file, f"{len(labels)} labels for the {len(images)} images beside it"
-            )
-        if labels.max() >= CLASSES:
-            raise _damaged(labels_file, f"label {labels.max()} is not one of {CLASSES} classes")
-        tensors[f"{part}_images"] = images.contiguous()
-        tensors[f"{part}_labels"] = labels.to(torch.uint8)
-    if tensors["train_images"].shape[1] != tensors["test_images"].shape[1]:
-        raise _damaged(
-            raw / IMAGES["test"],
-            f"{tensors['test_images'].shape[1]} pixels an image where the training set has "
-            f"{tensors['train_images'].shape[1]}",
-        )
+        tensors[f"{part}_images"] = read(raw / IMAGES[part], read_image_file).contiguous()
+        tensors[f"{part}_labels"] = read(raw / LABELS[part], read_label_file).to(torch.uint8)
+    wrong = _wrong(tensors)
+    if wrong:
+        file, what = wrong
+        raise _damaged(raw / file, what)
     return tensors
+
+
+def _wrong(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Whose file does not go with the others, and why; None where all is well."""
+    for part in ("train", "test"):
+        images, labels = tensors[f"{part}_images"], tensors[f"{part}_labels"]
+        if len(images) != len(labels):
+            return LABELS[part], f"{len(labels)} labels for the {len(images)} images beside it"
+        if labels.max() >= CLASSES:
+            return LABELS[part], f"label {labels.max()} is not one of {CLASSES} classes"
+    of_train, of_test = (tensors[f"{part}_images"].shape[1] for part in ("train", "test"))
+    if of_train != of_test:
+        return (
+            IMAGES["test"],
+            f"{of_test} pixels an image where the training set has {of_train}",
+        )
+    return None
 
 
 def _damaged(path: Path, what: str) -> DataError:
@@ -366,16 +404,30 @@ def _content_digest(tensors: dict[str, Tensor]) -> str:
 def _read_parsed(path: Path, stamp: dict[str, str]) -> dict[str, Tensor] | None:
     """The tensors kept in ``path``, or None unless they are whole and made from that source."""
     try:
-        if not path.is_file():
+        if not path.is_file() or path.stat().st_size > 4 * MAX_BYTES:
             return None
         with safe_open(path, framework="pt") as file:
             kept = file.metadata() or {}
             if any(kept.get(key) != value for key, value in stamp.items()):
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            if not _says_it_is_parsed(slices):
+                return None
+            tensors = {name: file.get_tensor(name) for name in slices}
     except (OSError, SafetensorError):
         return None
-    return tensors if _content_digest(tensors) == kept.get("content") else None
+    whole = _content_digest(tensors) == kept.get("content") and not _wrong(tensors)
+    return tensors if whole else None
+
+
+def _says_it_is_parsed(slices: Mapping[str, Any]) -> bool:
+    """Whether a file's header promises what :func:`_parse` gives."""
+    shapes = {name: kept.get_shape() for name, kept in slices.items()}
+    return (
+        {name: len(shape) for name, shape in shapes.items()} == PARSED
+        and all(kept.get_dtype() == "U8" for kept in slices.values())
+        and all(map(math.prod, shapes.values()))
+    )
 
 
 def _write_parsed(path: Path, tensors: dict[str, Tensor], stamp: dict[str, str]) -> bool:

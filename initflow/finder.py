@@ -27,6 +27,8 @@ FOLDER = "plugins"
 NOTEBOOK = "__main__"
 MARK = "__initflow__"  # the attribute of a function that was made an initializer
 NAME = re.compile(r"\w[\w.-]*")
+LARGEST = 2**16  # bytes of a pyproject.toml, and dots in a line of it: a key of 32,000 parts
+DEEPEST = 500  # takes 20 s to parse
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,9 @@ def _in_folders(place: Path) -> Iterator[Plugin]:
         try:
             if not project.is_file():
                 continue
-            table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-            name, points = str(table["name"]), dict(table["entry-points"][GROUP])
+            table = tomllib.loads(_text(project))["project"]
+            name, version = str(table["name"]), str(table.get("version", ""))
+            points = {k: str(v) for k, v in dict(table["entry-points"][GROUP]).items()}
         except (KeyError, TypeError):
             why = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
             yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
@@ -166,9 +169,18 @@ def _in_folders(place: Path) -> Iterator[Plugin]:
             why = first_line(error)
             yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
         else:
-            version = str(table.get("version", ""))
             for point, function in points.items():
-                yield Plugin(point, str(function), name, version, home)
+                yield Plugin(point, function, name, version, home)
+
+
+def _text(file: Path) -> str:
+    """What is in ``file``, or a :class:`ValueError` for what would take for ever to parse."""
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    text = file.read_text(encoding="utf-8")
+    if any(line.count(".") > DEEPEST for line in text.splitlines()):
+        raise ValueError(f"a line of it has more than {DEEPEST:,} dots")
+    return text
 
 
 def _sorted(plugins: Iterable[Plugin]) -> dict[str, Plugin]:

@@ -21,11 +21,13 @@ import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import (
     DuplicatedStudyError,
@@ -42,6 +44,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from initflow import sampler_state
 from initflow.config import without_password
 from initflow.drawing import png_by_pyplot
 from initflow.errors import (
@@ -122,7 +125,7 @@ def is_same_database(one: str, other: str) -> bool:
             else ("sqlite", os.path.realpath(url.database or ""))
             for url in map(make_url, (one, other))
         )
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter of a port
         return False
     return of_one == of_other
 
@@ -146,7 +149,7 @@ def alone(storage: str, study: str) -> Iterator[None]:
         return
     try:
         file = make_url(storage).database if is_database(storage) else storage
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise _no_storage(storage, error) from error
     if not file or file == ":memory:":
         raise SettingError(f"storage must outlive its process, not '{storage}', which is in memory")
@@ -191,10 +194,12 @@ def _taken(study: str) -> StudyError:
 
 
 def _no_storage(storage: str, error: Exception) -> SettingError:
+    # Of a URL without a host, what is taken for the port may be the password.
+    of_port = type(error) is ValueError
+    reason = "its port is no number" if of_port else without_credentials(first_line(error))
     return SettingError(
         f"storage must be a journal's path or a database's URL whose driver is there (for "
-        f"PostgreSQL: pip install 'initflow[postgresql]'), not '{shown(storage)}': "
-        f"{first_line(error)}"
+        f"PostgreSQL: pip install 'initflow[postgresql]'), not '{shown(storage)}': {reason}"
     )
 
 
@@ -248,12 +253,14 @@ def _mend(journal: Path) -> None:
         contextlib.suppress(FileNotFoundError),
         journal.open("rb+") as file,
     ):
-        content = file.read() if journal.is_file() else b""
-        begin = content[: len(JOURNAL)]
+        if not journal.is_file():  # but a device, perhaps without an end
+            raise StudyError(f"storage '{journal}' is no file")
+        begin = file.read(len(JOURNAL))
         if not JOURNAL.startswith(begin):
             raise StudyError(
                 f"storage '{journal}' is no journal of Optuna: it begins with {begin!r}"
             )
+        content = begin + file.read()
         if content and not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
 
@@ -308,7 +315,7 @@ def _failing(storage: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+    except (SQLAlchemyError, StorageInternalError, OSError, JSONDecodeError) as error:
         raise StudyError(f"storage '{shown(storage)}' failed: {_reason(error)}") from error
 
 
@@ -322,7 +329,7 @@ def check(search: Search, settings: Mapping[str, str]) -> None:
         kept = study.user_attrs.get(SETTINGS)
         if kept is None and not study.get_trials(deepcopy=False):  # its maker was killed
             return
-    kept = kept or {}
+    kept = kept if isinstance(kept, dict) else {}
     other = [name for name, value in settings.items() if kept.get(name) != value]
     if other:
         had = ", ".join(f"{name}={kept.get(name, '?')}" for name in other)
@@ -352,6 +359,12 @@ class Study:
                     self._study.set_user_attr(name, value)
             # Its runs are found by it: another study may have this one's name elsewhere.
             self.id = str(self._study.user_attrs[ID])
+            for trial in self._all():
+                if not _is_ours(trial):
+                    raise StudyError(
+                        f"trial {trial.number} of study '{search.name}' is not by initflow: give "
+                        "study another name"
+                    )
             bounds = (search.lr, search.gamma)
             within = (low <= x <= high for x, (low, high) in zip(first, bounds, strict=True))
             params = dict(zip(("lr", "gamma"), first, strict=True))
@@ -504,6 +517,17 @@ class Study:
             return {name: png_by_pyplot(draw) for name, draw in drawn.items()} if finished else {}
 
 
+def _is_ours(trial: FrozenTrial) -> bool:
+    """Whether what is noted of it is as it is noted here: anybody may write to a database."""
+    place = trial.user_attrs.get(PLACE, [0, 0])
+    numbers = [*(place if isinstance(place, list) else [""]), trial.user_attrs.get(INSTEAD_OF, 0)]
+    return (
+        len(numbers) == 3
+        and all(type(number) is int for number in numbers)
+        and trial.params.keys() <= {"lr", "gamma"}
+    )
+
+
 def _was_cut_off(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and ERROR not in trial.user_attrs
 
@@ -556,7 +580,10 @@ def _distributions(search: Search) -> dict[str, BaseDistribution]:
 
 
 class _CmaEsSampler(optuna.samplers.CmaEsSampler):
-    """Goes by a trial's place where Optuna's goes by its number, which cut off ones move."""
+    """Goes by a trial's place where Optuna's goes by its number, which cut off ones move.
+
+    What it had learned is read by :mod:`initflow.sampler_state`: Optuna's runs what it finds.
+    """
 
     def __init__(self, seed: int, place: int) -> None:
         super().__init__(seed=seed, warn_independent_sampling=False)
@@ -570,7 +597,29 @@ class _CmaEsSampler(optuna.samplers.CmaEsSampler):
     ) -> dict[str, Any]:
         placed = copy.copy(trial)
         placed.number = self._place
+        self._space, self._direction = search_space, study.direction
         return super().sample_relative(study, placed, search_space)
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        key = self._attr_key_optimizer
+        for trial in reversed(completed_trials):
+            parts = {k: v for k, v in trial.system_attrs.items() if k.startswith(key)}
+            if not parts:
+                continue
+            space = _SearchSpaceTransform(self._space, transform_step=True, transform_0_1=True)
+            new = optuna.samplers.CmaEsSampler(seed=0)  # this one's random state is left alone
+            optimizer = new._init_optimizer(space, self._direction)  # noqa: SLF001 - as here
+            try:
+                packed = bytes.fromhex(self._concat_optimizer_attrs(parts))
+                state = sampler_state.learned(packed, optimizer.__getstate__())
+            except (ValueError, LookupError, TypeError) as error:
+                raise StudyError(
+                    f"what sampler=cmaes learned until trial {trial.number} cannot be read: "
+                    f"{first_line(error)}; give study another name"
+                ) from error
+            optimizer.__setstate__(state)
+            return optimizer
+        return None
 
 
 def _sampler(kind: str, seed: int, place: int) -> optuna.samplers.BaseSampler:

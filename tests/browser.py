@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -50,6 +51,7 @@ def served(folder):
         printed = Path(log.name)
         try:
             wait(lambda: answers(port) or ui.poll() is not None)
+            assert listening(ui.pid) == {"127.0.0.1"}
             first, *_ = printed.read_text().splitlines()
             (address,) = re.findall(rf"http://127\.0\.0\.1:{port}/\S*", first)
             yield address
@@ -76,6 +78,17 @@ def answers(port):
             return True
     except OSError:
         return False
+
+
+def listening(process):
+    """The addresses at which it, or what it started, waits for connections."""
+    first = psutil.Process(process)
+    return {
+        connection.laddr.ip
+        for one in (first, *first.children(recursive=True))
+        for connection in one.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
 
 
 def alive(session):

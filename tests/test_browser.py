@@ -17,8 +17,9 @@ from playwright.sync_api import expect
 from initflow import mlflow_page
 from initflow.overview import SECTIONS
 from tests.browser import SCREENSHOTS, SIZE, browser, screenshot, served, visitor
-from tests.conftest import MNIST
+from tests.conftest import MNIST, new_store
 from tests.test_end_to_end import run
+from tests.test_webpage import everything
 
 pytestmark = pytest.mark.end_to_end
 
@@ -34,6 +35,23 @@ COMPARISON = (
     "--inits", "normal:std=0.5,xavier,he", "--activations", "tanh,relu", "--seeds", "3",
     "--hidden", "50x5", *SMALL,
 )  # fmt: skip
+# The file of a scheme, whose path is its name; of it alone the single training is.
+NAMED = "<img src=x onerror=alert(1)>[click](javascript:alert(2)) **b** http:evil.py"
+FILL = "def fill(weight):\n    weight.fill_(0.01)\n"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script></title></style></textarea><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)' autofocus onfocus='alert(1)",
+    "javascript:alert(1)",
+    "<iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
+    "<base href=http://evil.example><link rel=stylesheet href=//evil.example/x.css>",
+    "<meta http-equiv=refresh content='0;url=http://evil.example'>",
+    "{{ 7 * 7 }}{% raw %}<!--",
+    "&lt;b&gt;&#60;script&#62;",
+    "right\u202eto\u2066left\u200b \x1b[31mred",
+]
 SHOWN = (
     "--inits", "pytorch,xavier,he", "--activations", "tanh,relu", "--seeds", "5",
     "--hidden", "100x5", "--epochs", "1", "--eval-every", "50", "--lr", "0.05",
@@ -96,9 +114,11 @@ def comparison(chromium, tmp_path_factory):
     A browser that is missing is told of before they start.
     """
     folder = tmp_path_factory.mktemp("store")
+    new_store(folder)
+    (folder / NAMED).write_text(FILL)
     others = [
         ("compare", "--inits", "he,orthogonal", "--activations", "relu", "--seeds", "2", *SMALL),
-        ("train", *SMALL),
+        ("train", "--init", f"{NAMED}:fill", *SMALL),
     ]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda words: told(folder, *words), others))
@@ -248,6 +268,54 @@ def test_the_figures_and_the_report_among_the_artifacts(page, server, comparison
     page.get_by_text("report.html", exact=True).first.click()
     report = page.frame_locator("iframe")
     expect(report.get_by_text(comparison.sentence)).to_be_visible()
+
+
+def test_a_hostile_name_is_text_in_mlflows_page(page, server, comparison):
+    """In the description that we write no link, no markup, no image is made of it."""
+    client = mlflow.MlflowClient(f"sqlite:///{comparison.folder}/mlflow.db")
+    condition = f"params.init = '{NAMED}:fill'"
+    (hostile,) = client.search_runs([comparison.experiment], condition)
+    dialogs, asked = watched(page)
+    address = mlflow_page.run_address(comparison.experiment, hostile.info.run_id)
+    page.goto(mlflow_page.absolute(server, address), wait_until="commit")
+    said = page.get_by_text(re.compile(r"network with relu, initialized by")).first
+    expect(said).to_contain_text(f"initialized by {NAMED}:fill, on")
+    assert not page.locator("img[src=x], a[href^=javascript], a[href*=evil]").count()
+    assert not said.locator("strong, b, em, a, img").count()
+    assert dialogs == []
+    assert not [url for url in asked if not url.startswith((server, "data:", "blob:"))]
+
+
+def watched(page):
+    """What scripts say and what is asked for, from now on."""
+    dialogs, asked = [], []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    return dialogs, asked
+
+
+def test_hostile_names_are_text_in_a_report(page, tmp_path):
+    """Wherever a page of ours has text: nothing runs, nothing is asked for, all can be read."""
+    dialogs, asked = watched(page)
+    plain = tmp_path / "plain.html"
+    plain.write_text(everything("text"))
+    page.goto(plain.as_uri())
+    elements = page.locator(":not(wbr)").count()
+    for n, text in enumerate(HOSTILE):
+        report = tmp_path / f"{n}.html"
+        report.write_text(everything(text), encoding="utf-8")
+        page.goto(report.as_uri())
+        page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+        assert page.locator(":not(wbr)").count() == elements
+        for where in ("h1", ".lead", "aside li", "td", "caption", "pre"):
+            assert page.locator(where).first.evaluate("one => one.textContent") == text
+        for link in page.locator("a").all():
+            assert link.get_attribute("href").startswith("https://example.org/")
+        page.mouse.move(300, 300)
+        page.keyboard.press("Tab")
+    assert dialogs == []
+    assert {urlsplit(url).scheme for url in asked} <= {"file", "data"}
+    assert len([url for url in asked if url.startswith("file")]) == len(HOSTILE) + 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

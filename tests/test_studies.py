@@ -847,7 +847,7 @@ def test_databases_of_any_name(tmp_path, monkeypatch):
         ("sqlite://host/x.db", "Invalid SQLite URL"),
         ("sqlite ://x", "Could not parse"),
         ("://x", "Could not parse"),
-        ("postgresql://u:***@h:port/x", "invalid literal for int"),
+        ("postgresql://u:***@h:port/x", "its port is no number"),
     ],
 )
 def test_a_database_that_is_none(storage, reason, tmp_path, monkeypatch):
