@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,8 +37,15 @@ from initflow.config import (
     Settings,
     TrainConfig,
     TuneConfig,
+    VerifyConfig,
 )
-from initflow.errors import InitflowError, PluginError, VerdictError
+from initflow.errors import (
+    InitflowError,
+    PluginError,
+    ReplayError,
+    TrackingError,
+    VerdictError,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -252,6 +260,69 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     _fail_if_any(result.population.failed)
 
 
+@cli.command(context_settings=CONTEXT)
+@click.argument("run_id", metavar="RUN_OR_FOLDER")
+@_options(VerifyConfig)
+@_debug
+@click.pass_context
+def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
+    """Train a run again from what it recorded alone, and compare it bit for bit.
+
+    RUN_OR_FOLDER is the id of one network's run, or a folder that export wrote. The exit code is 0
+    where it is identical, 3 where it is not but as near as rounding allows, and 1 where it differs.
+
+    \b
+    Examples:
+      initflow verify 0123456789abcdef0123456789abcdef
+      initflow verify he-on-mnist --data-dir /path/to/data
+    """
+    config = VerifyConfig(**settings)  # type: ignore[arg-type]  # it reads text
+    with _progress("PyTorch and MLflow") as (console, progress):
+        from initflow import replay, report
+        from initflow import verify as verifying
+
+        _quieten_libraries()
+        result = verifying.verify(run_id, config, progress=progress)
+    found = result.replay
+    _widen(console)
+    if found.differences:
+        console.print(report.environment_table(found.differences, console.width))
+        _say(console, *report.further_differences(found.differences))
+    console.print(report.replay_table(found, console.width))
+    said = replay.sentence(found, result.what)
+    if found.verdict == replay.DIFFERENT:
+        raise ReplayError(said)
+    _say(console, said)
+    context.exit(replay.EXIT_CODES[found.verdict])
+
+
+@cli.command(context_settings=CONTEXT)
+@click.argument("run_id", metavar="RUN")
+@click.option(
+    "--to",
+    "folder",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to make; it must be empty or not there.",
+)
+@_debug
+def export(run_id: str, folder: Path) -> None:
+    """Write what it takes to verify a run, without access to MLflow, into a folder.
+
+    \b
+    Example:
+      initflow export 0123456789abcdef0123456789abcdef --to he-on-mnist
+    """
+    with _progress("PyTorch and MLflow") as (console, _):
+        from initflow import verify as verifying
+
+        _quieten_libraries()
+        place = verifying.export(run_id, folder)
+    _say(console, f"Written: {place}")
+    _say(console, f"Next, try it: initflow verify {shlex.quote(str(place))}")
+
+
 def _warn_of_one_seed(console: Console, seeds: int) -> None:
     if seeds == 1:
         _say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
@@ -300,6 +371,30 @@ def _open_when_up(address: str) -> None:
             webbrowser.open(address)
             return
         time.sleep(1)
+
+
+@cli.command(context_settings=CONTEXT)
+@_debug
+def sync() -> None:
+    """Send to MLflow what it could not be sent when it was measured, as no server answered.
+
+    In its order, from the outboxes of this machine, each to where it belongs; exit 1 if something
+    is left.
+
+    \b
+    Example:
+      initflow sync
+    """
+    with _progress("MLflow") as (console, progress):
+        from initflow import track
+
+        _quieten_libraries()
+        done = track.sync(lambda sent, of: progress("sending", sent, of))
+    _say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
+    if done.left:
+        *lines, last = [line for left in done.left for line in track.left_lines(left)]
+        _say(console, *lines)
+        raise TrackingError(last)
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -472,6 +567,7 @@ def _say(console: Console, *lines: str) -> None:
 def _quieten_libraries() -> None:
     """MLflow tells of every step of making its database, and of what we tell: errors, addresses."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow.store.db.utils", "optuna"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -488,7 +584,11 @@ def main(arguments: list[str] | None = None) -> int:
             "initflow", list(sys.argv[1:] if arguments is None else arguments)
         ) as context:
             meta = context.meta
-            cli.invoke(context)
+            try:
+                cli.invoke(context)
+            finally:
+                _tell_what_waits()
+            _check_kept()
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -509,6 +609,20 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # the output cannot be written
         code = _failed(str(error), 1)
     return code
+
+
+def _tell_what_waits() -> None:
+    """What the command could not send to MLflow."""
+    track = sys.modules.get("initflow.track")
+    if track and click.get_current_context().invoked_subcommand != "sync":
+        for line in track.waiting_lines():
+            click.echo(_printable(line))
+
+
+def _check_kept() -> None:
+    track = sys.modules.get("initflow.track")
+    if track:
+        track.check_kept()
 
 
 def _failed(reason: str, code: int) -> int:

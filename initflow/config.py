@@ -16,7 +16,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from initflow.errors import SettingError, unknown
+from initflow.errors import SettingError, unknown, without_named_secrets
 
 SCHEME_NAMES = (
     "zero",
@@ -149,20 +149,20 @@ def _parse_boolean(value: object) -> bool:
 def _parse_text(value: object) -> str:
     text = str(value).strip()
     text.encode()  # a ValueError for what is no Unicode
-    if not text:
+    if not text or "\0" in text:  # which no file's name may have
         raise ValueError
     return text
 
 
 def _parse_path(value: object) -> Path:
-    if not isinstance(value, (str, Path)) or not str(value):
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise TypeError
     str(value).encode()  # a ValueError for what is no Unicode, which MLflow could not log
     return Path(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown ~user as it is
 
 
 def _parse_device(value: object) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(value)):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", str(value)):
         raise ValueError
     return str(value)
 
@@ -219,8 +219,14 @@ def _parse_storage(value: object) -> str:
 
 def without_password(text: str) -> str:
     """A database's URL as it may be shown."""
-    text = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text)
-    return re.sub(r"(?i)([?&]\w*password=)[^&]*", r"\1***", text)
+    text = without_named_secrets(text, ends="&")
+    if not text.startswith("sqlite"):
+        # Up to the last @, as a password may hold one; of the web, a user alone may be a token.
+        text = re.sub(r"(?s)(://[^:/?#@]*)(?::|[/?#@].*:).*@", r"\1:***@", text)
+        text = re.sub(r"(?s)(https?://).*@", r"\1***@", text)
+        # Without one, what is no port is a password whose host was forgotten.
+        text = re.sub(r"(://[^:/?#@[]*):(?!\d*(?:[/?#]|$))[^@/?]*(?=[/?]|$)", r"\1:***", text)
+    return text
 
 
 _BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
@@ -267,7 +273,7 @@ class Settings:
             value = getattr(self, setting.name)
             try:
                 parsed = kind.parse(value)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 raise _invalid(setting.name, kind, value) from None
             object.__setattr__(self, setting.name, parsed)
 
@@ -378,6 +384,30 @@ class PluginsConfig(Settings):
     """Where plugins are looked for."""
 
     plugins_dir: Path | None = _shared("plugins_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Settings):
+    """What of a run is to be another when it is trained again: by default nothing."""
+
+    init: str | None = _setting(
+        None,
+        _or_word("recorded", _TEXT),
+        "its scheme by another name or place (recorded: as it was)",
+    )
+    plugins_dir: Path | None = _setting(
+        None,
+        _or_word("recorded", _FOLDER),
+        "folder of plugins (recorded: the run's, where it is there)",
+    )
+    data_dir: Path | None = _setting(
+        None,
+        _or_word("recorded", _FOLDER),
+        "data folder (recorded: the run's, where it is there)",
+    )
+    device: str | None = _setting(
+        None, _or_word("recorded", _DEVICE), "where to train (recorded: where it was)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

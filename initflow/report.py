@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from initflow.catalogue import Entry
     from initflow.comparison import Row as ComparisonRow
     from initflow.diagnose import Diagnosis
+    from initflow.environment import Difference
     from initflow.experiment import Result
     from initflow.reading import Reading
+    from initflow.replay import Part, Replay
     from initflow.reproduce import Reproduction
     from initflow.testing import Row
     from initflow.trials import Tuned
@@ -31,6 +33,10 @@ FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
 NAME = 20  # letters of a name that are not folded for what stands beside it
 UNLIMITED = 10_000  # columns
+PACKAGES = 5  # that have another version, as many are told
+TOLD = 20  # letters, at least, of a value that stands beside another one
+PACKAGE = "package "
+VERDICT_STYLES = {"identical": "green", "tolerable": "yellow", "different": "red"}
 
 
 def closing_table(result: Result) -> Table:
@@ -315,6 +321,75 @@ def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
     for row in rows:
         table.add_row(Text(row.cell.init), *(show(row) for show in shown.values()))
     return table
+
+
+def environment_table(differences: Sequence[Difference], columns: int = WIDE) -> Table:
+    """What is not as it was when a network was trained; of long values, where they part."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("not as it was", overflow="fold")
+    table.add_column("then", overflow="fold")
+    table.add_column("now", overflow="fold")
+    room = max(TOLD, (columns - 36) // 2)
+    packages = 0
+    for what, then, now in differences:
+        packages += what.startswith(PACKAGE)
+        if not what.startswith(PACKAGE) or packages <= PACKAGES:
+            table.add_row(*map(Text, (what, *_parted(then, now, room))))
+    return table
+
+
+def _parted(one: str, other: str, room: int) -> tuple[str, str]:
+    """Of two long texts ``room`` letters each, from shortly before they part."""
+    same = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        same += 1
+    begin = max(0, same - room // 4) if max(len(one), len(other)) > room else 0
+
+    def shown(text: str) -> str:
+        cut = ("…" if begin else "") + text[begin:]
+        return cut if len(cut) <= room else f"{cut[: room - 1]}…"
+
+    return shown(one), shown(other)
+
+
+def further_differences(differences: Sequence[Difference]) -> list[str]:
+    """How many packages the table leaves out."""
+    packages = [difference for difference in differences if difference.what.startswith(PACKAGE)]
+    more = len(packages) - PACKAGES
+    return [f"And {more} more packages."] if more > 0 else []
+
+
+def replay_table(found: Replay, columns: int = WIDE) -> Table:
+    """Of each part that was compared, whether it is the same, and else where and how far not.
+
+    On few ``columns`` without the place of the largest difference.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("trained again", no_wrap=True)
+    table.add_column("comes out", no_wrap=True)
+    if found.verdict != "identical":
+        table.add_column("first difference", overflow="fold")
+        for column in ("then", "now", "largest"):
+            table.add_column(column, no_wrap=True, justify="right")
+        if columns >= WIDE:
+            table.add_column("at", overflow="fold")
+    for part in found.parts:
+        shown = Text(part.verdict, style=VERDICT_STYLES[part.verdict])
+        if part.what == "outcome":
+            cells = [] if part.verdict == "identical" else [" / ".join(found.outcomes)]
+        else:
+            cells = _gap(part)
+        table.add_row(part.what, shown, *cells[: len(table.columns) - 2])
+    return table
+
+
+def _gap(part: Part) -> list[str]:
+    gap = part.gap
+    if gap is None:
+        return [] if part.verdict == "identical" else ["not kept"]
+    return [gap.first, *gap.shown, f"{gap.largest:.2g}", gap.at]
 
 
 def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:

@@ -17,6 +17,7 @@ from initflow.config import (
     ReproduceConfig,
     TrainConfig,
     TuneConfig,
+    VerifyConfig,
 )
 from initflow.report import next_command
 from tests.test_finder import project
@@ -81,6 +82,8 @@ def test_version(capsys):
         ["compare", "--help"],
         ["reproduce", "--help"],
         ["tune", "--help"],
+        ["verify", "--help"],
+        ["export", "-h"],
         ["ui", "-h"],
         ["schemes", "-h"],
         ["plugins", "-h"],
@@ -107,8 +110,9 @@ def test_help_has_examples(capsys, arguments):
         (cli.reproduce, ReproduceConfig),
         (cli.tune, TuneConfig),
         (cli.schemes, NetworkConfig),
+        (cli.verify, VerifyConfig),
     ],
-    ids=["train", "diagnose", "compare", "reproduce", "tune", "schemes"],
+    ids=["train", "diagnose", "compare", "reproduce", "tune", "schemes", "verify"],
 )
 def test_every_setting_is_an_option_with_its_default_and_meaning(command, settings):
     """The options come from the configuration."""
@@ -119,7 +123,8 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(command, settin
         assert option.opts == [f"--{setting.name.replace('_', '-')}"]
         assert option.default == defaults[setting.name]
         assert setting.metadata["meaning"].lower() in option.help.lower()
-    more = {"name", "as_json"} if command is cli.schemes else {"experiment"}
+    own = {"schemes": {"name", "as_json"}, "verify": {"run_id"}}
+    more = own.get(command.name, {"experiment"})
     assert set(options) == {"debug", *more}
 
 
@@ -131,6 +136,7 @@ def test_help_examples_are_valid(capsys):
         "compare": CompareConfig,
         "reproduce": ReproduceConfig,
         "tune": TuneConfig,
+        "verify": VerifyConfig,
     }
     for arguments in (["--help"], *([name, "--help"] for name in settings)):
         _, out, _ = run(capsys, *arguments)
@@ -138,16 +144,22 @@ def test_help_examples_are_valid(capsys):
         assert examples
         for name, example in examples:
             context = cli.cli.commands[name].make_context(name, shlex.split(example))
-            context.params.pop("experiment")
+            for more in ("experiment", "run_id"):
+                context.params.pop(more, None)
             settings[name](**context.params)
 
 
-@pytest.mark.parametrize("name", ["compare", "reproduce", "tune"])
+@pytest.mark.parametrize("name", ["compare", "reproduce", "tune", "verify"])
 def test_help_tells_every_setting_with_its_default(capsys, name):
     """As text in the terminal, not only as an option that there is."""
     _, out, _ = run(capsys, name, "--help")
     words = " ".join(out.split())
-    settings = {"compare": CompareConfig, "reproduce": ReproduceConfig, "tune": TuneConfig}
+    settings = {
+        "compare": CompareConfig,
+        "reproduce": ReproduceConfig,
+        "tune": TuneConfig,
+        "verify": VerifyConfig,
+    }
     for setting, default in settings[name]().as_text().items():
         assert re.search(rf"--{setting.replace('_', '-')} .*?\[default: {default}\]", words)
 
@@ -213,6 +225,12 @@ ERRORS = [
     (["reproduce", "--table", "tutorail"], 2, "(did you mean 'tutorial'?)"),
     (["reproduce", "--table", "no/such.toml"], 2, "table 'no/such.toml' cannot be read: [Errno 2]"),
     (["reproduce", "--lr", "1"], 2, "Error: No such option '--lr'"),
+    (["verify", "latest"], 2, "Error: run must be the id of a run, 32 digits and letters, or a fo"),
+    (["verify", "0" * 32], 1, f"Error: there is no run {'0' * 32} in MLflow at 'sqlite:///"),
+    (["verify", "0" * 32, "--device", "gpu"], 2, "device must be 'recorded' or auto, cpu, cuda or"),
+    (["verify"], 2, "Error: Missing argument 'RUN_OR_FOLDER'."),
+    (["export", "0" * 32], 2, "Error: Missing option '--to'."),
+    (["export", "0" * 32, "--to", "/proc"], 2, "to must be a folder that is empty or not there"),
     (["ui", "--port", "0"], 2, "0 is not in the range 1<=x<=65535"),
     (["ui", "--port", "http"], 2, "'http' is not a valid integer"),
     (["train", "--plugins-dir", "none/here", "--init", "x"], 2, "not 'none/here'"),

@@ -20,6 +20,7 @@ from initflow.config import (
     ReproduceConfig,
     TrainConfig,
     TuneConfig,
+    VerifyConfig,
     format_widths,
     parse_widths,
 )
@@ -51,6 +52,13 @@ def test_defaults_are_the_contracts():
         "threads": "auto",
         "log_model": "true",
     }
+
+
+def test_a_run_is_verified_as_it_was_by_default():
+    """What may be another is what another machine lacks."""
+    names = ("init", "plugins_dir", "data_dir", "device")
+    assert VerifyConfig().as_text() == dict.fromkeys(names, "recorded")
+    assert VerifyConfig(data_dir="recorded").data_dir is None
 
 
 TRAINED = {
@@ -246,7 +254,16 @@ CONFIGS = {
         NetworkConfig, hidden=trained["hidden"], plugins_dir=folders, data_dir=folders
     ),
     "plugins list": st.builds(PluginsConfig, plugins_dir=folders),
+    "verify": st.builds(
+        VerifyConfig,
+        init=st.none() | schemes,
+        plugins_dir=folders,
+        data_dir=folders,
+        device=st.none() | common["device"],
+    ),
 }
+ARGUMENTS = {"verify": ["0" * 32]}  # that a command takes beside its settings
+
 each_command = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -271,7 +288,7 @@ def test_a_command_line_gives_every_configuration_back(name, data):
         command = words.pop(0)
         group = group.commands[command]
     assert program == "initflow"
-    given_options = group.make_context(command, words).params
+    given_options = group.make_context(command, words + ARGUMENTS.get(name, [])).params
     settings = {key: value for key, value in given_options.items() if key in config.as_text()}
     assert type(config)(**settings) == config
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,14 @@ from mlflow.projects import utils
 from mlflow.utils.environment import _PythonEnv
 from packaging.requirements import Requirement
 
-from initflow.config import CompareConfig, DiagnoseConfig, ReproduceConfig, TrainConfig, TuneConfig
+from initflow.config import (
+    CompareConfig,
+    DiagnoseConfig,
+    ReproduceConfig,
+    TrainConfig,
+    TuneConfig,
+    VerifyConfig,
+)
 from tests.conftest import ROOT
 from tests.test_architecture import imports
 
@@ -32,7 +40,9 @@ SETTINGS = {
     "compare": CompareConfig,
     "tune": TuneConfig,
     "reproduce": ReproduceConfig,
+    "verify": VerifyConfig,
 }
+REQUIRED = {"verify": ["run_id"]}  # what has no default, and is no option but an argument
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
 
 
@@ -47,8 +57,10 @@ def test_mlflow_reads_the_project():
 def test_parameters_and_defaults_are_those_of_the_configuration(name):
     """None missing, none besides, each default the same text."""
     parameters = PROJECT["entry_points"][name]["parameters"]
-    defaults = SETTINGS[name]().as_text()
-    assert {key: str(p["default"]) for key, p in parameters.items()} == defaults
+    required = [key for key, parameter in parameters.items() if "default" not in parameter]
+    assert required == REQUIRED.get(name, [])
+    defaults = {key: str(p["default"]) for key, p in parameters.items() if key not in required}
+    assert defaults == SETTINGS[name]().as_text()
 
 
 @every_entry_point
@@ -58,7 +70,8 @@ def test_every_parameter_is_passed_to_its_option(name):
     passed = re.findall(r"--([a-z-]+) \{([a-z_]+)\}", command)
     assert passed == [(s.name.replace("_", "-"), s.name) for s in fields(SETTINGS[name])]
     bare = re.sub(r" --[a-z-]+ \{[a-z_]+\}", "", command)
-    assert bare == f"python -m initflow {name.replace('main', 'train')}"
+    arguments = [f"{{{key}}}" for key in REQUIRED.get(name, [])]
+    assert bare == " ".join(["python -m initflow", name.replace("main", "train"), *arguments])
 
 
 @every_entry_point
@@ -69,14 +82,16 @@ def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
     given = {"inits": "he:mode=fan_out"}
     if name == "reproduce":
         given = {"table": "assignment"}
-    elif settings is TrainConfig:
+    elif settings in (TrainConfig, VerifyConfig):
         given = {"init": "normal:std=0.05"}
-    command = entry_point.compute_command(given, str(tmp_path))
+    required = dict.fromkeys(REQUIRED.get(name, []), "x y")
+    command = entry_point.compute_command(given | required, str(tmp_path))
     from initflow import cli
 
-    words = command.split()
+    words = shlex.split(command)
     context = cli.cli.commands[words[3]].make_context(words[3], words[4:])
-    context.params.pop("experiment")
+    context.params.pop("experiment", None)
+    assert {key: context.params.pop(key) for key in required} == required
     assert settings(**context.params) == settings(**given)
 
 
