@@ -224,7 +224,11 @@ def _arm_run(plan: Plan, run: track.Run, cell: Cell, study: Study) -> Iterator[t
 
 
 def _try_all(plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Progress) -> Spent:
-    """All trials of all studies; the one that is least far is next, with the fewest at hand."""
+    """All trials of all studies; the one that is least far is next, with the fewest at hand.
+
+    Where each worker can have a study of its own, each goes on one batch after the other, and its
+    trials are those that one worker alone would try, whoever is faster.
+    """
     config = plan.config
     total = config.trials * len(arms)
     through = sum(len(arm.study.trials(config.trials)) for arm in arms)
@@ -235,7 +239,11 @@ def _try_all(plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Prog
         nonlocal spent
         asking = time.perf_counter()
         begun = {arm.run.id: arm.study.begun() for arm in arms}
-        open_arms = [arm for arm in arms if begun[arm.run.id] < config.trials]
+        open_arms = [
+            arm
+            for arm in arms
+            if begun[arm.run.id] < config.trials and (crew.size > len(arms) or not arm.at_hand)
+        ]
         if not open_arms:
             return None
         arm = min(open_arms, key=lambda arm: (len(arm.at_hand), begun[arm.run.id]))

@@ -374,7 +374,7 @@ def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, mon
         mlflow.set_tracking_uri(site.road.address)
 
 
-def test_watching_goes_on(site, road):
+def test_watching_goes_on(site, road, monkeypatch):
     """Of any model, in the user's own run."""
     import torch
 
@@ -382,7 +382,7 @@ def test_watching_goes_on(site, road):
 
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    mlflow.set_experiment("watched")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "watched")
     with mlflow.start_run() as run:
         with initflow.watch(model, every=1):
             for step in range(6):
