@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import stat
 import uuid
@@ -20,6 +21,7 @@ from initflow import drawing, figures, provenance, webpage
 from initflow.config import format_shape
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.provenance import REPLAY, TRACE, UNCOMMITTED, WEIGHTS, Evidence, Provenance
+from initflow.scheme import FUNCTION
 
 MANIFEST = "manifest.json"
 REPORT, README = "report.html", "README.md"
@@ -149,6 +151,8 @@ def _content(folder: Path, name: str, limit: int) -> bytes | None:
     try:
         if path.is_symlink():
             raise ReplayError(f"'{folder}': {name} is a link, and nothing is read through one")
+        if path.is_dir():
+            raise ReplayError(f"'{folder}': {name} is no plain file")
         file = os.open(path, os.O_RDONLY | flags)
     except FileNotFoundError:
         return None
@@ -164,6 +168,12 @@ def _content(folder: Path, name: str, limit: int) -> bytes | None:
     return content
 
 
+def verifying(past: Provenance, folder: str) -> str:
+    """The command that verifies ``folder``; who runs a function by its place must name it."""
+    place = ["--init", past.config.init] if FUNCTION.fullmatch(past.config.init) else []
+    return shlex.join(["initflow", "verify", folder, *place])
+
+
 def commands(past: Provenance) -> dict[str, str]:
     """What to type, by what it does: verify the folder it is typed in, and train the network."""
     config = replace(
@@ -174,9 +184,9 @@ def commands(past: Provenance) -> dict[str, str]:
         threads=past.threads,
     )
     return {
-        "Train it again and compare, bit for bit": "initflow verify .",
+        "Train it again and compare, bit for bit": verifying(past, "."),
         "Train it": config.command("train", ("init",)),
-        "Train it as an MLflow Project": config.command(
+        "Train it as an MLflow Project, in a checkout of initflow": config.command(
             "train", ("init",), ("--env-manager", "local")
         ),
     }

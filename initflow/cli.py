@@ -166,7 +166,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
     _widen(console)
     console.print(report.diagnosis_table(diagnosis, console.width))
     _say(console, *report.advice_lines(diagnosis.readings))
-    _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run.id}.")
+    _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run_id}.")
     if diagnosis.failed:
         cells = "; ".join(
             f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
@@ -318,9 +318,9 @@ def export(run_id: str, folder: Path) -> None:
         from initflow import verify as verifying
 
         _quieten_libraries()
-        place = verifying.export(run_id, folder)
-    _say(console, f"Written: {place}")
-    _say(console, f"Next, try it: initflow verify {shlex.quote(str(place))}")
+        following = verifying.export(run_id, folder)
+    _say(console, f"Written: {folder}")
+    _say(console, f"Next, try it: {following}")
 
 
 def _warn_of_one_seed(console: Console, seeds: int) -> None:
@@ -568,7 +568,7 @@ def _quieten_libraries() -> None:
     """MLflow tells of every step of making its database, and of what we tell: errors, addresses."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow.store.db.utils", "optuna"):
+    for name in ("alembic", "mlflow.store.db.utils", "optuna", "initflow"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -584,11 +584,7 @@ def main(arguments: list[str] | None = None) -> int:
             "initflow", list(sys.argv[1:] if arguments is None else arguments)
         ) as context:
             meta = context.meta
-            try:
-                cli.invoke(context)
-            finally:
-                _tell_what_waits()
-            _check_kept()
+            _invoke(context)
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -611,18 +607,26 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _tell_what_waits() -> None:
-    """What the command could not send to MLflow."""
-    track = sys.modules.get("initflow.track")
-    if track and click.get_current_context().invoked_subcommand != "sync":
-        for line in track.waiting_lines():
-            click.echo(_printable(line))
-
-
-def _check_kept() -> None:
+def _invoke(context: click.Context) -> None:
+    """Run the command, and tell what it could not send; to have lost some is an error."""
+    try:
+        cli.invoke(context)
+    except BaseException:
+        _tell_what_waits(send=False)
+        raise
+    _tell_what_waits(send=True)
     track = sys.modules.get("initflow.track")
     if track:
         track.check_kept()
+
+
+def _tell_what_waits(*, send: bool) -> None:
+    """What the command could not send to MLflow; ``send`` what others have left."""
+    track = sys.modules.get("initflow.track")
+    if track and click.get_current_context().invoked_subcommand != "sync":
+        with contextlib.suppress(InitflowError):  # the command's own error is the one to tell
+            for line in track.waiting_lines(send=send):
+                click.echo(_printable(line))
 
 
 def _failed(reason: str, code: int) -> int:

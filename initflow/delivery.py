@@ -39,8 +39,13 @@ from mlflow.entities import (
     Param,
     Run,
     RunTag,
+    ViewType,
 )
-from mlflow.exceptions import InvalidUrlException, MlflowException
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
+from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
@@ -57,26 +62,26 @@ from initflow.outbox import (
     SLOW_S,
     Entry,
     Known,
+    NeverMadeError,
     RefusedError,
     Sender,
+    UnknownKeyError,
+    Way,
     experiment_key,
 )
 
 KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
 STORE_TIMEOUT_S = 120
-# What MLflow waits for by default are minutes, without a word; our own outbox tries again.
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", RETRIES: "1"}
+TIMEOUT_S = 10
 LATER = (429, 500, 502, 503, 504)  # HTTP's words for: not now
+RIGHTS = (401, 403)
 NEVER = ("INVALID_STATE", "DATA_LOSS")  # two errors that MLflow calls 500 all the same
-# Of a full disk, in SQLite's words and in others'; and of a request sent twice, or of two at once.
-FOR_NOW = re.compile("database or disk is full|No space left on device|IntegrityError")
+# Of a full disk, in SQLite's words and in others'; of a request sent twice, and of two at once.
+FOR_NOW = re.compile(
+    "database or disk is full|No space left on device|database is locked|IntegrityError"
+)
 FILES = "file://"
 READY = LoggedModelStatus.READY
-
-
-class UnknownKeyError(Exception):
-    """An entry is of a run that is not there yet: the one that makes it waits elsewhere."""
 
 
 def is_served(uri: str) -> bool:
@@ -84,16 +89,63 @@ def is_served(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-@functools.cache
+def way(uri: str) -> Way:
+    """To the server or store at ``uri``."""
+    return Way(
+        tracking=without_credentials(uri),
+        carry_out=functools.partial(carry_out, uri),
+        is_outage=functools.partial(is_outage, uri),
+        is_refusal=functools.partial(is_refusal, uri),
+        answers=functools.partial(answers, uri),
+        reason_of=reason,
+        slow_s=SLOW_S if is_served(uri) else math.inf,
+    )
+
+
+_senders: dict[str, Sender] = {}
+_parents: list[Sender] = []  # kept, as letting go of them would let go of their files' locks
+
+
 def sender(uri: str) -> Sender:
     """Of this process, to the server or store at ``uri``."""
-    return Sender(
-        without_credentials(uri),
-        functools.partial(carry_out, uri),
-        functools.partial(is_outage, uri),
-        reason,
-        SLOW_S if is_served(uri) else math.inf,
-    )
+    if uri not in _senders:
+        _senders[uri] = Sender(way(uri))
+    return _senders[uri]
+
+
+def _forked() -> None:
+    """A forked process has none of the threads, and what waits is its parent's to send."""
+    _parents.extend(_senders.values())
+    _senders.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def answers(uri: str) -> bool:
+    """Whether a server does, to a small question; a store of this machine is none."""
+    if not is_served(uri):
+        return False
+    try:
+        with impatient():
+            client_of(uri).search_experiments(max_results=1)
+    except Exception:  # noqa: BLE001 - whatever keeps it
+        return False
+    return True
+
+
+def is_refusal(uri: str, error: BaseException) -> bool:
+    """Whether an entry that waits is not to be tried again by itself: MLflow has understood it.
+
+    What is between us and a server (a proxy, a lack of rights) may be gone the next time.
+    """
+    if isinstance(error, UnknownKeyError) or is_outage(uri, error):
+        return False
+    between = is_served(uri) and isinstance(error, MlflowException)
+    if between and not isinstance(error, RestException):
+        return False
+    return not (isinstance(error, MlflowException) and _http_status(error) in RIGHTS)
 
 
 def is_outage(uri: str, error: BaseException) -> bool:
@@ -106,7 +158,10 @@ def is_outage(uri: str, error: BaseException) -> bool:
         return _http_status(error) in LATER and error.error_code not in NEVER
     # Those of requests, which files go by.
     answer = getattr(error, "response", None)
-    return isinstance(error, OSError) and (answer is None or answer.status_code in LATER)
+    of_network = isinstance(error, (ConnectionError, TimeoutError)) or (
+        type(error).__module__.partition(".")[0] in ("requests", "urllib3")
+    )
+    return of_network and (answer is None or answer.status_code in LATER)
 
 
 def reason(error: BaseException) -> str:
@@ -135,35 +190,42 @@ def _is_address(uri: str) -> bool:
         return False
 
 
-_briefly = threading.Lock()
-_impatient_now = 0
+_own = threading.local()  # the values that MLflow's variables have in a thread of ours
+
+
+def _heed(variable: Any) -> None:
+    """Let MLflow's ``variable`` have a thread's own value, unless the user has set one.
+
+    The environment is everybody's: a user's own requests, made meanwhile, keep their patience.
+    """
+    usual = variable.get
+
+    def get() -> Any:
+        own = getattr(_own, "values", {}).get(variable.name)
+        return usual() if own is None or variable.is_set() else own
+
+    variable.get = get
+
+
+for _variable in (MLFLOW_HTTP_REQUEST_TIMEOUT, MLFLOW_HTTP_REQUEST_MAX_RETRIES):
+    _heed(_variable)
 
 
 @contextlib.contextmanager
-def impatient(uri: str) -> Iterator[None]:
-    """Let MLflow give up soon, where the user has not said how long it is to try."""
-    if not is_served(uri):
-        yield
-        return
-    global _impatient_now  # noqa: PLW0603 - several threads may be at it at once
-    with _briefly:
-        _impatient_now += 1
-        if _impatient_now == 1:
-            for name in IMPATIENT.keys() - os.environ.keys():
-                os.environ[name] = IMPATIENT[name]
-                _set.add(name)
+def impatient(retries: int = 1) -> Iterator[None]:
+    """Let MLflow give up soon, in this thread, where the user has not said how long it is to try.
+
+    What it waits for by default are minutes, without a word; our own outbox tries again.
+    """
+    before = getattr(_own, "values", {})
+    _own.values = {
+        MLFLOW_HTTP_REQUEST_TIMEOUT.name: TIMEOUT_S,
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: retries,
+    }
     try:
         yield
     finally:
-        with _briefly:
-            _impatient_now -= 1
-            if not _impatient_now:
-                for name in _set:
-                    os.environ.pop(name, None)
-                _set.clear()
-
-
-_set: set[str] = set()  # the variables that are to be taken away again
+        _own.values = before
 
 
 @functools.cache
@@ -175,7 +237,7 @@ def client_of(uri: str) -> mlflow.MlflowClient:
 
 def carry_out(uri: str, entry: Entry, known: Known) -> Known:
     """Write ``entry`` into MLflow; the ids that were learned, by key."""
-    with impatient(uri):
+    with impatient():
         client = client_of(uri)
         try:
             kind = _KINDS[entry.kind]
@@ -204,6 +266,8 @@ def _with_ids(client: mlflow.MlflowClient, entry: Entry, known: Known, found: Kn
             return known.get(key, key)
         if key not in known and key not in found:
             found[key] = looked_up(client, key)
+        if known.get(key) == "":
+            raise NeverMadeError(f"its run {key} could not be made")
         return known.get(key) or found[key]
 
     def with_ids(text: str) -> str:
@@ -225,40 +289,42 @@ def looked_up(client: mlflow.MlflowClient, key: str) -> str:
     found = _runs_with(client, run_key)
     if not found:
         raise UnknownKeyError(f"the run {run_key}, which it needs, is not there yet")
+    if found[0].info.lifecycle_stage != "active":
+        raise RefusedError(f"its run {found[0].info.run_id} was deleted")
     return str(found[0].info.run_id if key == run_key else found[0].info.experiment_id)
 
 
 def _runs_with(client: mlflow.MlflowClient, key: str) -> list[Any]:
-    """Those with this key, the first one first: more than one where an answer was lost."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    """Those with this key, deleted ones last; more than one where an answer was lost."""
+    experiments, page = [], None
+    while True:
+        some = client.search_experiments(ViewType.ALL, page_token=page)
+        experiments += [experiment.experiment_id for experiment in some]
+        page = some.token
+        if not page:
+            break
     condition = f"tags.`{KEY_TAG}` = '{key}'"
-    return list(client.search_runs(experiments, condition, order_by=["attributes.start_time ASC"]))
-
-
-@contextlib.contextmanager
-def _once() -> Iterator[None]:
-    """Let MLflow not try again by itself: a second run would be made where an answer was lost."""
-    before = os.environ.get(RETRIES)
-    os.environ[RETRIES] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(RETRIES, None)
-        else:
-            os.environ[RETRIES] = before
+    found = client.search_runs(experiments, condition, ViewType.ALL)
+    return sorted(found, key=lambda run: (run.info.lifecycle_stage, run.info.run_id))
 
 
 def _create(client: mlflow.MlflowClient, entry: Entry) -> Known:
     values, there = entry.values, _runs_with(client, entry.run) if entry.is_again else []
     if there:
         info = there[0].info
+        if info.lifecycle_stage != "active":
+            raise RefusedError(f"the run {info.run_id} was deleted")
     else:
         where = values.get("experiment_id") or experiment_id(client, values["experiment"])
         tags = {**values["tags"], KEY_TAG: entry.run}
-        with _once():
+        with impatient(retries=0):  # or MLflow makes a second one where an answer was lost
             info = client.create_run(where, values["started"], tags, values["name"]).info
+    if entry.is_again:
+        _made_again.add(info.run_id)
     return {entry.run: info.run_id, experiment_key(entry.run): info.experiment_id}
+
+
+_made_again: set[str] = set()  # runs that may have a twin
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -323,10 +389,11 @@ def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
         client.update_run(entry.run, status)
         return
     client.set_terminated(entry.run, status, entry.values["ended"])
-    if entry.is_again:
+    if entry.is_again or entry.run in _made_again:
+        _made_again.discard(entry.run)
         key = client.get_run(entry.run).data.tags.get(KEY_TAG)
         for twin in _runs_with(client, key) if key else []:
-            if twin.info.run_id != entry.run:
+            if twin.info.run_id != entry.run and twin.info.lifecycle_stage == "active":
                 client.delete_run(twin.info.run_id)
 
 
@@ -391,7 +458,7 @@ def _model(client: mlflow.MlflowClient, entry: Entry) -> Known:
         made = found[0]
     else:
         where, tags, params = run.info.experiment_id, resolve_tags(), run.data.params
-        with _once():
+        with impatient(retries=0):  # or MLflow makes a second one where an answer was lost
             made = client.create_logged_model(where, "model", entry.run, tags, params)
     if made.status != READY:
         with tempfile.TemporaryDirectory() as folder:

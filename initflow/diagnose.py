@@ -30,6 +30,10 @@ class Diagnosis:
     readings: dict[Cell, Reading]
 
     @property
+    def run_id(self) -> str:
+        return track.with_ids(self.run.id)
+
+    @property
     def failed(self) -> dict[Cell, Reading]:
         """The networks whose verdict, forward or backward, is one to fail on."""
         unwanted = set(self.config.fail_on or ())

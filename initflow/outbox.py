@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,10 +20,10 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import platformdirs
 from filelock import FileLock, Timeout
@@ -32,17 +33,20 @@ from initflow.errors import OutboxError, cause
 FORMAT = 1
 SUFFIX = ".outbox"
 LIMIT = 1 << 30  # bytes of an outbox
+HEADER = 1 << 20  # bytes that what is said of nothing may take
 IN_MEMORY = 64 << 20  # bytes that wait in memory where the disk takes no more
 SLOW_S = 1.0  # a server that takes longer for an entry is not waited for,
 SLOW_FOR_S = 10.0  # for so long
 PATIENCE_S = 10.0  # for an id, of a server that is only slow
 PAUSES_S = (0.5, 30.0)  # between attempts: the first, and the longest
+MAKING = "create"  # the kind of entry that makes what a key stands for
 KEY = "waiting-"  # begins what stands for an id that only the server can give
 MODEL_KEY = f"{KEY}model-"
 KEYS = re.compile(rf"{KEY}(?:model-)?[0-9a-f]{{32}}(?:-experiment)?")
+TRIES = 8  # of an entry that fails though the server answers: a minute; then others come first
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
 
-Known = dict[str, str]  # the ids that keys stand for
+Known = dict[str, str]  # the ids that keys stand for; "" for a key that will never have one
 
 
 def new_key() -> str:
@@ -82,7 +86,15 @@ class Entry:
 
 
 class RefusedError(Exception):
-    """An entry can never be sent: the server does not take it."""
+    """An entry cannot be sent: the server does not take it."""
+
+
+class NeverMadeError(RefusedError):
+    """An entry is of a run that was never made."""
+
+
+class UnknownKeyError(Exception):
+    """An entry is of a run that is not there yet: the one that makes it waits elsewhere."""
 
 
 class Outbox:
@@ -120,7 +132,12 @@ class Outbox:
         """
         self = object.__new__(cls)
         self.path, self._lock = path, _lock(path)
-        self._lock.acquire(blocking=False)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise OutboxError(f"outbox '{path}' cannot be held: {error.strerror}") from error
         try:
             content = _read(path)
             whole = content[: content.rfind(b"\n") + 1]
@@ -146,6 +163,7 @@ class Outbox:
                 self.known |= line["known"]
             else:
                 self.refused[line["refused"]] = line["reason"]
+                self.known |= _without_id(self._lines.get(line["refused"], {}))
         self.waiting = deque(n for n in self._lines if n not in self.refused)
         self.size = len(whole) + sum(line["bytes"] for line in self._lines.values())
 
@@ -196,8 +214,10 @@ class Outbox:
         with contextlib.suppress(OSError):  # else it is sent again, which is harmless
             self._write({"sent": number, "known": known})
         self.waiting.remove(number)
+        self.refused.pop(number, None)
         self.size -= self._lines.pop(number)["bytes"]
-        self._file(number).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._file(number).unlink(missing_ok=True)
 
     def refuse(self, number: int, reason: str) -> None:
         """Note that it cannot be sent: it stays, and does not hold up the others."""
@@ -205,6 +225,13 @@ class Outbox:
             self._write({"refused": number, "reason": reason})
         self.waiting.remove(number)
         self.refused[number] = reason
+        self.known |= _without_id(self._lines[number])
+
+    def ask_again(self) -> None:
+        """Let what was refused wait once more, in its place."""
+        for number in self.refused:
+            self.known.pop(self._lines[number]["run"], None)
+        self.waiting = deque(sorted({*self.waiting, *self.refused}))
 
     def close(self) -> None:
         """Let others have it; without anything in it, it is gone."""
@@ -215,9 +242,11 @@ class Outbox:
 
     def discard(self) -> None:
         shutil.rmtree(self._file(0).parent, ignore_errors=True)
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
         self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return Path(f"{self.path}.d") / str(number)
@@ -228,12 +257,17 @@ class Outbox:
         with _opened(self.path) as file:
             before = file.seek(0, os.SEEK_END)
             try:
-                file.write(text)
+                _write_all(file, text)
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(before)
                 raise
         self.size += len(text)
+
+
+def _without_id(line: Mapping[str, Any]) -> Known:
+    """Of the line of an entry that was refused: a run that was not made will never have an id."""
+    return {line["run"]: "", experiment_key(line["run"]): ""} if line.get("kind") == MAKING else {}
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
@@ -247,12 +281,17 @@ def _opened(path: Path) -> Any:
     )
 
 
+def _write_all(file: Any, content: bytes) -> None:
+    """What has no buffer may take a part of it at a time, and be full only at the next."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
+
+
 def _write_through(file: Path, content: bytes) -> None:
     with _opened(file) as opened:
         opened.truncate(0)
-        view = memoryview(content)
-        while view:
-            view = view[opened.write(view) :]
+        _write_all(opened, content)
         os.fsync(opened.fileno())
     _flush_folder(file.parent)
 
@@ -273,7 +312,7 @@ def _lock(path: Path) -> FileLock:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > 2 * LIMIT:
+        if path.stat().st_size > 2 * LIMIT + HEADER:
             raise OutboxError(f"outbox '{path}' is larger than any")
         return path.read_bytes()
     except OSError as error:
@@ -309,9 +348,10 @@ def _parsed(path: Path, whole: bytes) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Left:
-    """What an outbox still holds: how many entries wait, and how many were refused, and why.
+    """What an outbox still holds: how many entries wait and how many were refused, each with why.
 
-    ``is_held`` by a process that is sending them.
+    ``is_held`` by a process that is sending them; ``is_away``: the server does not answer. Just
+    ``sent`` were so many.
     """
 
     path: Path
@@ -319,7 +359,10 @@ class Left:
     waiting: int
     refused: int
     reason: str = ""
+    refusal: str = ""
     is_held: bool = False
+    is_away: bool = False
+    sent: int = 0
 
 
 def paths() -> list[Path]:
@@ -329,45 +372,60 @@ def paths() -> list[Path]:
 
 def left(path: Path) -> Left | None:
     """What it holds, looked at without holding it; None where it is gone meanwhile."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    content = _read(path)
     header, *lines = _parsed(path, content[: content.rfind(b"\n") + 1])
     through = {line["sent"] for line in lines if "sent" in line}
     refused = {line["refused"]: line["reason"] for line in lines if "refused" in line}
     entries = {line["entry"] for line in lines if "entry" in line} - through
-    reason = next(iter(refused.values()), "")
-    return Left(path, header["tracking"], len(entries - set(refused)), len(refused), reason)
+    refused = {number: refused[number] for number in refused if number in entries}
+    waiting = len(entries) - len(refused)
+    return Left(path, header["tracking"], waiting, len(refused), refusal=_any(refused))
+
+
+def _any(refused: Mapping[int, str]) -> str:
+    return next(iter(refused.values()), "")
 
 
 CarryOut = Callable[[Entry, Known], Known]  # sends an entry; what it learned: ids by key
 
 
-class Sender:
-    """Sends entries to ``tracking`` in their order: at once, or when it can be reached again.
+@dataclass(frozen=True)
+class Way:
+    """How entries get to ``tracking``, an address without credentials.
 
-    ``carry_out`` sends one; ``is_outage`` says of its error that it may work later. While
-    something waits, a thread tries again and again, and all that comes is put behind it.
+    ``carry_out`` sends one; it may raise :class:`RefusedError` and :class:`UnknownKeyError`.
+    ``is_outage`` says of its error that it may work later, ``is_refusal`` of an entry that waits
+    that it never will, ``answers`` whether the server does, and ``reason_of`` is an error in a few
+    words. What takes longer than ``slow_s`` is slow.
     """
 
-    def __init__(
-        self,
-        tracking: str,
-        carry_out: CarryOut,
-        is_outage: Callable[[BaseException], bool],
-        reason_of: Callable[[BaseException], str] = cause,
-        slow_s: float = SLOW_S,
-    ) -> None:
-        self.tracking = tracking
+    tracking: str
+    carry_out: CarryOut
+    is_outage: Callable[[BaseException], bool]
+    is_refusal: Callable[[BaseException], bool]
+    answers: Callable[[], bool] = lambda: False
+    reason_of: Callable[[BaseException], str] = cause
+    slow_s: float = SLOW_S
+
+
+class Sender:
+    """Sends entries in their order: at once, or when the server can be reached again.
+
+    While something waits, a thread tries again and again, and all that comes is put behind it.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self.tracking = way.tracking
         self.known: Known = {}
         self.reason = ""  # of the last failure
         self.lost = 0  # entries that neither disk nor memory had room for
-        self._carry_out, self._is_outage = carry_out, is_outage
-        self._reason_of, self._slow_s = reason_of, slow_s
-        self._is_away = False
+        self.is_away = False
+        self._way = way
         self._lock = threading.RLock()
-        self._queue: deque[tuple[int | None, Entry | None]] = deque()  # the number, if on disk
+        self._queue: deque[_Kept] = deque()
+        self._in_memory = 0  # bytes
         self._box: Outbox | None = None
         self._thread: threading.Thread | None = None
         self._direct_from = 0.0  # of the monotonic clock
@@ -381,27 +439,33 @@ class Sender:
         One that ``is_asking`` for an id is put off only while the server is away. Raises what
         ``carry_out`` raises, unless that is an outage.
         """
-        if is_asking and not self._is_away:
+        size = len(entry.content) + len(json.dumps(entry.values))
+        if is_asking and not self.is_away:
             self._empty.wait(PATIENCE_S)
         with self._lock:
             started = time.monotonic()
             if not self._queue and (is_asking or started >= self._direct_from):
                 try:
-                    self.known |= self._carry_out(entry, self.known)
+                    self.known |= self._way.carry_out(entry, self.known)
+                except NeverMadeError:
+                    self._lose(entry)
+                    return
                 except BaseException as error:
-                    if not self._is_outage(error):
+                    if not self._way.is_outage(error):
                         raise
                     self._failed(error)
+                    entry = replace(entry, is_again=True)  # only the answer may be lost
                 else:
-                    if time.monotonic() - started > self._slow_s:
+                    # What asks may also take a while to be made.
+                    if not is_asking and time.monotonic() - started > self._way.slow_s:
                         self.reason = "it is slow"
                         self._direct_from = time.monotonic() + SLOW_FOR_S
                     return
-            self._keep(entry)
+            self._keep(entry, size)
             self._begin()
 
     def _failed(self, error: BaseException) -> None:
-        self.reason, self._is_away = self._reason_of(error), True
+        self.reason, self.is_away = self._way.reason_of(error), True
 
     def waiting(self) -> int:
         """How many entries are not sent yet."""
@@ -411,32 +475,49 @@ class Sender:
     def unsaved(self) -> int:
         """How many of them are in memory only."""
         with self._lock:
-            return sum(number is None for number, _ in self._queue)
+            return sum(kept.number is None for kept in self._queue)
 
-    def settle(self, patience_s: float) -> bool:
-        """Whether everything was sent, tried for so long."""
-        self._hurry.set()
-        return self._empty.wait(patience_s)
+    def settle(self, patience_s: float, *, as_it_goes: bool = False) -> bool:
+        """Whether everything was sent, tried for so long; ``as_it_goes``: longer while it goes on.
+
+        A server that is away is not waited for any longer than that either way.
+        """
+        while True:
+            before = self.waiting()
+            self._hurry.set()
+            if self._empty.wait(patience_s):
+                return True
+            if not as_it_goes or self.is_away or self.waiting() >= before:
+                return False
 
     def place(self) -> Path:
         """Where what waits is kept."""
         return self._box.path if self._box else folder()
 
-    def _keep(self, entry: Entry) -> None:
-        self._queue.append((None, entry))
+    def _keep(self, entry: Entry, size: int) -> None:
+        self._queue.append(_Kept(None, entry, size))
+        self._in_memory += size
         self._save()
-        unsaved = sum(_size(kept) for number, kept in self._queue if number is None and kept)
-        if unsaved > IN_MEMORY:
+        if self._in_memory > IN_MEMORY:
             self._queue.pop()
-            self.lost += 1
+            self._in_memory -= size
+            self._lose(entry)
+
+    def _lose(self, entry: Entry) -> None:
+        self.lost += 1
+        if entry.kind == MAKING:
+            self.known |= {entry.run: "", experiment_key(entry.run): ""}
 
     def _save(self) -> None:
         """Bring to disk what is not there yet, in its order, as far as it has room."""
-        for at, (number, entry) in enumerate(self._queue):
-            if number is None and entry is not None:
+        if not self._in_memory:
+            return
+        for at, kept in enumerate(self._queue):
+            if kept.number is None and kept.entry is not None:
                 try:
                     self._box = self._box or self._new_box()
-                    self._queue[at] = (self._box.add(entry), None)
+                    self._queue[at] = _Kept(self._box.add(kept.entry), None, 0)
+                    self._in_memory -= kept.size
                 except OSError as error:
                     self.reason = f"'{self.place()}': {error.strerror or error}"
                     return
@@ -453,106 +534,134 @@ class Sender:
 
     def _work(self) -> None:
         """Until nothing waits."""
-        pause, longest = PAUSES_S
-        while True:
-            with self._lock:
-                if not self._queue:
-                    if self._box:
-                        self._box.close()
-                    self._box = self._thread = None
-                    self._empty.set()
-                    return
-            if self._try_first():
-                pause = PAUSES_S[0]
-                continue
-            self._hurry.wait(pause)
-            self._hurry.clear()
-            pause = min(2 * pause, longest)
-
-    def _try_first(self) -> bool:
-        """Send what waits first; whether that is done with."""
-        with self._lock:
-            number, entry = self._queue[0]
-            known = self.known | (self._box.known if self._box else {})
+        (pause, longest), tries = PAUSES_S, 0
         try:
-            if entry is None:
-                assert self._box
-                assert number
-                entry = self._box.entry(number)
-            learned = self._carry_out(entry, known)
+            while not self._is_through():
+                if self._try_first(tries):
+                    pause, tries = PAUSES_S[0], 0
+                    continue
+                tries += 1
+                self._hurry.wait(pause)
+                self._hurry.clear()
+                pause = min(2 * pause, longest)
+        finally:  # after an error that is none of sending, the next entry begins again
+            with self._lock:
+                if self._thread is threading.current_thread():
+                    self._thread = None
+
+    def _is_through(self) -> bool:
+        with self._lock:
+            if self._queue:
+                return False
+            if self._box:
+                self._box.close()
+            self._box = self._thread = None
+            self._empty.set()
+            return True
+
+    def _try_first(self, tries: int) -> bool:
+        """Send what waits first, which was tried before; whether that is done with."""
+        with self._lock:
+            first, box = self._queue[0], self._box
+            known = self.known | (box.known if box else {})
+        refused, learned = None, {}
+        try:
+            if first.entry is not None:
+                entry = replace(first.entry, is_again=True)
+            else:
+                assert box
+                assert first.number
+                entry = box.entry(first.number)
+            learned = self._way.carry_out(entry, known)
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise it to
-            if self._is_outage(error):
+            stuck = tries >= TRIES and not isinstance(error, UnknownKeyError)
+            if not self._way.is_refusal(error) and not (stuck and self._way.answers()):
                 with self._lock:
                     self._failed(error)
                     self._save()
                 return False
-            refused: str | None = self._reason_of(error)
-            learned = {}
-        else:
-            refused = None
+            refused = self._way.reason_of(error)
         with self._lock:
-            self._is_away = False
+            self.is_away = False
             self.known |= learned
             self._save()  # a refusal is remembered with its entry, and what follows may know of it
-            number, _ = self._queue.popleft()
-            if number is None or self._box is None:
-                self.lost += refused is not None
+            first = self._queue.popleft()
+            self._in_memory -= first.size
+            if first.number is None or self._box is None:
+                if refused is not None and first.entry:
+                    self._lose(first.entry)
             elif refused is None:
-                self._box.sent(number, learned)
+                self._box.sent(first.number, learned)
             else:
-                self._box.refuse(number, refused)
+                self._box.refuse(first.number, refused)
         return True
 
 
-def _size(entry: Entry) -> int:
-    return len(entry.content) + len(json.dumps(entry.values))
+class _Kept(NamedTuple):
+    """What waits: its number on disk or, where that has no room, itself, and its size."""
+
+    number: int | None
+    entry: Entry | None
+    size: int
 
 
 def drained(
     path: Path,
-    carry_out: CarryOut,
-    is_outage: Callable[[BaseException], bool],
-    reason_of: Callable[[BaseException], str] = cause,
+    way: Way,
     told: Callable[[int, int], None] = lambda *_: None,
+    *,
+    patience_s: float = math.inf,
+    again: bool = False,
 ) -> tuple[int, Left | None]:
     """Send what another process has left in ``path``: how many were sent, and what is still there.
 
-    Raises :class:`OutboxError` for a file that is none.
+    ``again`` what was refused, too. No entry is begun after ``patience_s``. Raises
+    :class:`OutboxError` for a file that is none.
     """
     try:
         box = Outbox.reopened(path)
     except Timeout:
-        at_hand = left(path)
-        return 0, at_hand and Left(
-            path, at_hand.tracking, at_hand.waiting, at_hand.refused, is_held=True
-        )
+        there = left(path)
+        return 0, there and replace(there, is_held=True)
     except OutboxError:
         if not path.exists():  # another one was first
             return 0, None
         raise
-    sent, all_of_them, reason = 0, len(box.waiting), ""
-    with _closing(box):
-        while box.waiting:
-            number = box.waiting[0]
-            try:
-                learned = carry_out(box.entry(number), box.known)
-            except Exception as error:  # noqa: BLE001 - whatever refuses it
-                reason = reason_of(error)
-                if is_outage(error):
-                    break
-                box.refuse(number, reason)
-            else:
-                box.sent(number, learned)
-                sent += 1
-                told(sent, all_of_them)
-        reason = reason or next(iter(box.refused.values()), "")
-        there = Left(path, box.tracking, len(box.waiting), len(box.refused), reason)
-    return sent, there if there.waiting or there.refused else None
-
-
-@contextlib.contextmanager
-def _closing(box: Outbox) -> Iterator[None]:
     try:
-        yield
+        if again:
+            box.ask_again()
+        there = _drain(box, way, told, time.monotonic() + patience_s)
     finally:
         box.close()
+    return there.sent, there if there.waiting or there.refused else None
+
+
+def _drain(box: Outbox, way: Way, told: Callable[[int, int], None], until: float) -> Left:
+    sent, tries, reason, is_away = 0, 0, "", False
+    all_of_them = len(box.waiting)
+    while box.waiting and time.monotonic() < until:
+        number = box.waiting[0]
+        try:
+            learned = way.carry_out(box.entry(number), box.known)
+        except Exception as error:  # noqa: BLE001 - whatever refuses it
+            reason, tries = way.reason_of(error), tries + 1
+            if way.is_refusal(error) or (tries == TRIES and way.answers()):
+                box.refuse(number, reason)
+                tries = 0
+            elif isinstance(error, UnknownKeyError) or not way.answers():
+                is_away = not isinstance(error, UnknownKeyError)
+                break
+        else:
+            box.sent(number, learned)
+            sent, tries = sent + 1, 0
+            told(sent, all_of_them)
+    return Left(
+        box.path,
+        box.tracking,
+        len(box.waiting),
+        len(box.refused),
+        reason if box.waiting else "",
+        _any(box.refused),
+        is_away=is_away,
+        sent=sent,
+    )

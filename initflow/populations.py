@@ -18,7 +18,7 @@ from initflow import data, machine, mlflow_page, supplies, track, workers
 from initflow import experiment as experiments
 from initflow.comparison import Cell, Outcome
 from initflow.config import CompareConfig, ReproduceConfig, TrainConfig
-from initflow.errors import InitflowError, PluginError, WorkError, cause
+from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
 from initflow.record import Progress, Record, start, train_together
 from initflow.signals import Signals
 
@@ -265,8 +265,9 @@ def _train_again(part: Stack, losses: int, loss: Exception) -> None:
     """Close the runs that a worker wrote before it died: their networks will have others."""
     if losses == LOSSES:
         raise WorkError(f"{LOSSES} workers died at the same networks: {loss}")
-    for run in part.run.found({STACK: part.id}):
-        part.run.disown(run)
+    with contextlib.suppress(OutageError):  # they stay open, and are told by nothing else
+        for run in part.run.found({STACK: part.id}):
+            part.run.disown(run)
 
 
 def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
@@ -277,6 +278,7 @@ def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
     if records:
         writer.train(records, progress)
         writer.write_all(records)
+        track.settle()
     return writer.trained
 
 

@@ -28,6 +28,7 @@ VERDICTS = IDENTICAL, TOLERABLE, DIFFERENT = "identical", "tolerable", "differen
 EXIT_CODES = {IDENTICAL: 0, DIFFERENT: 1, TOLERABLE: 3}
 # What of the environment does not reach the numbers; packages do not either.
 BESIDE = ("git_commit", "git_tree")
+OF_SCHEME = ("scheme", "provider of the scheme", "source of the scheme")
 # Measured in docs/verifying.md.
 SHADOWS = 4
 DISTANCE = 2.0**-20  # of a shadow's initial weights from the network's, as a share of each
@@ -120,7 +121,7 @@ def replay(
     if not past.tested:
         splits = splits.untested()
     splits = splits.to(torch.device(device))
-    config = replace(past.config, device=device, probe=0, log_model=False)
+    config = replace(past.config, device=device, probe=0, log_model=False, epochs=_epochs(past))
     with machine.threads(past.threads):
         record = start(config, scheme, splits)
         _train(record, past, splits, progress)
@@ -145,6 +146,14 @@ def _check_data(past: Provenance, splits: Splits) -> None:
         )
 
 
+def _epochs(past: Provenance) -> int:
+    """As many as it takes to see whether a training that was cut short ends where it did."""
+    per_epoch = past.whole // past.config.epochs
+    if past.outcome == "finished":
+        return past.config.epochs
+    return min(past.config.epochs, past.updates // per_epoch + 1)
+
+
 def _train(record: Record, past: Provenance, splits: Splits, progress: Progress) -> None:
     """To where the training ended then: what was pruned is stopped at the same step."""
     was_pruned = past.outcome == "pruned"
@@ -158,13 +167,11 @@ def _train(record: Record, past: Provenance, splits: Splits, progress: Progress)
 
 def _of_scheme(past: Provenance, scheme: Scheme) -> list[Difference]:
     """What is different of a scheme that does not come with initflow, whose source is a fact."""
-    if past.provider == scheme.provider == BUILT_IN:
+    if past.provider == scheme.provider == BUILT_IN and past.spec == scheme.spec:
         return []
-    then_and_now = {
-        "scheme": (past.spec, scheme.spec),
-        "provider of the scheme": (past.provider, scheme.provider),
-        "source of the scheme": (past.source, provenance.source_sha256(scheme)),
-    }
+    now = scheme.spec, scheme.provider, provenance.source_sha256(scheme)
+    then = past.spec, past.provider, past.source
+    then_and_now = dict(zip(OF_SCHEME, zip(then, now, strict=True), strict=True))
     return [Difference(what, *both) for what, both in then_and_now.items() if both[0] != both[1]]
 
 
@@ -285,6 +292,9 @@ def sentence(found: Replay, what: str) -> str:
             if found.causes
             else "though nothing that rounds differently has changed"
         )
+        other = [d.what for d in found.differences if d.what in OF_SCHEME]
+        if other:
+            why += f"; not as it was: {', '.join(other)}"
         return f"Different: {what} does not come out as it was: {differs}, {why}."
     causes = ", ".join(found.causes[:NAMED]) + (", …" if len(found.causes) > NAMED else "")
     chaos = (

@@ -10,6 +10,8 @@ import contextlib
 import functools
 import itertools
 import json
+import logging
+import math
 import os
 import re
 import signal
@@ -45,6 +47,7 @@ from initflow.errors import (
 )
 from initflow.outbox import Entry, Left
 
+_logger = logging.getLogger("initflow")
 EXPERIMENT = "initflow"
 HOST, PORT = "127.0.0.1", 5000  # where `initflow ui` serves a local store's page, by default
 LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
@@ -64,7 +67,7 @@ FAILURES = (
     ImportError,
     ValueError,
     outbox.RefusedError,
-    delivery.UnknownKeyError,
+    outbox.UnknownKeyError,
 )
 
 
@@ -106,21 +109,25 @@ def _translated() -> Iterator[None]:
     """
     where = uri()
     try:
-        with _uninterrupted(), delivery.impatient(where):
+        with _uninterrupted(), delivery.impatient():
             yield
     except FAILURES as error:
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as")]
         reason = lines[0] if lines else type(error).__name__
+        is_outage = delivery.is_outage(where, error)
+        if is_outage:
+            reason = delivery.reason(error)
+        elif "Response body: '<" in reason:
+            reason = "what answers there is no MLflow server, but a page of HTML"
         message = without_credentials(f"MLflow at '{where}' failed: {reason}")
-        kind = OutageError if delivery.is_outage(where, error) else TrackingError
-        raise kind(message) from error
+        raise (OutageError if is_outage else TrackingError)(message) from error
 
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
     """Around a question to MLflow, whose answer must know of all that was written before."""
     sender = delivery.sender(uri())
-    if sender.waiting() and not sender.settle(CLOSING_PATIENCE_S):
+    if sender.waiting() and not sender.settle(CLOSING_PATIENCE_S, as_it_goes=True):
         raise OutageError(f"MLflow at '{sender.tracking}' failed: {sender.reason}")
     with _translated():
         yield
@@ -132,10 +139,14 @@ def _send(entry: Entry) -> None:
         delivery.sender(uri()).send(entry, is_asking=entry.kind in ("create", "model"))
 
 
+def _client() -> mlflow.MlflowClient:
+    return delivery.client_of(uri())
+
+
 def with_ids(text: str) -> str:
     """``text`` with the ids that the server has given by now to what has keys in it."""
     known = delivery.sender(uri()).known
-    return outbox.KEYS.sub(lambda key: known.get(key[0], key[0]), text)
+    return outbox.KEYS.sub(lambda key: known.get(key[0]) or key[0], text)
 
 
 @dataclass(frozen=True)
@@ -275,8 +286,8 @@ class Run:
 
         In a tag's value ``%`` stands for any letters.
         """
-        client, found, page = mlflow.MlflowClient(), [], None
-        where = list({with_ids(self.experiment_id), *experiments})
+        client, found, page = _client(), [], None
+        where = list(map(with_ids, {self.experiment_id, *experiments}))
         comparisons = ((key, "LIKE" if "%" in str(v) else "=", v) for key, v in tags.items())
         condition = " AND ".join(f"tags.`{key}` {how} '{v}'" for key, how, v in comparisons)
         condition, own = with_ids(condition), with_ids(self.id)
@@ -345,13 +356,14 @@ def start(
             error.add_note(f"what was measured so far is in run {run.id}")
         raise
     finally:
-        delivery.sender(uri()).settle(CLOSING_PATIENCE_S if run else 0)
+        if run:
+            settle()
 
 
 def _send_earlier() -> None:
     """What other processes could not send to where we are going comes first."""
     if outbox.paths():
-        sync(only=without_credentials(uri()))
+        sync(only=without_credentials(uri()), patience_s=CLOSING_PATIENCE_S)
 
 
 def _close(run: Run | None, error: BaseException) -> bool:
@@ -383,8 +395,11 @@ def _now() -> int:
 
 
 def uri() -> str:
-    """Where the runs are kept: a tracking server or a store."""
-    return str(mlflow.get_tracking_uri())
+    """Where the runs are kept: a tracking server or a store, whose path is whole."""
+    where = str(mlflow.get_tracking_uri())
+    file = where.removeprefix("sqlite:///")
+    is_relative = file != where and not os.path.isabs(file)  # noqa: PTH117 - text as it is
+    return f"sqlite:///{Path(file).absolute()}" if is_relative else where
 
 
 def follow(uri: str) -> None:
@@ -421,7 +436,7 @@ def check_reachable() -> None:
     while True:
         try:
             with _translated():
-                mlflow.MlflowClient().search_experiments(max_results=1)
+                _client().search_experiments(max_results=1)
         except OutageError as error:
             tried = time.monotonic() - started
             if tried >= SERVER_PATIENCE_S:
@@ -439,13 +454,20 @@ class Synced:
     left: Sequence[Left]
 
 
-def sync(told: Callable[[int, int], None] = lambda *_: None, *, only: str | None = None) -> Synced:
+def sync(
+    told: Callable[[int, int], None] = lambda *_: None,
+    *,
+    only: str | None = None,
+    patience_s: float = math.inf,
+) -> Synced:
     """Send what waits in the outboxes of processes that have ended, in its order.
 
-    Each goes where it belongs, or those alone that belong to ``only``, an address without
-    credentials. Of a server that does not answer one is tried.
+    Each goes where it belongs, and what was refused is tried again; or, with ``only``, an address
+    without credentials, those alone that wait for it. Of a server that does not answer one is
+    tried, and none is begun after ``patience_s``.
     """
     sent, there, away = 0, [], set()
+    until = time.monotonic() + patience_s
     for path in outbox.paths():
         try:
             left = outbox.left(path)
@@ -453,50 +475,83 @@ def sync(told: Callable[[int, int], None] = lambda *_: None, *, only: str | None
                 where = uri() if without_credentials(uri()) == left.tracking else left.tracking
                 some, left = outbox.drained(
                     path,
-                    functools.partial(delivery.carry_out, where),
-                    functools.partial(delivery.is_outage, where),
-                    delivery.reason,
+                    delivery.way(where),
                     told,
+                    patience_s=until - time.monotonic(),
+                    again=only is None,
                 )
                 sent += some
         except OutboxError as error:
             left = Left(path, "", 0, 0, str(error))
         if left:
             there.append(left)
-            away |= {left.tracking} if left.waiting and not left.is_held else set()
+            away |= {left.tracking} if left.is_away else set()
     return Synced(sent, there)
 
 
-def waiting_lines() -> list[str]:
-    """What is still to be sent, by whom, and why; nothing, where all is in MLflow."""
+def waiting_lines(*, send: bool = True) -> list[str]:
+    """What is still to be sent where we are writing to, and why; nothing, where all is there.
+
+    What others have left is sent now, but for ``send``, as far as that takes no longer than a
+    moment.
+    """
     own = delivery.sender(uri())
     lines: list[str] = []
     if outbox.paths():
-        there = sync(only="" if own.waiting() else own.tracking).left
-        lines = [line for left in there for line in left_lines(left)]
-    if own.waiting() and not own.place().is_file():
-        lines.append(f"{own.waiting():,} entries wait: {own.reason}")
+        only = own.tracking if send and not own.waiting() else ""
+        there = sync(only=only, patience_s=CLOSING_PATIENCE_S).left
+        lines = [
+            line
+            for left in there
+            if left.tracking in ("", own.tracking)
+            for line in left_lines(left)
+        ]
+    if own.unsaved():
+        lines.append(
+            f"{_entries(own.unsaved())} only in memory, as the outbox takes no more "
+            f"({own.reason}), and will be gone with this process."
+        )
     return lines
 
 
 def left_lines(left: Left) -> Iterator[str]:
     """What an outbox still holds, in words."""
+    own = delivery.sender(uri())
+    is_own = own.place() == left.path
     if left.waiting:
-        own = delivery.sender(uri())
-        what = "1 entry waits" if left.waiting == 1 else f"{left.waiting:,} entries wait"
-        reason = own.reason if own.place() == left.path else left.reason
+        reason = own.reason if is_own else left.reason
         because = f" ({reason})" if reason else ""
+        then = (
+            "another process is sending them."
+            if left.is_held and not is_own
+            else "'initflow sync' sends them, or remove the file to forget them."
+        )
         yield (
-            f"{what} in '{left.path}' for MLflow at '{left.tracking}'{because}: once it answers, "
-            "'initflow sync' sends them."
+            f"{_entries(left.waiting)} in '{left.path}' for MLflow at "
+            f"'{left.tracking}'{because}: {then}"
         )
     if left.refused:
         yield (
-            f"{left.refused:,} entries in '{left.path}' were refused by MLflow at "
-            f"'{left.tracking}' ({left.reason}): remove the file to forget them."
+            f"{left.refused:,} of '{left.path}' were refused by MLflow at '{left.tracking}' "
+            f"({left.refusal}): 'initflow sync' tries again, or remove the file to forget them."
         )
     if not left.tracking:
         yield f"{left.reason}: remove the file to forget it."
+
+
+def _entries(n: int) -> str:
+    return "1 entry waits" if n == 1 else f"{n:,} entries wait"
+
+
+def settle() -> None:
+    """Give what waits a moment to be sent, and tell of what is left in the log.
+
+    The command line tells of it by itself.
+    """
+    own = delivery.sender(uri())
+    if own.waiting() and not own.settle(CLOSING_PATIENCE_S):
+        for line in waiting_lines(send=False):
+            _logger.warning(line)
 
 
 def check_kept() -> None:
@@ -513,7 +568,7 @@ def check_kept() -> None:
 @_reading()
 def there(run: str, model: str) -> tuple[str, str]:
     """The ids of a run and of its model, where only keys of them are known."""
-    client = mlflow.MlflowClient()
+    client = _client()
     run = delivery.looked_up(client, run) if run.startswith(outbox.KEY) else run
     if model.startswith(outbox.KEY):
         model = delivery.model_of(client, run)
@@ -525,7 +580,7 @@ def register(
     name: str, model_id: str, run_id: str, tags: Mapping[str, object], description: str
 ) -> str:
     """A new version of the model ``name`` in MLflow's registry, which is made if need be."""
-    client = mlflow.MlflowClient()
+    client = _client()
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     made = client.create_model_version(
@@ -543,7 +598,7 @@ def has_version(name: str, version: str) -> bool:
     """Whether the registered model has it still."""
     try:
         with _reading():
-            mlflow.MlflowClient().get_model_version(name, version)
+            _client().get_model_version(name, version)
     except OutageError:
         raise
     except TrackingError:
@@ -554,7 +609,7 @@ def has_version(name: str, version: str) -> bool:
 @_translated()
 def set_alias(name: str, alias: str, version: str) -> None:
     """Let ``models:/name@alias`` be that version of the registered model."""
-    mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
+    _client().set_registered_model_alias(name, alias, version)
 
 
 def is_served() -> bool:
@@ -570,8 +625,7 @@ def server(port: int = PORT) -> str:
 @_translated()
 def page(port: int) -> str:
     """The address of the saved view of the last comparison or, without one, of all experiments."""
-    with delivery.store_lock(uri()):
-        experiments = mlflow.MlflowClient().search_experiments()
+    experiments = _client().search_experiments()
     views = [
         (made_at, experiment.experiment_id, key.removeprefix(mlflow_page.VIEW))
         for experiment in experiments
@@ -677,7 +731,7 @@ def _launched(id: str) -> Run:  # noqa: A002 - as a run's own
     experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
     launcher: tuple[str, ...] = ()
     with contextlib.suppress(OutageError), _translated():
-        client = mlflow.MlflowClient()
+        client = _client()
         found = client.get_run(id)
         if found.info.status not in ("RUNNING", "SCHEDULED"):
             raise SettingError(
@@ -710,12 +764,21 @@ class Kept(NamedTuple):
 
 
 def read_run(run_id: str) -> Kept | None:
-    """The run with this id, also a deleted one; None where there is none."""
+    """The run with this id, also a deleted one; None where there is none.
+
+    Of a run whose ``run_id`` is a key, as its id was not known then, it has the id. A store that
+    is not there is not made.
+    """
+    file = uri().removeprefix("sqlite:///")
+    if file != uri() and not os.path.exists(file):  # noqa: PTH110 - never raises
+        return None
     with _reading():
+        client = _client()
         try:
-            found = mlflow.MlflowClient().get_run(run_id)
+            known = delivery.looked_up(client, run_id) if run_id.startswith(outbox.KEY) else run_id
+            found = client.get_run(known)
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
     info, its = found.info, found.data
@@ -726,7 +789,7 @@ def read_run(run_id: str) -> Kept | None:
 
 def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
     """The (step, value) pairs of those metrics that the run has."""
-    client = mlflow.MlflowClient()
+    client = _client()
     with _reading():
         found = {key: client.get_metric_history(run_id, key) for key in keys}
     return {
@@ -739,7 +802,7 @@ def read_artifact(run_id: str, name: str, limit: int) -> bytes | None:
 
     One of more than ``limit`` bytes is a :class:`TrackingError`.
     """
-    client = mlflow.MlflowClient()
+    client = _client()
     with _reading(), tempfile.TemporaryDirectory() as folder:
         sizes = {file.path: file.file_size for file in client.list_artifacts(run_id)}
         if name not in sizes:

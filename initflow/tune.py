@@ -199,7 +199,7 @@ def _close_orphans(run: track.Run, of_cells: Mapping[Cell, Study]) -> None:
     for study in of_cells.values():
         lost = set(map(str, study.were_cut_off()))
         tested = finals.runs(study)
-        experiments = {*(study.remembered(EXPERIMENTS) or ()), run.experiment_id}
+        experiments = {*(study.remembered(EXPERIMENTS) or ()), track.with_ids(run.experiment_id)}
         for found in run.found({plans.STUDY_ID: f"%{study.id}%"}, experiments):
             is_test = found.tags["initflow.tuning"] in ("tuned", "untuned")
             unknown = found.tags.get(tuning.TRIAL) in lost or (is_test and not found.names & tested)

@@ -65,6 +65,7 @@ def try_batch(batch: Batch, progress: Progress = lambda *_: None) -> Spent:
     pairs = list(zip(batch.asked, batch.configs, strict=True))
     for begin in range(0, len(pairs), size):
         worker.carry_out(pairs[begin : begin + size])
+    track.settle()
     return worker.spent
 
 

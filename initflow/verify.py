@@ -17,7 +17,7 @@ from initflow.record import Progress
 from initflow.replay import Replay, replay, sentence
 from initflow.scheme import Scheme, parse
 
-RUN_ID = re.compile(r"[0-9a-f]{32}")
+RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
 PARENT = "mlflow.parentRunId"
 CURVES = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation")
 NAMED = 3  # networks of a run of many, as many are named
@@ -49,18 +49,22 @@ def verify(
     if is_folder:  # what somebody else wrote chooses neither a path nor the code that is run
         own = replace(past.config, data_dir=None, plugins_dir=None)
     else:
-        own = replace(
-            past.config,
-            data_dir=_if_there(past.config.data_dir),
-            plugins_dir=_if_there(past.config.plugins_dir),
-        )
+        own = replace(past.config, plugins_dir=_if_there(past.config.plugins_dir))
+        needed = past.config.data_dir if past.config.dataset != "digits" else None
+        if needed and not config.data_dir and not _if_there(needed):
+            raise ReplayError(
+                f"its data folder, '{needed}', is not here: say by data_dir where the data is"
+            )
     own = replace(
         own,
         data_dir=config.data_dir or own.data_dir,
         plugins_dir=config.plugins_dir or own.plugins_dir,
         init=config.init or own.init,
     )
-    scheme = _scheme(past, own.init, own.plugins_dir, trusted=bool(config.init) or not is_folder)
+    if config.init:  # the user's own word
+        scheme = plugins.find(config.init, own.plugins_dir)
+    else:
+        scheme = _scheme(past, own.init, own.plugins_dir, trusted=not is_folder)
     device = _device(past, config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
     result = Verification(named, replay(evidence, scheme, data.load(own), device, progress))
@@ -69,24 +73,28 @@ def verify(
     return result
 
 
-def export(run_id: str, folder: Path) -> Path:
-    """Write what it takes to verify the run, without access to MLflow, into ``folder``."""
+def export(run_id: str, folder: Path) -> str:
+    """Write what it takes to verify the run, without access to MLflow, into ``folder``.
+
+    Returned is the command that verifies it.
+    """
     bundle.check_free(folder)
     if not RUN_ID.fullmatch(run_id):
         raise SettingError(f"run must be the id of a run, 32 digits and letters, not '{run_id}'")
     evidence = _of_run(run_id)
+    run_id = track.with_ids(run_id)
     files = provenance.files(evidence)
     files |= bundle.pages(evidence, track.read_history(run_id, CURVES), run_id)
     diff = _uncommitted(run_id)
     if diff is not None:
         files[UNCOMMITTED] = diff
     bundle.write(folder, files)
-    return folder
+    return bundle.verifying(evidence.provenance, str(folder))
 
 
 def _is_folder(what: str) -> bool:
     try:
-        is_folder = Path(what).is_dir()
+        is_folder = bool(what) and Path(what).is_dir()
     except (OSError, ValueError):  # a name that no system has
         is_folder = False
     if not is_folder and not RUN_ID.fullmatch(what):
@@ -117,7 +125,10 @@ def _scheme(past: Provenance, init: str, plugins_dir: Path | None, *, trusted: b
             f"its scheme '{past.spec}' of {past.provider} is not here: install it, or say by "
             "plugins_dir or init where it is"
         )
-    return plugins.find(init, plugins_dir)
+    try:
+        return plugins.find(init, plugins_dir)
+    except SettingError as error:
+        raise ReplayError(f"{error}; say by init where it is now") from error
 
 
 def _device(past: Provenance, asked: str | None) -> str:
@@ -138,12 +149,15 @@ def _of_run(run_id: str) -> Evidence:
     if run is None:
         where = without_credentials(track.uri())
         raise ReplayError(f"there is no run {run_id} in MLflow at '{where}'")
+    run_id = run.id
     if run.lifecycle != "active":
         raise ReplayError(
             f"run {run_id} is deleted; mlflow runs restore --run-id {run_id} brings it back"
         )
     if run.status in ("RUNNING", "SCHEDULED"):
-        raise ReplayError(f"run {run_id} is {run.status}: wait for its end")
+        raise ReplayError(
+            f"run {run_id} is {run.status}: wait for its end; where its process died, there is none"
+        )
 
     def read(name: str, limit: int) -> bytes | None:
         return track.read_artifact(run_id, name, limit)
@@ -163,10 +177,9 @@ def _of_run(run_id: str) -> Evidence:
         )
     if read(REPLAY, provenance.LARGEST) is None:
         version = run.tags.get("initflow.version", "another version")
-        raise ReplayError(
-            f"run {run_id} has no {REPLAY}: it is of initflow {version}, which did not record what "
-            "a replay needs, or was deleted since"
-        )
+        older = f"it is of initflow {version}, which did not record what a replay needs"
+        why = "it was deleted" if version == initflow.__version__ else older
+        raise ReplayError(f"run {run_id} has no {REPLAY}: {why}")
     return provenance.gathered(read, f"run {run_id}")
 
 

@@ -67,6 +67,7 @@ def watch(
     finally:
         steps.abandon()
         hooks.close()
+        track.settle()
 
 
 class _Steps:

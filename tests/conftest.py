@@ -105,6 +105,15 @@ def store(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
+@pytest.fixture
+def checked_once(monkeypatch):
+    """An initializer's contract, which takes seconds to check, is checked once in a test."""
+    from initflow import testing
+
+    check = testing.check
+    monkeypatch.setattr(testing, "check", functools.cache(lambda *asked: list(check(*asked))))
+
+
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     """A working folder whose store a module's tests share, each with experiments of its own."""

@@ -1,6 +1,7 @@
 """A tracking server that can be killed and started again, and a road to it that can be spoilt."""
 
 import contextlib
+import math
 import socket
 import subprocess
 import sys
@@ -15,6 +16,13 @@ INTERNAL_ERROR = (
     b"Content-Length: 47\r\nConnection: close\r\n\r\n"
     b'{"error_code":"INTERNAL_ERROR","message":"sick"}'
 )
+
+
+UNAUTHORIZED = (
+    b"HTTP/1.1 401 Unauthorized\r\nContent-Type: text/html\r\n"
+    b"Content-Length: 14\r\nConnection: close\r\n\r\n<p>Who is it?\n"
+)
+SPOILT = {"sick": INTERNAL_ERROR, "strange": UNAUTHORIZED}
 
 
 class Server:
@@ -53,11 +61,13 @@ class Road:
     """Passes connections on to ``port``, one request each, as ``mode`` says.
 
     ``open`` as they are; ``closed`` none; ``deaf`` loses every other answer, whose request has
-    been carried out; ``sick`` answers 500; ``slow`` waits ``delay_s`` before every request.
+    been carried out; ``sick`` answers 500, ``strange`` 401, as a proxy does that does not know us;
+    ``slow`` waits ``delay_s`` before every request.
     """
 
     def __init__(self, port, delay_s=1.5):
         self.mode, self.delay_s, self.passed, self.lost = "open", delay_s, 0, 0
+        self.open_for = math.inf  # so many requests; then it is closed
         self._port = port
         self._listening = socket.create_server((HOST, 0))
         self.address = f"http://{HOST}:{self._listening.getsockname()[1]}"
@@ -75,11 +85,12 @@ class Road:
     def _carry(self, caller):
         with caller, contextlib.suppress(OSError):
             mode = self.mode
-            if mode == "closed":
+            self.open_for -= mode == "open"
+            if mode == "closed" or self.open_for < 0:
                 return
             request = _message(caller)
-            if mode == "sick":
-                caller.sendall(INTERNAL_ERROR)
+            if mode in SPOILT:
+                caller.sendall(SPOILT[mode])
                 return
             if mode == "slow":
                 time.sleep(self.delay_s)

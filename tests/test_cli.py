@@ -499,7 +499,7 @@ def test_plugins_are_listed_from_where_they_are(capsys, plugins_here):
     assert (code, out) == (0, "No plugin is installed, and none is in 'empty'.\n")
 
 
-def test_a_plugin_that_keeps_its_contract_is_told_so(capsys, plugins_here):
+def test_a_plugin_that_keeps_its_contract_is_told_so(capsys, plugins_here, checked_once):
     """Exit 0; the same for programs."""
     code, out, err = run(capsys, "plugins", "check", "mine")
     assert (code, err) == (0, "")

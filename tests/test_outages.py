@@ -4,12 +4,15 @@ What is in MLflow afterwards is, down to the bytes of the files, what an undistu
 """
 
 import hashlib
+import math
 import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -142,7 +145,7 @@ def test_training_goes_on_and_nothing_is_lost_or_twice(
 ):
     """Whatever the road does from the middle of the training on."""
     road = site.road
-    monkeypatch.setattr(site.sender, "_slow_s", 0.1)
+    monkeypatch.setattr(site.sender, "_way", replace(site.sender._way, slow_s=0.1))
 
     def spoil():
         road.mode = mode
@@ -169,8 +172,8 @@ def test_a_server_that_was_never_there_when_it_was_needed(site, road, undisturbe
     (line,) = track.waiting_lines()
     place = re.escape(str(tmp_path / "outbox"))
     assert re.fullmatch(
-        rf"\d+ entries wait in '{place}/\S+' for MLflow at '{road.address}' \(.+\): once it "
-        r"answers, 'initflow sync' sends them\.",
+        rf"\d+ entries wait in '{place}/\S+' for MLflow at '{road.address}' \(.+\): "
+        r"'initflow sync' sends them, or remove the file to forget them\.",
         line,
     )
     road.mode = "open"
@@ -222,7 +225,6 @@ def test_what_a_killed_process_left_is_sent_by_sync(site, road, undisturbed, tmp
     """By the command, which says how much; the second time there is nothing left."""
 
     def work():
-        delivery.sender.cache_clear()  # its threads are the parent's
         experiment.train_one(CONFIG, experiment="left behind")
 
     road.mode = "closed"
@@ -244,12 +246,76 @@ def test_what_a_killed_process_left_is_sent_by_sync(site, road, undisturbed, tmp
     assert capsys.readouterr().out == "0 entries were sent.\n"
 
 
+def test_a_proxy_that_lets_nobody_in_refuses_nothing(site, road, capsys):
+    """What waits goes on waiting: the server has not seen it."""
+    road.mode = "closed"
+    small = CONFIG.__class__(dataset="digits", epochs=1, probe=0, log_model=False, threads=1)
+    killed(lambda: experiment.train_one(small, experiment="stranger"))
+    road.mode = "strange"
+    assert cli.main(["sync"]) == 1
+    assert "wait in" in capsys.readouterr().err
+    (path,) = outbox.paths()
+    assert outbox.left(path).refused == 0
+    road.mode = "open"
+    assert cli.main(["sync"]) == 0
+
+
+def test_a_run_that_was_deleted_holds_up_no_other(site, road, capsys):
+    """Its entries are refused, and the next outbox is sent."""
+    small = CONFIG.__class__(dataset="digits", epochs=1, probe=0, log_model=False, threads=1)
+
+    road.open_for = 8  # enough for the run to be there
+    killed(lambda: experiment.train_one(small, experiment="deleted"))
+    killed(lambda: experiment.train_one(small, experiment="kept"))
+    where = site.client.get_experiment_by_name("deleted").experiment_id
+    (run,) = site.client.search_runs([where])
+    site.client.delete_run(run.info.run_id)
+    road.open_for = math.inf
+    assert cli.main(["sync"]) == 1
+    assert "were refused by MLflow" in capsys.readouterr().err
+    where = site.client.get_experiment_by_name("kept").experiment_id
+    (run,) = site.client.search_runs([where])
+    assert run.info.status == "FINISHED"
+    (path,) = outbox.paths()
+    outbox.Outbox.reopened(path).discard()
+
+
+def test_a_users_own_requests_keep_their_patience(road):
+    """Ours are impatient, in the thread that makes them alone."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+
+    with delivery.impatient():
+        assert RETRIES.get() == 1
+        seen = []
+        other = threading.Thread(target=lambda: seen.append(RETRIES.get()))
+        other.start()
+        other.join()
+    assert seen == [RETRIES.get()] == [7]
+
+
+def test_watching_tells_of_what_waits(site, road, monkeypatch, caplog):
+    """In the log, as there is no command that ends."""
+    import torch
+
+    import initflow
+
+    model = torch.nn.Linear(3, 2)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "told of")
+    with mlflow.start_run():
+        with caplog.at_level("WARNING", logger="initflow"), initflow.watch(model, every=1):
+            road.mode = "closed"
+            model(torch.ones(4, 3)).sum().backward()
+        road.mode = "open"
+        assert site.sender.settle(60)
+    (record,) = [record for record in caplog.records if record.name == "initflow"]
+    assert re.match(r"\d+ entr(y waits|ies wait) in ", record.getMessage())
+
+
 def test_the_next_command_sends_what_waits(site, road, undisturbed, tmp_path, capsys):
     """Before its own; the line of the one before told of it."""
     road.mode = "closed"
 
     def work():
-        delivery.sender.cache_clear()
         experiment.train_one(CONFIG, experiment="earlier")
 
     killed(work)
@@ -281,7 +347,7 @@ def test_where_nothing_can_be_kept_it_is_an_error(site, road, monkeypatch, capsy
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
     assert cli.main(["train", *small, "--experiment", "lost"]) == 1
     out, err = capsys.readouterr()
-    assert "test accuracy after" in out
+    assert "test accuracy after" in out, err
     assert re.match(r"Error: \d+ entries for MLflow at '.*' are lost, as neither it nor the ", err)
     site.sender.lost = 0
 

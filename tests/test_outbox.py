@@ -4,7 +4,9 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from initflow import outbox
 from initflow.errors import OutboxError
-from initflow.outbox import Entry, Outbox, RefusedError, Sender, drained
+from initflow.outbox import Entry, Outbox, RefusedError, Sender, UnknownKeyError, Way, drained
 from tests.cluster import missing, wait
 
 TRACKING = "http://127.0.0.1:5000"
@@ -79,12 +81,19 @@ class Server:
             raise AwayError("the answer was lost")
         return {f"key {entry.values['i']}": str(len(self.taken))}
 
+    def way(self, **options):
+        return Way(TRACKING, self.carry_out, is_away, is_refused, **options)
+
     def sender(self, **options):
-        return Sender(TRACKING, self.carry_out, is_away, **options)
+        return Sender(self.way(**options))
 
 
 def is_away(error):
-    return isinstance(error, AwayError)
+    return isinstance(error, (AwayError, UnknownKeyError))
+
+
+def is_refused(error):
+    return isinstance(error, RefusedError)
 
 
 def without_repeats(taken):
@@ -128,13 +137,13 @@ def test_what_is_held_is_left_alone(folder):
     made = box(folder, *entries(2))
     with pytest.raises(Timeout):
         Outbox.reopened(made.path)
-    sent, there = drained(made.path, Server().carry_out, is_away)
+    sent, there = drained(made.path, Server().way())
     assert (sent, there.waiting, there.is_held) == (0, 2, True)
     made.close()
     server = Server()
-    assert drained(made.path, server.carry_out, is_away) == (2, None)
+    assert drained(made.path, server.way()) == (2, None)
     assert server.taken == [0, 1]
-    assert drained(made.path, server.carry_out, is_away) == (0, None)  # it is gone
+    assert drained(made.path, server.way()) == (0, None)  # it is gone
 
 
 @given(cut=st.integers(0, 400), n=st.integers(1, 4))
@@ -229,10 +238,11 @@ def test_what_a_process_left_is_sent_by_another(tmp_path_factory, script):
     made.close()
     server = Server(script)
     for _ in range(30):
-        _, there = drained(made.path, server.carry_out, is_away)
+        _, there = drained(made.path, server.way())
         if not there:
             break
         assert there.reason.startswith("AwayError: ")
+        assert there.is_away
     assert without_repeats(server.taken) == [1, 2, 3, 4]
     assert not made.path.exists()
 
@@ -265,7 +275,7 @@ def test_a_slow_server_is_not_waited_for(monkeypatch):
             release.wait(20)
         return server.carry_out(entry, known)
 
-    sender = Sender(TRACKING, carry_out, is_away, slow_s=0)
+    sender = Sender(Way(TRACKING, carry_out, is_away, is_refused, slow_s=0))
     for entry in entries(4):
         sender.send(entry)  # would wait 20 s
     assert server.taken == [0]
@@ -284,9 +294,118 @@ def test_what_is_refused_holds_up_nothing(folder):
     assert server.taken == [1, 2]
     (path,) = outbox.paths()
     there = wait(lambda: (left := outbox.left(path)) and not left.waiting and left)
-    assert (there.refused, there.reason) == (1, "RefusedError: not like this")
-    sent, there = drained(path, server.carry_out, is_away)
+    assert (there.refused, there.refusal) == (1, "RefusedError: not like this")
+    sent, there = drained(path, server.way())
     assert (sent, there.waiting, there.refused) == (0, 0, 1)
+
+
+def test_what_was_refused_is_tried_again_when_it_is_asked(folder):
+    """In its place; what could not be made before may be made now."""
+    made = box(folder, Entry("create", "waiting", {"i": 0}), *entries(3, begin=1))
+    made.close()
+    server = Server(["refused"])
+    _, there = drained(made.path, server.way())
+    assert (server.taken, there.refused, there.waiting) == ([1, 2], 1, 0)
+    assert Outbox.reopened(made.path).known == {"waiting": "", "waiting-experiment": ""} | {
+        "key 1": "1",
+        "key 2": "2",
+    }
+
+
+def test_what_was_refused_has_a_second_chance(folder):
+    """By a sync that is asked for: nothing is refused for ever."""
+    made = box(folder, *entries(3))
+    made.close()
+    server = Server(["refused", "refused", "taken"])
+    assert drained(made.path, server.way())[1].refused == 2
+    assert drained(made.path, server.way())[1].refused == 2
+    assert drained(made.path, server.way(), again=True) == (2, None)
+    assert server.taken == [2, 0, 1]
+
+
+def test_what_always_fails_is_set_aside_where_the_server_answers(folder):
+    """And holds up nothing: it stays, to be tried again."""
+
+    def carry_out(entry, known):
+        if entry.values["i"] == 1:
+            raise AwayError("500")
+        return server.carry_out(entry, known)
+
+    server = Server(["away"])
+    way = Way(TRACKING, carry_out, is_away, is_refused, answers=lambda: True)
+    sender = Sender(way)
+    for entry in entries(4):
+        sender.send(entry)
+    assert sender.settle(20)
+    assert server.taken == [0, 2, 3]
+    (path,) = outbox.paths()
+    there = outbox.left(path)
+    assert (there.waiting, there.refused, there.refusal) == (0, 1, "AwayError: 500")
+    made = box(folder, *entries(4))
+    made.close()
+    server.taken.clear()
+    sent, there = drained(made.path, way)
+    assert (sent, server.taken, there.refused) == (3, [0, 2, 3], 1)
+
+
+def test_a_run_that_is_made_elsewhere_is_waited_for(folder):
+    """Only by what belongs to it: the server is not away."""
+    made = box(folder, *entries(2))
+    made.close()
+
+    def carry_out(*_):
+        raise UnknownKeyError("not there yet")
+
+    way = Way(TRACKING, carry_out, is_away, is_refused, answers=lambda: True)
+    sent, there = drained(made.path, way)
+    assert (sent, there.waiting, there.is_away) == (0, 2, False)
+    assert there.reason == "UnknownKeyError: not there yet"
+
+
+def test_it_takes_no_longer_than_it_may(folder):
+    """What is left is for the next time."""
+    made = box(folder, *entries(3))
+    made.close()
+    sent, there = drained(made.path, Server().way(), patience_s=0)
+    assert (sent, there.waiting) == (0, 3)
+
+
+def test_what_was_tried_once_may_have_been_taken(folder, monkeypatch):
+    """Also what waits in memory, as there is no disk."""
+    monkeypatch.setattr(outbox, "LIMIT", 0)
+    seen = []
+
+    def carry_out(entry, _):
+        seen.append(entry.is_again)
+        if len(seen) < 4:
+            raise AwayError
+        return {}
+
+    sender = Sender(Way(TRACKING, carry_out, is_away, is_refused))
+    sender.send(entries(1)[0])
+    assert sender.settle(20)
+    assert seen == [False, True, True, True]
+
+
+@pytest.mark.parametrize("room", range(0, 130, 7))
+def test_a_disk_that_is_full_at_any_byte_spoils_no_line(folder, room):
+    """The system may take a part of what is written, and say nothing."""
+    made = box(folder, *entries(2))
+    size = made.path.stat().st_size
+    child = os.fork()
+    if not child:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, size + room))
+            with contextlib.suppress(OSError):
+                made.add(Entry("metrics", "run", {"i": 2, "text": "x" * 60}))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    lines = made.path.read_bytes().splitlines(keepends=True)
+    assert all(line.endswith(b"\n") for line in lines)
+    assert len(lines) == 3 + (len(lines[-1]) <= room and len(lines) > 3)
+    assert outbox.left(made.path).waiting == len(lines) - 1
 
 
 def test_what_is_refused_at_once_is_the_callers_error():
@@ -303,7 +422,7 @@ def test_bytes_that_were_changed_are_not_sent(folder):
     Path(f"{made.path}.d", "2").write_bytes(b"else")
     Path(f"{made.path}.d", "4").unlink()
     server = Server()
-    sent, there = drained(made.path, server.carry_out, is_away)
+    sent, there = drained(made.path, server.way())
     assert (sent, there.refused) == (4, 2)
     assert server.taken == [0, 2, 4, 5]
 
@@ -384,8 +503,8 @@ def test_on_a_disk_that_is_really_full(tiny_disk, monkeypatch):
     wait(lambda: not list((tiny_disk / "outbox").iterdir()))
 
 
-def test_two_processes_have_two_outboxes(folder):
-    """The older one comes first."""
+def test_two_senders_have_two_outboxes(folder):
+    """As two processes have."""
     first, second = Server(), Server()
     for server in (first, second):
         server.is_up.clear()

@@ -48,7 +48,7 @@ def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zer
     both.backward(images, labels, stack.zeros_like())
     tensors = (both.preactivations, both.outputs, both.gradients)
     measured = {
-        quantity: torch.stack([of.double().square().mean((1, 2)) for of in layers])
+        quantity: torch.stack([of.square().mean((1, 2)) for of in layers]).double()
         for quantity, layers in zip(PREDICTED, tensors, strict=True)
     }
     # The prediction goes backward from each network's own gradient at the logits.
@@ -120,7 +120,7 @@ def test_a_wide_network_meets_the_expected_values():
     splits = data.load(TrainConfig(dataset="digits"))
     probe = measure.probe(splits.train, 100)
     for init, activation in (("he", "relu"), ("xavier", "tanh"), ("lecun", "sigmoid")):
-        widths = (splits.pixels, *([3_000] * 4), 3_000)
+        widths = (splits.pixels, *([2_000] * 4), 2_000)
         phi, scheme = ACTIVATIONS[activation], find(init)
         parameters = model.initialize(widths, scheme, phi, bias_init="pytorch", seed=1)
         (seen,) = measure.observe(parameters, phi, probe)

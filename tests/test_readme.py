@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from dataclasses import fields
@@ -27,6 +26,7 @@ from initflow.config import (
     ReproduceConfig,
     TrainConfig,
     TuneConfig,
+    VerifyConfig,
 )
 from initflow.initializers import BUILT_IN
 from initflow.plugins import load_all
@@ -63,6 +63,12 @@ IN_TESTS = {
     "mlflow run . -e tune --env-manager local --experiment-name initflow "
     "-P inits=normal,xavier,he": "test_mlflow_run_tunes",
     "initflow reproduce --table tutorial": "test_tutorial",
+    "initflow verify RUN_ID": "test_the_command_tells_what_is_identical",
+    "mlflow run . -e verify --env-manager local --experiment-name initflow -P run_id=RUN_ID": (
+        "test_mlflow_run_verifies_a_run"
+    ),
+    "initflow export RUN_ID --to he-on-digits": "test_what_is_exported_needs_no_server",
+    "initflow verify he-on-digits": "test_what_is_exported_needs_no_server",
     "mlflow run . -e diagnose --env-manager local --experiment-name initflow "
     "-P inits=xavier,critical -P activations=tanh -P depth=100 -P dataset=digits": (
         "test_mlflow_run_diagnoses_a_plugin"
@@ -139,7 +145,7 @@ def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
 def test_the_python_example(tmp_path):
     """It prints the id of a run that is there, and its accuracy."""
     example, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = run(tmp_path, sys.executable, "-c", example)
+    done = run(tmp_path, "python", "-c", example)
     assert done.returncode == 0, done.stderr
     (logged,) = runs(tmp_path)
     accuracy = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(logged.info.run_id)
@@ -170,7 +176,7 @@ def train(model):
 def test_the_example_with_any_model(tmp_path):
     """Two steps in a run, and the same keys printed."""
     _, example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = run(tmp_path, sys.executable, "-c", WATCHED + example)
+    done = run(tmp_path, "python", "-c", WATCHED + example)
     assert done.returncode == 0, done.stderr
     (logged,) = runs(tmp_path)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -201,7 +207,8 @@ def test_the_diagnosis_parameters_are_its_configuration():
     [
         (CompareConfig, "## Comparing schemes", "### Published tables"),
         (ReproduceConfig, "### Published tables", "## Tuning"),
-        (TuneConfig, "## Tuning", "## Parameters"),
+        (TuneConfig, "## Tuning", "## Proof"),
+        (VerifyConfig, "## Proof", "## Parameters"),
     ],
 )
 def test_the_parameters_of_many_are_their_configuration(settings, start, end):

@@ -273,3 +273,20 @@ def test_numbers_that_are_not_finite_have_a_distance():
     assert (gap.first, gap.largest, gap.at) == ("fc1.weight[0, 0]", 0.5, "fc1.weight[0, 0]")
     assert replay._gap(lost, one).at == "fc1.weight[0, 1]"
     assert model.weights_sha256(one) == model.weights_sha256(dict(one))
+
+
+def test_what_is_said_to_have_ended_early_is_not_trained_for_ever():
+    """A folder of somebody's may claim a training that would take years: it ends soon after."""
+    kept = evidence(config())
+    endless = config(epochs=1_000_000)
+    losses = kept.losses[:10]
+    lie = stated(
+        replace(kept, losses=losses),
+        config=endless,
+        outcome="diverged",
+        updates=10,
+        losses=provenance.losses_sha256(losses),
+    )
+    found = replayed(lie)
+    assert found.verdict == DIFFERENT
+    assert found.outcomes == ("diverged after 10 iterations", "finished after 15 iterations")

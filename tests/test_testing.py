@@ -209,7 +209,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_every_way_to_be_wrong_fails_its_row(tmp_path, monkeypatch, capsys, what):
+def test_every_way_to_be_wrong_fails_its_row(tmp_path, monkeypatch, capsys, checked_once, what):
     """By the command: exit 1, the row is marked, and what failed is told."""
     code, rule, detail = WRONG[what]
     monkeypatch.chdir(tmp_path)

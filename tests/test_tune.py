@@ -4,11 +4,8 @@ import contextlib
 import json
 import random
 import re
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import optuna
@@ -18,6 +15,7 @@ from initflow import experiment, finals, studies, tune, workers
 from initflow.comparison import Cell
 from initflow.config import TrainConfig, TuneConfig
 from initflow.errors import PluginError, SettingError, StudyError, TrackingError, WorkError
+from tests import test_end_to_end
 
 QUICK = {
     "dataset": "digits",
@@ -45,6 +43,22 @@ def config(folder, study, inits="he", **own):
 def tuned(tracked):
     """Two schemes, tuned and tested with models, in a module's store."""
     return tune.tune(config(tracked, "whole", "he,normal", **WHOLE), experiment="whole")
+
+
+PEACEFUL = {"trials": 12, "seeds": 1}
+
+
+@pytest.fixture(scope="module")
+def peaceful(tuned, tracked):
+    """Settings of two schemes' studies that nothing disturbed, and how long they took, in s.
+
+    Others with the same seed must become what they are. It comes after ``tuned``, which pays for
+    all that is imported.
+    """
+    settings = config(tracked, "peaceful", "he,normal", **PEACEFUL)
+    started = time.monotonic()
+    tune.tune(settings, experiment="peaceful")
+    return settings, time.monotonic() - started
 
 
 def runs_of(name):
@@ -239,37 +253,66 @@ def test_models_are_registered_once(tuned, tracked):
 def test_the_same_seed_gives_the_same_trials_and_values(tracked):
     """Past the sampler's random beginning, pruning included; another seed gives others."""
     settings = [
-        config(tracked, name, trials=14, seed=seed, seeds=1)
-        for name, seed in (("one", 3), ("other", 3), ("third", 4))
+        config(tracked, name, trials=trials, seed=seed, seeds=1)
+        for name, seed, trials in (("one", 3, 14), ("other", 3, 14), ("third", 4, 5))
     ]
     results = [tune.tune(one, experiment=one.study) for one in settings]
     one, other, third = (values(one, HE) for one in settings)
     assert one == other
-    assert [v[0] for v in one[1:]] != [v[0] for v in third[1:]]
+    tried, of_another = ([v[0] for v in found[1:5]] for found in (one, third))
+    assert not any(setting in tried for setting in of_another)
     assert results[0].rows == results[1].rows
 
 
-def test_more_workers_try_the_same(tracked):
+def test_more_workers_try_the_same(peaceful, tracked):
     """Two of them with two schemes: each study goes on one batch after the other."""
-    alone = config(tracked, "by-one", "he,normal", trials=12, seeds=1)
-    shared = config(tracked, "by-two", "he,normal", trials=12, seeds=1, workers=2)
-    for settings in (alone, shared):
-        tune.tune(settings, experiment=settings.study)
+    alone, _ = peaceful
+    shared = config(tracked, "by-two", "he,normal", workers=2, **PEACEFUL)
+    tune.tune(shared, experiment="by-two")
     for cell in (HE, NORMAL):
         assert values(alone, cell) == values(shared, cell)
     tags = ("initflow.weights_sha256", "initflow.scheme", "initflow.trial", "initflow.tuning")
     tracks = [
         sorted(str([run.data.tags.get(tag) for tag in tags]) for run in runs_of(name))
-        for name in ("by-one", "by-two")
+        for name in ("peaceful", "by-two")
     ]
     assert tracks[0] == tracks[1]
 
 
-def test_an_interruption_leaves_no_run_open_and_goes_on(tracked):
+def test_a_worker_that_is_faster_tries_no_other(peaceful, tracked, monkeypatch):
+    """It does not take a study whose batch before is still another worker's."""
+    alone, _ = peaceful
+    shared = config(tracked, "unequal", "he,normal", **PEACEFUL)
+    there = workers.hired
+
+    @contextlib.contextmanager
+    def hired(*settings):
+        with there(*settings) as crew:
+            yield replace(crew, size=2)
+
+    def results(_, work, next_task):
+        """Those of two workers, one of which never gets anything done beside the other."""
+        at_hand = []
+        while True:
+            while len(at_hand) < 2 and (task := next_task()) is not None:
+                at_hand.append(task)
+            if not at_hand:
+                return
+            at_hand.sort(key=lambda task: task.configs[0].init == "he")
+            yield at_hand[-1], work(at_hand.pop())
+
+    monkeypatch.setattr(workers, "hired", hired)
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "results", results)
+        tune.tune(shared, experiment="unequal")
+    for cell in (HE, NORMAL):
+        assert values(alone, cell) == values(shared, cell)
+
+
+def test_an_interruption_leaves_no_run_open_and_goes_on(peaceful, tracked):
     """Cut off in a batch: the same settings again, as if nothing had been."""
-    whole = config(tracked, "uninterrupted", trials=12, seeds=1)
-    tune.tune(whole, experiment="uninterrupted")
-    cut = config(tracked, "interrupted", trials=12, seeds=1)
+    whole, _ = peaceful
+    cut = config(tracked, "interrupted", **PEACEFUL)
 
     def interrupt(what, done, _):
         if "6 of 12 trials done" in what and done:
@@ -384,11 +427,10 @@ def test_a_server_that_does_not_answer_is_told_with_the_time(tracked, monkeypatc
     assert "secret" not in str(told.value)
 
 
-def test_a_worker_that_dies_has_its_trials_tried_again(tracked, monkeypatch):
+def test_a_worker_that_dies_has_its_trials_tried_again(peaceful, tracked, monkeypatch):
     """Killed twice, between other workers' work; the study is as without it."""
-    whole = config(tracked, "peaceful", trials=9, seeds=1)
-    tune.tune(whole, experiment="peaceful")
-    killed = config(tracked, "deadly", trials=9, seeds=1)
+    whole, _ = peaceful
+    killed = config(tracked, "deadly", **PEACEFUL)
     there = workers.results
     lost = []
 
@@ -405,7 +447,7 @@ def test_a_worker_that_dies_has_its_trials_tried_again(tracked, monkeypatch):
     tune.tune(killed, experiment="deadly")
     assert len(lost) == 2
     assert values(killed, HE) == values(whole, HE)
-    assert len(part(runs_of("deadly"), "trial")) == 9
+    assert len(part(runs_of("deadly"), "trial")) == 12
 
 
 @pytest.mark.parametrize("deaths", [8, 9])
@@ -488,37 +530,28 @@ for delay in {delays!r}:
 
 
 @pytest.mark.end_to_end
-def test_killed_at_ten_moments_it_loses_nothing(tracked):
+def test_killed_at_ten_moments_it_loses_nothing(peaceful, tracked):
     """By SIGKILL, a process of its own each time: resumed, it is as if nothing had been."""
-    settings = QUICK | {"trials": 20, "inits": "he,normal", "seeds": 1, "study": "killed"}
+    whole, took = peaceful
+    settings = QUICK | PEACEFUL | {"inits": "he,normal", "study": "killed"}
     settings |= {"storage": str(tracked / "killed.journal")}
-    whole = TuneConfig(**settings | {"study": "unhurt", "storage": str(tracked / "unhurt.journal")})
-    started = time.monotonic()
-    tune.tune(whole, experiment="unhurt")
-    took = time.monotonic() - started
     moments = random.Random(0)  # noqa: S311 - of when to kill
     delays = [moments.uniform(0.05, 0.35) * took for _ in range(10)]
     program = KILLED.format(settings=settings, delays=delays, store=mlflow.get_tracking_uri())
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parent.parent,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    done = test_end_to_end.run(tracked, "python", "-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split().count("killed") >= 5, done.stdout + done.stderr
     result = tune.tune(TuneConfig(**settings), experiment="killed")
     for cell in (HE, NORMAL):
         hurt = TuneConfig(**settings)
         assert values(hurt, cell) == values(whole, cell)
-        assert len(result.trials[cell]) == 20
+        assert len(result.trials[cell]) == 12
     runs = runs_of("killed")
     assert "RUNNING" not in {run.info.status for run in runs}
     trials = part(runs, "trial")
     numbers = [(r.data.tags["initflow.scheme"], r.data.tags["initflow.trial"]) for r in trials]
-    assert len(set(numbers)) == len(numbers) == 40
-    assert len(part(runs, "tuned")) == len(part(runs_of("unhurt"), "tuned")) == 2
+    assert len(set(numbers)) == len(numbers) == 24
+    assert len(part(runs, "tuned")) == len(part(runs_of("peaceful"), "tuned")) == 2
     tested = {run.info.run_id for run in part(runs, "tuned") + part(runs, "untuned")}
     known = set()
     for cell in (HE, NORMAL):
@@ -609,11 +642,13 @@ except SettingError as error:
 @pytest.mark.end_to_end
 def test_workers_cannot_use_what_a_notebook_defines(tmp_path):
     """Which is said before anything is made."""
-    done = subprocess.run(
-        [sys.executable, "-c", NOTEBOOK], cwd=tmp_path, check=True, capture_output=True, text=True
+    store = tmp_path / "new.db"
+    done = test_end_to_end.run(
+        tmp_path, "python", "-c", NOTEBOOK, MLFLOW_TRACKING_URI=f"sqlite:///{store}"
     )
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("init 'mine' is defined where its workers cannot find it")
-    assert not (tmp_path / "mlflow.db").exists()
+    assert not store.exists()
 
 
 def test_one_network_is_tested_where_the_untuned_setting_is_the_best(tracked):
@@ -627,9 +662,9 @@ def test_one_network_is_tested_where_the_untuned_setting_is_the_best(tracked):
     assert not part(runs_of("first"), "untuned")
 
 
-def test_inside_an_mlflow_run_the_parent_is_that(tracked):
+def test_inside_an_mlflow_run_the_parent_is_that(tracked, monkeypatch):
     """As when MLflow's launcher or a notebook has opened one: it is nested below."""
-    mlflow.set_experiment("notebook")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "notebook")
     with mlflow.start_run() as mine:
         result = tune.tune(config(tracked, "inner", trials=2, seeds=1))
     parent = mlflow.get_run(result.run.id)

@@ -212,7 +212,8 @@ def test_a_run_whose_record_is_damaged_is_told(tracked, tmp_path):
 
 @pytest.fixture
 def exported(result, tmp_path):
-    return verify.export(result.run_id, tmp_path / "it")
+    verify.export(result.run_id, tmp_path / "it")
+    return tmp_path / "it"
 
 
 def test_what_is_exported_needs_no_server(exported, result, monkeypatch):
@@ -235,7 +236,8 @@ def test_what_was_not_committed_is_beside_what_was_trained(tracked, tmp_path, mo
     for run_id in (alone, population.run.id):
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/{UNCOMMITTED}")
         assert text == environment.uncommitted()
-    folder = verify.export(member.run_id, tmp_path / "it")
+    folder = tmp_path / "it"
+    verify.export(member.run_id, folder)
     assert (folder / UNCOMMITTED).read_text() == environment.uncommitted()
 
 
