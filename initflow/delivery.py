@@ -166,7 +166,7 @@ def is_outage(uri: str, error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """What is at the bottom of it: requests' errors come in many wrappings."""
-    said = cause(error)
+    said = str(error) if isinstance(error, (RefusedError, UnknownKeyError)) else cause(error)
     _, wrapped, within = said.rpartition("Caused by ")
     timeout = re.search(r"[Rr]ead timed out|[Cc]onnect(ion)? .{0,40}timed out", said)
     if timeout:

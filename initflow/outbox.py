@@ -312,6 +312,8 @@ def _lock(path: Path) -> FileLock:
 
 def _read(path: Path) -> bytes:
     try:
+        if not path.is_file():  # but a device, perhaps without an end
+            raise OutboxError(f"outbox '{path}' is no file")
         if path.stat().st_size > 2 * LIMIT + HEADER:
             raise OutboxError(f"outbox '{path}' is larger than any")
         return path.read_bytes()

@@ -33,6 +33,7 @@ FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
 NAME = 20  # letters of a name that are not folded for what stands beside it
 UNLIMITED = 10_000  # columns
+FACTS = 50  # beside packages, more than there are
 PACKAGES = 5  # that have another version, as many are told
 TOLD = 20  # letters, at least, of a value that stands beside another one
 PACKAGE = "package "
@@ -330,12 +331,16 @@ def environment_table(differences: Sequence[Difference], columns: int = WIDE) ->
     table.add_column("then", overflow="fold")
     table.add_column("now", overflow="fold")
     room = max(TOLD, (columns - 36) // 2)
-    packages = 0
-    for what, then, now in differences:
-        packages += what.startswith(PACKAGE)
-        if not what.startswith(PACKAGE) or packages <= PACKAGES:
-            table.add_row(*map(Text, (what, *_parted(then, now, room))))
+    for what, then, now in _told(differences):
+        table.add_row(*map(Text, (what, *_parted(then, now, room))))
     return table
+
+
+def _told(differences: Sequence[Difference]) -> list[Difference]:
+    """Those that a table shows: of packages the first, and of what a stranger wrote no more."""
+    packages = [one for one in differences if one.what.startswith(PACKAGE)]
+    others = [one for one in differences if not one.what.startswith(PACKAGE)]
+    return [*others[:FACTS], *packages[:PACKAGES]]
 
 
 def _parted(one: str, other: str, room: int) -> tuple[str, str]:
@@ -355,10 +360,10 @@ def _parted(one: str, other: str, room: int) -> tuple[str, str]:
 
 
 def further_differences(differences: Sequence[Difference]) -> list[str]:
-    """How many packages the table leaves out."""
-    packages = [difference for difference in differences if difference.what.startswith(PACKAGE)]
-    more = len(packages) - PACKAGES
-    return [f"And {more} more packages."] if more > 0 else []
+    """How many the table leaves out, most of them packages."""
+    more = len(differences) - len(_told(differences))
+    of_packages = all(one.what.startswith(PACKAGE) for one in differences[FACTS:])
+    return [f"And {more} more{' packages' if of_packages else ''}."] if more else []
 
 
 def replay_table(found: Replay, columns: int = WIDE) -> Table:

@@ -187,6 +187,17 @@ def test_a_damaged_outbox_is_told(folder, damage):
     Outbox(made.path.with_name("other.outbox"), TRACKING).close()  # nothing is held
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_told(folder, kind):
+    """And not waited for."""
+    path = folder / "x.outbox"
+    folder.mkdir()
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    for look in (Outbox.reopened, outbox.left):
+        with pytest.raises(OutboxError, match=rf"outbox '{path}' is no file"):
+            look(path)
+
+
 @given(
     lines=st.lists(
         st.one_of(
