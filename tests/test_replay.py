@@ -179,7 +179,7 @@ def test_what_rounding_does_is_within_tolerance():
         ({"batch_size": 101}, lambda _: None),
         ({}, one_weight),
     ],
-    ids=str,
+    ids=["seed", "lr", "momentum", "gamma", "batch size", "one weight"],
 )
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("log_model", [True, False])
