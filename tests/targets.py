@@ -7,6 +7,7 @@ what is a bug.
 import atexit
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import os
@@ -18,9 +19,10 @@ from pathlib import Path
 import cmaes
 import numpy as np
 
-from initflow import data, finder, plugins, sampler_state, scheme, studies
+from initflow import bundle, data, finder, plugins, provenance, sampler_state, scheme, studies
 from initflow.config import TrainConfig, TuneConfig
 from initflow.errors import InitflowError, without_credentials
+from tests import replaying
 from tests.conftest import small_mnist
 
 
@@ -154,6 +156,27 @@ def journal(content):
     study.trials()
 
 
+@functools.cache
+def exported():
+    """The files of a small network's bundle that are taken apart, by name."""
+    kept = replaying.evidence(replaying.config())
+    return provenance.files(kept)
+
+
+def exported_folder(content):
+    """A bundle, one of whose files is this after a byte that says which; all hashes are right."""
+    files = dict(exported())
+    name = sorted(files)[content[0] % len(files)] if content else provenance.REPLAY
+    files[name] = content[1:]
+    digests = {name: hashlib.sha256(its).hexdigest() for name, its in files.items()}
+    files[bundle.MANIFEST] = json.dumps({"format": bundle.FORMAT, "files": digests}).encode()
+    place = folder() / "bundle"
+    place.mkdir(exist_ok=True)
+    for its_name, its in files.items():
+        (place / its_name).write_bytes(its)
+    bundle.opened(place)
+
+
 def secret(content):
     """Text without what stands before an @; done twice, it is the same."""
     shown = without_credentials(text_of(content))
@@ -210,6 +233,10 @@ TARGETS = {
     "parsed": (parsed, lambda: [_kept()]),
     "sampler": (sampler, lambda: [_learned()]),
     "journal": (journal, lambda: [_written()]),
+    "bundle": (
+        exported_folder,
+        lambda: [bytes([n]) + exported()[name] for n, name in enumerate(sorted(exported()))],
+    ),
     "secret": (secret, lambda: [b"at 'http://u:p@h/x?token=1' failed", b"sqlite:////a@b/c"]),
 }
 
