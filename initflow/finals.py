@@ -67,7 +67,7 @@ def tested(
 def _runs_below(arm: Arm) -> set[str]:
     """The names of the runs there; where MLflow does not answer, of all that are remembered."""
     try:
-        found = arm.run.found({"mlflow.parentRunId": arm.run.id})
+        found = arm.run.found({track.PARENT: arm.run.id})
     except OutageError:
         return runs(arm.study)
     return set().union(*(one.names for one in found))

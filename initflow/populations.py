@@ -256,7 +256,7 @@ def train_all(
 def _close(parts: Sequence[Stack]) -> None:
     """End the runs that workers have left open."""
     for run in {part.run.id: part.run for part in parts}.values():
-        for found in run.found({"mlflow.parentRunId": run.id}):
+        for found in run.found({track.PARENT: run.id}):
             if found.status == "RUNNING":
                 run.disown(found)
 

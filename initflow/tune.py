@@ -301,7 +301,7 @@ def _give_up(arm: Arm, numbers: Sequence[int]) -> None:
 def _below(arm: Arm) -> list[track.Found]:
     """The runs below its own; none where MLflow does not answer: the next start sees to them."""
     try:
-        return arm.run.found({"mlflow.parentRunId": arm.run.id})
+        return arm.run.found({track.PARENT: arm.run.id})
     except OutageError:
         return []
 

@@ -18,7 +18,6 @@ from initflow.replay import Replay, replay, sentence
 from initflow.scheme import Scheme, parse
 
 RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
-PARENT = "mlflow.parentRunId"
 CURVES = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation")
 NAMED = 3  # networks of a run of many, as many are named
 LARGEST_DIFF = 2**22  # bytes
@@ -206,7 +205,7 @@ def _below(run: track.Kept) -> list[track.Found]:
         level = [
             one
             for parent in above
-            for one in track.Run(parent, run.experiment_id, ()).found({PARENT: parent})
+            for one in track.Run(parent, run.experiment_id, ()).found({track.PARENT: parent})
         ]
         found += level
         above = [one.id for one in level if "initflow.initial_weights_sha256" not in one.tags]
@@ -223,7 +222,7 @@ def _uncommitted(run_id: str) -> bytes | None:
         diff = track.read_artifact(run.id, UNCOMMITTED, LARGEST_DIFF)
         if diff is not None:
             return diff
-        top = run.tags.get(PARENT)
+        top = run.tags.get(track.PARENT)
     return None
 
 
