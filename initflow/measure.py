@@ -57,7 +57,7 @@ class Observation:
     """One network on some images.
 
     ``preactivations``: for each layer (n, units), the last being the logits;
-    ``output_gradient``: (n, classes), of the mean loss by the logits.
+    ``output_gradient``: (n, classes), of the mean loss by the logits. Both are on the CPU.
     """
 
     signals: Signals
@@ -95,8 +95,8 @@ def observe(parameters: Parameters, activation: Activation, split: Split) -> lis
     return [
         Observation(
             signals({name: layer(at, member) for at, name in enumerate(names)}),
-            [preactivations[member] for preactivations in both.preactivations],
-            both.gradients[-1][member],
+            [preactivations[member].cpu() for preactivations in both.preactivations],
+            both.gradients[-1][member].cpu(),
         )
         for member in range(parameters.members)
     ]

@@ -144,7 +144,7 @@ def initialize(
         if data is None:
             raise SettingError(f"scheme '{scheme.spec}' needs images to see the network on")
         order = torch.randperm(len(data), generator=generator(seed, "initialization"))
-        batch = data.take(order[:BATCH])
+        batch = data.take(order[:BATCH]).to(torch.device("cpu"))
         fill = functools.partial(fill_network, scheme, activation, batch)
         contract.apply(scheme, state, fill, weight_stream, "the network")
     for name, at in zip(layer_names(parameters.depth), places(widths, activation), strict=True):

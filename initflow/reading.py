@@ -60,16 +60,17 @@ def read(
 ) -> Reading:
     """The network of ``parameters`` (a stack of one), drawn by ``scheme``, on ``probe``."""
     (seen,) = measure.observe(parameters, activation, probe)
+    images = probe.images.cpu()  # as what is seen is: theory is worked out there
     layers = layers_of(scheme, parameters, activation, bias_init)
     middle = layers[(len(layers) - 1) // 2]
     verdict = judge(
         seen.signals,
         activation,
         parameters.widths,
-        probe.images.double().var(0, correction=0).mean().item(),
+        images.double().var(0, correction=0).mean().item(),
     )
     with machine.threads(1):  # theory is many small steps, which only wait for a second one
-        predicted = predict(layers, activation, Ends.of(probe.images, seen.output_gradient))
+        predicted = predict(layers, activation, Ends.of(images, seen.output_gradient))
         field = mean_field(activation, middle.fan_in * middle.weight_variance, middle.bias_variance)
     return Reading(
         seen.signals,

@@ -121,7 +121,7 @@ def replay(
     if not past.tested:
         splits = splits.untested()
     splits = splits.to(torch.device(device))
-    config = replace(past.config, device=device, probe=0, log_model=False, epochs=_epochs(past))
+    config = replace(past.config, probe=0, log_model=False, epochs=_epochs(past))
     with machine.threads(past.threads):
         record = start(config, scheme, splits)
         _train(record, past, splits, progress)

@@ -311,15 +311,15 @@ def test_watching_tells_of_what_waits(site, road, monkeypatch, caplog):
     assert re.match(r"\d+ entr(y waits|ies wait) in ", record.getMessage())
 
 
-def test_the_next_command_sends_what_waits(site, road, undisturbed, tmp_path, monkeypatch, capsys):
+def test_the_next_command_sends_what_waits(site, undisturbed, tmp_path, monkeypatch, capsys):
     """Before its own; the line of the one before told of it."""
-    road.mode = "closed"
+    site.road.mode = "closed"
 
     def work():
         experiment.train_one(CONFIG, experiment="earlier")
 
     killed(work)
-    road.mode = "open"
+    site.road.mode = "open"
     monkeypatch.setattr(track, "CLOSING_PATIENCE_S", 60.0)  # on a machine that is busy, too
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
     assert cli.main(["train", *small, "--experiment", "later"]) == 0

@@ -1,0 +1,92 @@
+"""Every command on a device that is not the CPU: nothing is mixed, and the numbers are as near."""
+
+import mlflow
+import pytest
+import torch
+
+from initflow import experiment
+from initflow.compare import compare
+from initflow.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig, VerifyConfig
+from initflow.diagnose import diagnose
+from initflow.tune import tune
+from initflow.verify import verify
+from tests.elsewhere import DEVICE, Elsewhere, gpu
+
+__all__ = ["gpu"]
+SMALL = {"dataset": "digits", "hidden": "12,8", "epochs": 1, "eval_every": 10, "threads": 1}
+WHOLE = "initflow_lsuv:lsuv"  # sees images, and fills the whole network
+
+
+@pytest.fixture(autouse=True)
+def _there(store, gpu):
+    """A store of its own, and a device besides the CPU."""
+
+
+def test_it_tells_what_a_gpu_would_not_do():
+    """Or the others would show nothing."""
+    there = torch.ones(3, device=DEVICE)
+    assert isinstance(there, Elsewhere)
+    with pytest.raises(RuntimeError, match="not all tensors are on the same device"):
+        there + torch.ones(3)
+    with pytest.raises(RuntimeError):
+        there.numpy()
+    with pytest.raises(TypeError):
+        torch.from_numpy(there)
+    assert (there + 1).cpu().tolist() == (2 * there).tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(("init", "activation"), [("he", "relu"), (WHOLE, "gelu")])
+def test_a_network_trains_there_as_here(init, activation):
+    """From the same bits, with all that is measured, predicted and drawn."""
+    config = {**SMALL, "init": init, "activation": activation, "validation": 100}
+    there, here = (
+        experiment.train_one(TrainConfig(**config, device=device)) for device in ("auto", "cpu")
+    )
+    runs = [mlflow.get_run(result.run_id) for result in (there, here)]
+    assert [run.data.params["resolved.device"] for run in runs] == [DEVICE, "cpu"]
+    tag = "initflow.initial_weights_sha256"
+    assert runs[0].data.tags[tag] == runs[1].data.tags[tag]
+    assert there.history.keys() == here.history.keys()
+    for key, points in here.history.items():
+        assert there.history[key] == [
+            (step, pytest.approx(value, rel=1e-3, abs=1e-6)) for step, value in points
+        ]
+    files = [
+        {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+        for run in runs
+    ]
+    assert files[0] == files[1]
+    assert "received.png" in files[0]
+
+
+def test_a_comparison_trains_there():
+    """Stacks of networks, with the figures of each."""
+    config = CompareConfig(**SMALL, inits="he,zero", activations="relu", seeds=2, run_figures=True)
+    result = compare(config)
+    members = result.population.members
+    assert len(members) == 4
+    assert not any(member.is_exact for member in members)
+    run = mlflow.get_run(members[0].run_id)
+    assert run.data.params["resolved.device"] == DEVICE
+    assert run.data.tags["initflow.bit_identical_to_alone"] == "false"
+
+
+def test_a_diagnosis_is_made_there():
+    """Of untrained networks."""
+    result = diagnose(DiagnoseConfig(dataset="digits", inits=f"he,{WHOLE}", depth=3, width=9))
+    assert len(result.readings) == 4
+
+
+def test_a_tuning_is_made_there():
+    """With its trials, pruned and not, and its tests."""
+    config = TuneConfig(**SMALL, inits="he", trials=3, batch=3, seeds=2, study="there")
+    (row,) = tune(config).rows
+    assert row.counts["finished"] + row.counts["pruned"] == 3
+
+
+@pytest.mark.parametrize("init", ["he", WHOLE])
+def test_a_run_is_verified_there_and_from_there(init):
+    """The same numbers there, and as near as rounding allows on the CPU."""
+    run = experiment.train_one(TrainConfig(**SMALL, init=init, probe=0))
+    assert verify(run.run_id, VerifyConfig()).replay.verdict == "identical"
+    assert verify(run.run_id, VerifyConfig(device="cpu")).replay.verdict != "different"
