@@ -88,8 +88,16 @@ _weight_gradient = _Operation(
     lambda gradient, x, out: torch.mm(gradient.T, x, out=out),
     lambda gradients, x, out: torch.bmm(gradients.mT, x.expand(len(out), -1, -1), out=out),
 )
+
+
+def _one_input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> object:
+    if out.numel() == 1:  # which autograd takes for a matrix by columns, and forms transposed
+        return torch.mm(weight.T, gradient.T, out=out)
+    return torch.mm(gradient, weight, out=out)
+
+
 _input_gradient = _Operation(
-    lambda gradient, weight, out: torch.mm(gradient, weight, out=out),
+    _one_input_gradient,
     lambda gradients, weights, out: torch.bmm(gradients, weights, out=out),
 )
 
