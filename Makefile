@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(VENV)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 PORT ?= 5000
 
-.PHONY: help setup browser run ui test lint format typecheck audit fuzz run-uv bench claims screenshots lock clean
+.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz run-uv bench claims screenshots lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,10 @@ ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1, opened at the last comp
 # their own order, because the files with the fewest tests, which would come last, take longest.
 test: $(READY) ## the whole test suite, on all cores
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# All others leave a GPU alone, as their numbers are the CPU's.
+test-gpu: $(READY) ## the tests that need a GPU
+	python -m pytest -m gpu
 
 lint: $(READY) ## the linter
 	ruff check .

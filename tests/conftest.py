@@ -16,6 +16,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_configure(config):
+    """Where there is a GPU, too, device=auto is the CPU, whose bits are known, but for -m gpu."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before PyTorch looks
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _clean_environment(tmp_path_factory):
     """No setting of the machine reaches a test, nothing it leaves; MLflow tells nobody of it."""
@@ -53,10 +59,18 @@ MNIST = _find_mnist()
 
 
 def pytest_collection_modifyitems(items):
-    """Without MNIST at hand its tests are skipped, and say so."""
+    """Without MNIST at hand, or a GPU, the tests that need it are skipped, and say so."""
     for item in items:
         if MNIST is None and item.get_closest_marker("mnist"):
             item.add_marker(pytest.mark.skip(reason="MNIST is not in INITFLOW_DATA_DIR"))
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="-m gpu finds no CUDA device"))
+
+
+def _has_gpu():
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

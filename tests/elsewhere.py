@@ -7,7 +7,6 @@ and of its graphs it says nothing.
 
 import re
 
-import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -81,12 +80,10 @@ _setup_privateuseone_for_python_backend()
 _LIBRARY = _registered()
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """The device that ``device=auto`` finds."""
-    monkeypatch.setattr(machine, "device", lambda asked: "cpu" if asked == "cpu" else DEVICE)
-    monkeypatch.setattr(machine, "working_memory", lambda _: 2**30)
-    monkeypatch.setattr(environment, "_gpu", lambda device: {} if device == "cpu" else {"gpu": "?"})
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Elsewhere")
-    monkeypatch.setattr(provenance, "DEVICE", re.compile(f"cpu|{DEVICE}"))
-    return DEVICE
+def be_found(patch):
+    """Let ``device=auto`` be this one."""
+    patch.setattr(machine, "device", lambda asked: "cpu" if asked == "cpu" else DEVICE)
+    patch.setattr(machine, "working_memory", lambda _: 2**30)
+    patch.setattr(environment, "_gpu", lambda device: {} if device == "cpu" else {"gpu": "?"})
+    patch.setattr(torch.cuda, "get_device_name", lambda _: "Elsewhere")
+    patch.setattr(provenance, "DEVICE", re.compile(f"cpu|{DEVICE}"))

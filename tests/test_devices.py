@@ -3,29 +3,33 @@
 import mlflow
 import pytest
 import torch
+from torch import nn
 
+import initflow
 from initflow import experiment
 from initflow.compare import compare
 from initflow.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig, VerifyConfig
 from initflow.diagnose import diagnose
 from initflow.tune import tune
 from initflow.verify import verify
-from tests.elsewhere import DEVICE, Elsewhere, gpu
+from tests import elsewhere
 
-__all__ = ["gpu"]
 SMALL = {"dataset": "digits", "hidden": "12,8", "epochs": 1, "eval_every": 10, "threads": 1}
 WHOLE = "initflow_lsuv:lsuv"  # sees images, and fills the whole network
 
 
-@pytest.fixture(autouse=True)
-def _there(store, gpu):
-    """A store of its own, and a device besides the CPU."""
+@pytest.fixture(params=[elsewhere.DEVICE, pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def device(request, store, monkeypatch):
+    """That ``device=auto`` finds."""
+    if request.param == elsewhere.DEVICE:
+        elsewhere.be_found(monkeypatch)
+    return request.param
 
 
 def test_it_tells_what_a_gpu_would_not_do():
     """Or the others would show nothing."""
-    there = torch.ones(3, device=DEVICE)
-    assert isinstance(there, Elsewhere)
+    there = torch.ones(3, device=elsewhere.DEVICE)
+    assert isinstance(there, elsewhere.Elsewhere)
     with pytest.raises(RuntimeError, match="not all tensors are on the same device"):
         there + torch.ones(3)
     with pytest.raises(RuntimeError):
@@ -36,14 +40,14 @@ def test_it_tells_what_a_gpu_would_not_do():
 
 
 @pytest.mark.parametrize(("init", "activation"), [("he", "relu"), (WHOLE, "gelu")])
-def test_a_network_trains_there_as_here(init, activation):
+def test_a_network_trains_there_as_here(device, init, activation):
     """From the same bits, with all that is measured, predicted and drawn."""
     config = {**SMALL, "init": init, "activation": activation, "validation": 100}
     there, here = (
-        experiment.train_one(TrainConfig(**config, device=device)) for device in ("auto", "cpu")
+        experiment.train_one(TrainConfig(**config, device=asked)) for asked in ("auto", "cpu")
     )
     runs = [mlflow.get_run(result.run_id) for result in (there, here)]
-    assert [run.data.params["resolved.device"] for run in runs] == [DEVICE, "cpu"]
+    assert [run.data.params["resolved.device"] for run in runs] == [device, "cpu"]
     tag = "initflow.initial_weights_sha256"
     assert runs[0].data.tags[tag] == runs[1].data.tags[tag]
     assert there.history.keys() == here.history.keys()
@@ -59,7 +63,7 @@ def test_a_network_trains_there_as_here(init, activation):
     assert "received.png" in files[0]
 
 
-def test_a_comparison_trains_there():
+def test_a_comparison_trains_there(device):
     """Stacks of networks, with the figures of each."""
     config = CompareConfig(**SMALL, inits="he,zero", activations="relu", seeds=2, run_figures=True)
     result = compare(config)
@@ -67,17 +71,17 @@ def test_a_comparison_trains_there():
     assert len(members) == 4
     assert not any(member.is_exact for member in members)
     run = mlflow.get_run(members[0].run_id)
-    assert run.data.params["resolved.device"] == DEVICE
+    assert run.data.params["resolved.device"] == device
     assert run.data.tags["initflow.bit_identical_to_alone"] == "false"
 
 
-def test_a_diagnosis_is_made_there():
+def test_a_diagnosis_is_made_there(device):
     """Of untrained networks."""
     result = diagnose(DiagnoseConfig(dataset="digits", inits=f"he,{WHOLE}", depth=3, width=9))
     assert len(result.readings) == 4
 
 
-def test_a_tuning_is_made_there():
+def test_a_tuning_is_made_there(device):
     """With its trials, pruned and not, and its tests."""
     config = TuneConfig(**SMALL, inits="he", trials=3, batch=3, seeds=2, study="there")
     (row,) = tune(config).rows
@@ -85,8 +89,18 @@ def test_a_tuning_is_made_there():
 
 
 @pytest.mark.parametrize("init", ["he", WHOLE])
-def test_a_run_is_verified_there_and_from_there(init):
+def test_a_run_is_verified_there_and_from_there(device, init):
     """The same numbers there, and as near as rounding allows on the CPU."""
     run = experiment.train_one(TrainConfig(**SMALL, init=init, probe=0))
     assert verify(run.run_id, VerifyConfig()).replay.verdict == "identical"
     assert verify(run.run_id, VerifyConfig(device="cpu")).replay.verdict != "different"
+
+
+@pytest.mark.gpu
+def test_a_model_is_watched_there(store):
+    """One of the user's own; autograd has no threads for a device that is none."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).cuda()
+    with mlflow.start_run() as run, initflow.watch(model, every=1):
+        model(torch.rand(8, 4).cuda()).square().mean().backward()
+    metrics = mlflow.get_run(run.info.run_id).data.metrics
+    assert metrics["gradient_variance/2"] > 0

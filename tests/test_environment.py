@@ -208,7 +208,7 @@ def test_a_gpu_is_described_by_what_its_kernels_depend_on(monkeypatch):
         assert found == {"gpu": described, "gpu_driver": driver, "cudnn": "92600"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_is_named_with_its_driver():
     """And with cuDNN's version."""
     found = facts("cuda:0")

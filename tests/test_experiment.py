@@ -521,18 +521,6 @@ def test_inside_an_open_run_it_is_nested(store):
     assert mlflow.get_run(mine.info.run_id).info.status == "FINISHED"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_the_same_code_runs_on_cuda(store):
-    """From the same initial weights, to nearly the same losses."""
-    on_cpu = experiment.train_one(TrainConfig(**QUICK, device="cpu"))
-    on_cuda = experiment.train_one(TrainConfig(**QUICK, device="auto"))
-    runs = [mlflow.get_run(result.run_id) for result in (on_cpu, on_cuda)]
-    assert runs[1].data.params["resolved.device"] == "cuda:0"
-    hashes = {run.data.tags["initflow.initial_weights_sha256"] for run in runs}
-    assert len(hashes) == 1
-    assert on_cuda.last("loss/train") == pytest.approx(on_cpu.last("loss/train"), rel=1e-2)
-
-
 def test_threads_are_set_for_the_run_and_put_back(store):
     """A caller's own setting survives."""
     before = torch.get_num_threads()

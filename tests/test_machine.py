@@ -141,7 +141,7 @@ def test_on_cuda_it_runs_once_is_recorded_and_then_replayed(monkeypatch):
     assert devices == [second, second]  # made current, and with a stream of its own
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.gpu
 def test_a_recorded_function_does_on_cuda_what_it_does():
     """Each call counts, the first and the recorded one too."""
     total, one = torch.zeros(3, device="cuda"), torch.ones(3, device="cuda")
