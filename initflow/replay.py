@@ -31,13 +31,14 @@ BESIDE = ("git_commit", "git_tree")
 OF_SCHEME = ("scheme", "provider of the scheme", "source of the scheme")
 # Measured in docs/verifying.md.
 SHADOWS = 4
-DISTANCE = 2.0**-20  # of a shadow's initial weights from the network's, as a share of each
-FACTOR = 10.0  # times as far as the farthest shadow a network may be
+# Of a shadow's initial weights from the network's, as a share of each. Some ten times what rounding
+# does, so that a step of chance, as relu's are, comes to one of the shadows first.
+DISTANCE = 1e-5
 LEAST = 1e-6  # that a loss may be off anyway, as a share of it
 SMALLEST = 0.01  # nats; of smaller losses, of which rounding is a larger share, it is one of this
 LEAST_WEIGHT = 1e-5  # that a weight may be off anyway, as a share of the largest in its tensor
 NAMED = 3  # causes of a difference that a sentence names
-CHAOS = 0.1  # off by so much, shadows say that rounding alone decides what comes after
+CHAOS = 0.1  # a shadow that is off by so much says that rounding alone decides what comes after
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def _judged(
     reach = rounding.reach if rounding else None
     chaos = _first(reach >= CHAOS) if reach is not None else None
     is_chaotic = chaos is not None and chaos <= min(len(losses), past.updates)
-    spread = math.inf if is_chaotic else FACTOR * rounding.spread if rounding else 0.0
+    spread = math.inf if is_chaotic else rounding.spread if rounding else 0.0
 
     first, last = record.initial.state(), record.trained
     trace = _losses(evidence.losses, losses, reach)
@@ -347,8 +348,8 @@ def _losses(then: Tensor, now: Tensor, reach: Tensor | None) -> Part:
     )
     if reach is None:
         return Part(what, DIFFERENT, gap)
-    bound = (FACTOR * reach[:both]).clamp(min=LEAST)
-    held = bool((_off(then[:both], now[:both]) <= bound).all())
+    bound = reach[:both].clamp(min=LEAST)
+    held = bool(((_off(then[:both], now[:both]) <= bound) | (bound >= CHAOS)).all())
     return Part(what, TOLERABLE if held else DIFFERENT, gap)
 
 
