@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -232,9 +232,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path):
         bundle.opened(tmp_path / "it")
 
 
-@examples_of(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples_of(max_examples=100)
 @given(
     content=st.binary(max_size=200) | st.text().map(str.encode), name=st.sampled_from(bundle.FILES)
 )

@@ -98,7 +98,7 @@ def test_whatever_the_bytes(name):
     target, seeds = targets.TARGETS[name]
 
     @given(st.binary(max_size=400) | changed(seeds()))
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=120, suppress_health_check=list(HealthCheck))
     def ends_well(content):
         targets.once(target, content)
 
@@ -131,7 +131,7 @@ def test_some_seconds_of_atheris(name):
 
 
 @given(st.sampled_from(sorted(TuneConfig.__dataclass_fields__)), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example("inits", SimpleNamespace(draw=lambda _: [1]))
 @example("lr", SimpleNamespace(draw=lambda _: 10**400))
 @example("data_dir", SimpleNamespace(draw=lambda _: "a\0b"))
@@ -550,7 +550,7 @@ HARD = st.text("aZ0%@:/?#[]!$&'()*+,;=~^|\\\"<>{}-._", max_size=6)
 
 
 @given(st.sampled_from(SHAPES), HARD, HARD)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @example("http://{}@host:5000/x", "", "/")
 @example("http://{}@host:5000/x", "a@", "#?")
 def test_no_secret_survives(shape, before, after):
@@ -568,7 +568,7 @@ def test_no_secret_survives(shape, before, after):
 
 
 @given(st.sampled_from(SHAPES[:6]), st.text(min_size=1, max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_secret_of_any_letters_is_shown(shape, password):
     """In the text of a setting, which is logged as a parameter."""
     with contextlib.suppress(SettingError):

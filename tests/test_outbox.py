@@ -147,7 +147,7 @@ def test_what_is_held_is_left_alone(folder):
 
 
 @given(cut=st.integers(0, 400), n=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_line_cut_off_at_any_byte_costs_only_itself(tmp_path_factory, cut, n):
     """What was added before it is whole, and there is room for what comes."""
     made = box(tmp_path_factory.mktemp("cut"), *entries(n))
@@ -212,7 +212,7 @@ def test_what_is_no_file_is_told(folder, kind):
         )
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_in_the_file_it_is_read_or_told(tmp_path_factory, lines):
     """Never another error."""
     path = tmp_path_factory.mktemp("any") / "x.outbox"
@@ -225,7 +225,7 @@ def test_whatever_is_in_the_file_it_is_read_or_told(tmp_path_factory, lines):
 @given(
     script=st.lists(st.sampled_from(["taken", "away", "lost"]), max_size=30), n=st.integers(1, 12)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_whatever_the_server_does_all_arrives_in_order(script, n):
     """And once, but for what it was told again at once, as the answer to it was lost."""
     server = Server(script)
@@ -241,7 +241,7 @@ def test_whatever_the_server_does_all_arrives_in_order(script, n):
 
 
 @given(script=st.lists(st.sampled_from(["taken", "away", "lost"]), max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_a_process_left_is_sent_by_another(tmp_path_factory, script):
     """In as many attempts as it takes, with what the first one learned."""
     made = box(tmp_path_factory.mktemp("left"), *entries(5))

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import initflow
@@ -371,7 +371,6 @@ def test_mistakes_are_named_with_what_would_be_right(place, spec, kind, message)
 
 
 @given(st.from_regex(r"[a-z_./:=,0-9 -]{1,40}", fullmatch=True))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_text_is_a_scheme_or_one_of_our_errors(place, spec):
     """Whatever is asked for."""
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
@@ -183,7 +183,7 @@ def several(draw):
 SHARED = ("hidden", "batch_size", "epochs", "validation", "probe", "eval_every", "normalize")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(several(), st.none() | st.integers(1, 7), st.integers(1, 4 * MIB))
 def test_stacks_are_the_networks_in_their_order(asked, stack, memory):
     """None is lost; what trains together can; no stack is larger than it may be, or empty."""
@@ -203,7 +203,7 @@ def test_stacks_are_the_networks_in_their_order(asked, stack, memory):
         patch.undo()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     cells=st.integers(1, 5),
     seeds=st.integers(1, 9),
@@ -283,7 +283,7 @@ def test_room_is_what_half_of_the_last_cache_holds():
         patch.undo()
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(1, 1_000), max_size=5),
     st.integers(1, 500),

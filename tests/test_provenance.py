@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -202,7 +202,7 @@ JSON = st.recursive(
 )
 
 
-@examples_of(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples_of(max_examples=300)
 @given(data=st.data())
 def test_no_damage_ends_in_anything_but_our_error(written, data):
     """Any value at any place, any bytes cut, changed or added: a provenance or one line."""
@@ -281,7 +281,7 @@ def test_numbers_that_do_not_go_with_the_rest_are_told(written, name, damage, sa
     assert said in str(error.value)
 
 
-@examples_of(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples_of(max_examples=200)
 @given(
     name=st.sampled_from([TRACE, WEIGHTS]),
     begin=st.integers(0, 400),

@@ -513,7 +513,7 @@ def test_resumed_after_kills(tmp_path_factory, sampler, pruner, trials, batch):
     assert len({setting[:2] for setting in study.expected}) == trials
 
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=3))
-    @settings(max_examples=2 if sampler == "gp" else 8, deadline=None)
+    @settings(max_examples=2 if sampler == "gp" else 8)
     def same(cuts):
         assert study.resumed(*cuts) == study.expected
 
@@ -521,7 +521,7 @@ def test_resumed_after_kills(tmp_path_factory, sampler, pruner, trials, batch):
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_was_asked_for_and_not_told_is_asked_for_again(steps):
     """In its order, before anything new, after a process that told some of its batch."""
     with tempfile.TemporaryDirectory() as folder:
@@ -941,7 +941,7 @@ def test_a_storage_is_shown_without_its_password(storage, shown):
 
 
 @given(st.text("aZ0 ü€:/?#[]%&=+;'\"\\~*,$!|<>{}", min_size=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_password_is_shown(password):
     """Whatever is in it."""
     shown = studies.shown(f"postgresql://u:{password}QQ@host/name")
