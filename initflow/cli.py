@@ -386,13 +386,13 @@ def sync() -> None:
       initflow sync
     """
     with _progress("MLflow") as (console, progress):
-        from initflow import track
+        from initflow import unsent
 
         _quieten_libraries()
-        done = track.sync(lambda sent, of: progress("sending", sent, of))
+        done = unsent.sync(lambda sent, of: progress("sending", sent, of))
     _say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
     if done.left:
-        *lines, last = [line for left in done.left for line in track.left_lines(left)]
+        *lines, last = [line for left in done.left for line in unsent.left_lines(left)]
         _say(console, *lines)
         raise TrackingError(last)
 
@@ -615,17 +615,17 @@ def _invoke(context: click.Context) -> None:
         _tell_what_waits(send=False)
         raise
     _tell_what_waits(send=True)
-    track = sys.modules.get("initflow.track")
-    if track:
-        track.check_kept()
+    unsent = sys.modules.get("initflow.unsent")
+    if unsent:
+        unsent.check_kept()
 
 
 def _tell_what_waits(*, send: bool) -> None:
     """What the command could not send to MLflow; ``send`` what others have left."""
-    track = sys.modules.get("initflow.track")
-    if track and click.get_current_context().invoked_subcommand != "sync":
+    unsent = sys.modules.get("initflow.unsent")
+    if unsent and click.get_current_context().invoked_subcommand != "sync":
         with contextlib.suppress(InitflowError):  # the command's own error is the one to tell
-            for line in track.waiting_lines(send=send):
+            for line in unsent.waiting_lines(send=send):
                 click.echo(_printable(line))
 
 

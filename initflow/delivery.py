@@ -59,16 +59,14 @@ from initflow.outbox import (
     KEY,
     KEYS,
     MODEL_KEY,
-    SLOW_S,
     Entry,
     Known,
     NeverMadeError,
     RefusedError,
-    Sender,
     UnknownKeyError,
-    Way,
     experiment_key,
 )
+from initflow.sender import SLOW_S, Sender, Way
 
 KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
 STORE_TIMEOUT_S = 120
@@ -82,6 +80,14 @@ FOR_NOW = re.compile(
 )
 FILES = "file://"
 READY = LoggedModelStatus.READY
+
+
+def uri() -> str:
+    """Where the runs are kept: a tracking server or a store, whose path is whole."""
+    where = str(mlflow.get_tracking_uri())
+    file = where.removeprefix("sqlite:///")
+    is_relative = file != where and not os.path.isabs(file)  # noqa: PTH117 - text as it is
+    return f"sqlite:///{Path(file).absolute()}" if is_relative else where
 
 
 def is_served(uri: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from initflow import data, populations, track, trials, workers
+from initflow import data, delivery, populations, track, trials, workers
 from initflow.comparison import Outcome
 from initflow.config import TrainConfig
 from initflow.errors import OutageError
@@ -48,7 +48,7 @@ def tested(
             missing = [one for one in networks if not _is_there(known.get(_key(one)), one, there)]
             tags = {arm.cell: plan.tags(part, arm.study)}
             stacks += [
-                Stack(arm.run, track.uri(), some, plan.device, tags, label=f"{part} ")
+                Stack(arm.run, delivery.uri(), some, plan.device, tags, label=f"{part} ")
                 for some in populations.stacks(missing, pixels, plan.device, plan.config.stack)
             ]
 

@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 import torch
 
 import initflow
-from initflow import data, machine, mlflow_page, supplies, track, workers
+from initflow import data, delivery, machine, mlflow_page, supplies, track, unsent, workers
 from initflow import experiment as experiments
 from initflow.comparison import Cell, Outcome
 from initflow.config import CompareConfig, ReproduceConfig, TrainConfig
@@ -194,7 +194,7 @@ def grown(
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [
-                Stack(run, track.uri(), together, device, tags, settings.run_figures)
+                Stack(run, delivery.uri(), together, device, tags, settings.run_figures)
                 for together in stacks(configs, splits.pixels, device, settings.stack)
             ]
             train_all(population, parts, crew, progress)
@@ -278,7 +278,7 @@ def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
     if records:
         writer.train(records, progress)
         writer.write_all(records)
-        track.settle()
+        unsent.settle()
     return writer.trained
 
 

@@ -10,8 +10,6 @@ import contextlib
 import functools
 import itertools
 import json
-import logging
-import math
 import os
 import re
 import signal
@@ -34,20 +32,18 @@ from safetensors.torch import save as as_safetensors
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
-from initflow import delivery, environment, mlflow_page, outbox
+from initflow import delivery, environment, mlflow_page, outbox, unsent
 from initflow.data import Splits
-from initflow.delivery import KEY_TAG
+from initflow.delivery import KEY_TAG, uri
 from initflow.drawing import Figure, png
 from initflow.errors import (
     OutageError,
-    OutboxError,
     SettingError,
     TrackingError,
     without_credentials,
 )
-from initflow.outbox import Entry, Left
+from initflow.outbox import Entry
 
-_logger = logging.getLogger("initflow")
 EXPERIMENT = "initflow"
 HOST, PORT = "127.0.0.1", 5000  # where `initflow ui` serves a local store's page, by default
 LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
@@ -55,7 +51,6 @@ STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 PATIENCE_S = 3.0  # after which a second signal ends a request that the first one waits for
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 SERVER_PATIENCE_S = 10.0
-CLOSING_PATIENCE_S = 5.0  # for what waits when a run is through
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
@@ -127,7 +122,7 @@ def _translated() -> Iterator[None]:
 def _reading() -> Iterator[None]:
     """Around a question to MLflow, whose answer must know of all that was written before."""
     sender = delivery.sender(uri())
-    if sender.waiting() and not sender.settle(CLOSING_PATIENCE_S, as_it_goes=True):
+    if sender.waiting() and not sender.settle(unsent.CLOSING_PATIENCE_S, as_it_goes=True):
         raise OutageError(f"MLflow at '{sender.tracking}' failed: {sender.reason}")
     with _translated():
         yield
@@ -345,7 +340,7 @@ def start(
     nested in that. What MLflow or its store refuses is raised as :class:`TrackingError`.
     """
     run = None
-    _send_earlier()
+    unsent.send_earlier()
     try:
         described = {DESCRIPTION: mlflow_page.plain(description)}
         run = _open(name, experiment, params, {**tags, **described})
@@ -357,13 +352,7 @@ def start(
         raise
     finally:
         if run:
-            settle()
-
-
-def _send_earlier() -> None:
-    """What other processes could not send to where we are going comes first."""
-    if outbox.paths():
-        sync(only=without_credentials(uri()), patience_s=CLOSING_PATIENCE_S)
+            unsent.settle()
 
 
 def _close(run: Run | None, error: BaseException) -> bool:
@@ -392,14 +381,6 @@ def _texts(tags: Mapping[str, object]) -> dict[str, str]:
 def _now() -> int:
     """Milliseconds, as MLflow counts."""
     return int(time.time() * 1000)
-
-
-def uri() -> str:
-    """Where the runs are kept: a tracking server or a store, whose path is whole."""
-    where = str(mlflow.get_tracking_uri())
-    file = where.removeprefix("sqlite:///")
-    is_relative = file != where and not os.path.isabs(file)  # noqa: PTH117 - text as it is
-    return f"sqlite:///{Path(file).absolute()}" if is_relative else where
 
 
 def follow(uri: str) -> None:
@@ -444,125 +425,6 @@ def check_reachable() -> None:
             time.sleep(1)
         else:
             return
-
-
-@dataclass(frozen=True)
-class Synced:
-    """How many entries were sent, and what outboxes still hold."""
-
-    sent: int
-    left: Sequence[Left]
-
-
-def sync(
-    told: Callable[[int, int], None] = lambda *_: None,
-    *,
-    only: str | None = None,
-    patience_s: float = math.inf,
-) -> Synced:
-    """Send what waits in the outboxes of processes that have ended, in its order.
-
-    Each goes where it belongs, and what was refused is tried again; or, with ``only``, an address
-    without credentials, those alone that wait for it. Of a server that does not answer one is
-    tried, and none is begun after ``patience_s``.
-    """
-    sent, there, away = 0, [], set()
-    until = time.monotonic() + patience_s
-    for path in outbox.paths():
-        try:
-            left = outbox.left(path)
-            if left and only in (None, left.tracking) and left.tracking not in away:
-                where = uri() if without_credentials(uri()) == left.tracking else left.tracking
-                some, left = outbox.drained(
-                    path,
-                    delivery.way(where),
-                    told,
-                    patience_s=until - time.monotonic(),
-                    again=only is None,
-                )
-                sent += some
-        except OutboxError as error:
-            left = Left(path, "", 0, 0, str(error))
-        if left:
-            there.append(left)
-            away |= {left.tracking} if left.is_away else set()
-    return Synced(sent, there)
-
-
-def waiting_lines(*, send: bool = True) -> list[str]:
-    """What is still to be sent where we are writing to, and why; nothing, where all is there.
-
-    What others have left is sent now, but for ``send``, as far as that takes no longer than a
-    moment.
-    """
-    own = delivery.sender(uri())
-    lines: list[str] = []
-    if outbox.paths():
-        only = own.tracking if send and not own.waiting() else ""
-        there = sync(only=only, patience_s=CLOSING_PATIENCE_S).left
-        lines = [
-            line
-            for left in there
-            if left.tracking in ("", own.tracking)
-            for line in left_lines(left)
-        ]
-    if own.unsaved():
-        lines.append(
-            f"{_entries(own.unsaved())} only in memory, as the outbox takes no more "
-            f"({own.reason}), and will be gone with this process."
-        )
-    return lines
-
-
-def left_lines(left: Left) -> Iterator[str]:
-    """What an outbox still holds, in words."""
-    own = delivery.sender(uri())
-    is_own = own.place() == left.path
-    if left.waiting:
-        reason = own.reason if is_own else left.reason
-        because = f" ({reason})" if reason else ""
-        then = (
-            "another process is sending them."
-            if left.is_held and not is_own
-            else "'initflow sync' sends them, or remove the file to forget them."
-        )
-        yield (
-            f"{_entries(left.waiting)} in '{left.path}' for MLflow at "
-            f"'{left.tracking}'{because}: {then}"
-        )
-    if left.refused:
-        yield (
-            f"{left.refused:,} of '{left.path}' were refused by MLflow at '{left.tracking}' "
-            f"({left.refusal}): 'initflow sync' tries again, or remove the file to forget them."
-        )
-    if not left.tracking:
-        yield f"{left.reason}: remove the file to forget it."
-
-
-def _entries(n: int) -> str:
-    return "1 entry waits" if n == 1 else f"{n:,} entries wait"
-
-
-def settle() -> None:
-    """Give what waits a moment to be sent, and tell of what is left in the log.
-
-    The command line tells of it by itself.
-    """
-    own = delivery.sender(uri())
-    if own.waiting() and not own.settle(CLOSING_PATIENCE_S):
-        for line in waiting_lines(send=False):
-            _logger.warning(line)
-
-
-def check_kept() -> None:
-    """Raise :class:`TrackingError` where some of what was measured could be kept nowhere."""
-    own = delivery.sender(uri())
-    lost = own.lost + own.unsaved()
-    if lost:
-        raise TrackingError(
-            f"{lost:,} entries for MLflow at '{own.tracking}' are lost, as neither it nor the "
-            f"outbox takes them: {own.reason}; give INITFLOW_OUTBOX a folder with room"
-        )
 
 
 @_reading()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import initflow
 from initflow import (
+    delivery,
     drawing,
     environment,
     finals,
@@ -156,7 +157,7 @@ def tune(
 def _check_storage(plan: Plan) -> None:
     """Raise :class:`SettingError` where the studies cannot be kept there."""
     storage = studies.shown(plan.storage)
-    if studies.is_same_database(plan.storage, track.uri()):
+    if studies.is_same_database(plan.storage, delivery.uri()):
         raise SettingError(
             f"storage must be another database than MLflow's, not '{storage}': each of them needs "
             "one of its own"
@@ -257,7 +258,7 @@ def _try_all(plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Prog
             asked=asked,
             configs=[plan.trial(arm.init, one) for one in asked],
             run=arm.run,
-            tracking=track.uri(),
+            tracking=delivery.uri(),
             tags=plan.tags("trial", arm.study),
             device=plan.device,
             stack=config.stack,

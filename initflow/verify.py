@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import initflow
-from initflow import bundle, data, experiment, finder, machine, plugins, provenance, track
+from initflow import bundle, data, delivery, experiment, finder, machine, plugins, provenance, track
 from initflow.config import VerifyConfig
 from initflow.errors import ReplayError, SettingError, without_credentials
 from initflow.initializers import BUILT_IN
@@ -146,7 +146,7 @@ def _of_run(run_id: str) -> Evidence:
     """What the run recorded, if it is one that can be trained again."""
     run = track.read_run(run_id)
     if run is None:
-        where = without_credentials(track.uri())
+        where = without_credentials(delivery.uri())
         raise ReplayError(f"there is no run {run_id} in MLflow at '{where}'")
     run_id = run.id
     if run.lifecycle != "active":

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from initflow import context, environment, track
+from initflow import context, environment, track, unsent
 from initflow.errors import SettingError, unknown
 from initflow.inspection import Recorder
 from initflow.signals import QUANTITIES, Signals
@@ -67,7 +67,7 @@ def watch(
     finally:
         steps.abandon()
         hooks.close()
-        track.settle()
+        unsent.settle()
 
 
 class _Steps:

@@ -18,7 +18,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow import cli, delivery, experiment, machine, outbox, track
+from initflow import cli, delivery, experiment, machine, outbox, track, unsent
 from initflow.compare import compare
 from initflow.config import CompareConfig, TrainConfig, TuneConfig
 from initflow.tune import tune
@@ -116,8 +116,8 @@ def road(site, tmp_path, monkeypatch):
     """The road, open, as the tracking server, and an outbox of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INITFLOW_OUTBOX", str(tmp_path / "outbox"))
-    monkeypatch.setattr(track, "CLOSING_PATIENCE_S", 0.5)
-    monkeypatch.setattr(outbox, "PAUSES_S", (0.05, 0.3))
+    monkeypatch.setattr(unsent, "CLOSING_PATIENCE_S", 0.5)
+    monkeypatch.setattr("initflow.sender.PAUSES_S", (0.05, 0.3))
     site.road.mode = "open"
     mlflow.set_tracking_uri(site.road.address)
     yield site.road
@@ -169,7 +169,7 @@ def test_a_server_that_was_never_there_when_it_was_needed(site, road, undisturbe
     road.mode = "closed"
     result = experiment.train_one(CONFIG, experiment="from nowhere")
     assert result.run_id.startswith(outbox.KEY)
-    (line,) = track.waiting_lines()
+    (line,) = unsent.waiting_lines()
     place = re.escape(str(tmp_path / "outbox"))
     assert re.fullmatch(
         rf"\d+ entries wait in '{place}/\S+' for MLflow at '{road.address}' \(.+\): "
@@ -320,7 +320,7 @@ def test_the_next_command_sends_what_waits(site, undisturbed, tmp_path, monkeypa
 
     killed(work)
     site.road.mode = "open"
-    monkeypatch.setattr(track, "CLOSING_PATIENCE_S", 60.0)  # on a machine that is busy, too
+    monkeypatch.setattr(unsent, "CLOSING_PATIENCE_S", 60.0)  # on a machine that is busy, too
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
     assert cli.main(["train", *small, "--experiment", "later"]) == 0
     assert "wait" not in capsys.readouterr().out
@@ -344,7 +344,7 @@ def test_where_nothing_can_be_kept_it_is_an_error(site, road, monkeypatch, capsy
     """Said at the end, after what came of the training; the exit code is 1."""
     road.mode = "closed"
     monkeypatch.setattr(outbox, "LIMIT", 0)
-    monkeypatch.setattr(outbox, "IN_MEMORY", 0)
+    monkeypatch.setattr("initflow.sender.IN_MEMORY", 0)
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
     assert cli.main(["train", *small, "--experiment", "lost"]) == 1
     out, err = capsys.readouterr()
@@ -432,7 +432,7 @@ def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, mon
         result = experiment.train_one(CONFIG, experiment="full")
         assert sender.waiting() > 0
         assert re.search("is full|No space left", sender.reason)
-        assert track.waiting_lines()
+        assert unsent.waiting_lines()
         assert enlarge() == 0
         assert sender.settle(60)
         seen = site.seen(track.with_ids(result.run.id), tmp_path, store)
