@@ -230,7 +230,7 @@ def train_all(
 
     train = functools.partial(train_stack, progress=told) if crew.is_here else train_stack
     try:
-        for part, result in workers.results(crew, train, lambda: left.popleft() if left else None):
+        for part, result in unsent.results(crew, train, lambda: left.popleft() if left else None):
             at = parts.index(part)
             if isinstance(result, workers.WorkerLostError):
                 lost[at] += 1
@@ -278,7 +278,6 @@ def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
     if records:
         writer.train(records, progress)
         writer.write_all(records)
-        unsent.settle()
     return writer.trained
 
 

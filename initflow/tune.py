@@ -21,6 +21,7 @@ from initflow import (
     trials,
     tuning,
     tuning_figures,
+    unsent,
     webpage,
     workers,
 )
@@ -272,7 +273,7 @@ def _try_all(plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Prog
 
     work = functools.partial(tuning.try_batch, progress=told) if crew.is_here else tuning.try_batch
     with studies.heartbeats(plan.storage, at_hand):
-        for batch, result in workers.results(crew, work, next_batch):
+        for batch, result in unsent.results(crew, work, next_batch):
             arm, numbers = of_run[batch.run.id], [one.number for one in batch.asked]
             if isinstance(result, workers.WorkerLostError):
                 losses += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from initflow import data, experiment, populations, supplies, track, unsent
+from initflow import data, experiment, populations, supplies, track
 from initflow.config import TrainConfig
 from initflow.errors import GivenUpError, InitflowError, cause
 from initflow.record import Progress, Record, start, train_together
@@ -65,7 +65,6 @@ def try_batch(batch: Batch, progress: Progress = lambda *_: None) -> Spent:
     pairs = list(zip(batch.asked, batch.configs, strict=True))
     for begin in range(0, len(pairs), size):
         worker.carry_out(pairs[begin : begin + size])
-    unsent.settle()
     return worker.spent
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from initflow import delivery, outbox
+from initflow import delivery, outbox, workers
 from initflow.delivery import uri
 from initflow.errors import OutboxError, TrackingError, without_credentials
 from initflow.outbox import Left
@@ -16,6 +20,8 @@ from initflow.sender import drained
 
 CLOSING_PATIENCE_S = 5.0  # for what waits when a run is through
 _logger = logging.getLogger("initflow")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def send_earlier() -> None:
@@ -70,8 +76,8 @@ def sync(
 def waiting_lines(*, send: bool = True) -> list[str]:
     """What is still to be sent where we are writing to, and why; nothing, where all is there.
 
-    What others have left is sent now, but for ``send``, as far as that takes no longer than a
-    moment.
+    What others have left on this machine is sent now, but for ``send``, as far as that takes no
+    longer than a moment.
     """
     own = delivery.sender(uri())
     lines: list[str] = []
@@ -84,6 +90,12 @@ def waiting_lines(*, send: bool = True) -> list[str]:
             if left.tracking in ("", own.tracking)
             for line in left_lines(left)
         ]
+    lines += [
+        f"{_entries(rest.waiting)} on {rest.host} in '{rest.place}' for MLflow at "
+        f"'{rest.tracking}' ({rest.reason}): 'initflow sync' there sends them."
+        for rest in _of_workers.values()
+        if rest.waiting and rest.host != platform.node()
+    ]
     if own.unsaved():
         lines.append(
             f"{_entries(own.unsaved())} only in memory, as the outbox takes no more "
@@ -134,10 +146,65 @@ def settle() -> None:
 
 def check_kept() -> None:
     """Raise :class:`TrackingError` where some of what was measured could be kept nowhere."""
-    own = delivery.sender(uri())
-    lost = own.lost + own.unsaved()
-    if lost:
+    here = _of_here()
+    losers = [one for one in (here, *_of_workers.values()) if one.lost]
+    if losers:
         raise TrackingError(
-            f"{lost:,} entries for MLflow at '{own.tracking}' are lost, as neither it nor the "
-            f"outbox takes them: {own.reason}; give INITFLOW_OUTBOX a folder with room"
+            f"{sum(one.lost for one in losers):,} entries for MLflow at '{here.tracking}' are "
+            f"lost, as neither it nor the outbox takes them: {losers[0].reason}; give "
+            "INITFLOW_OUTBOX a folder with room"
         )
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a process has not sent: ``waiting`` on disk at ``place``, and ``lost`` at its end."""
+
+    host: str
+    process: int
+    tracking: str
+    place: str
+    waiting: int
+    lost: int
+    reason: str
+
+
+_of_workers: dict[tuple[str, int], Rest] = {}  # what each told last, by host and process
+
+
+def _of_here() -> Rest:
+    own = delivery.sender(uri())
+    unsaved = own.unsaved()
+    return Rest(
+        platform.node(),
+        os.getpid(),
+        own.tracking,
+        str(own.place()),
+        own.waiting() - unsaved,
+        own.lost + unsaved,
+        own.reason,
+    )
+
+
+def results(
+    crew: workers.Crew, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
+) -> Iterator[tuple[Task, Result | workers.WorkerLostError]]:
+    """As :func:`initflow.workers.results`; what the workers could not send is told at the end."""
+    if crew.is_here:
+        yield from workers.results(crew, work, next_task)
+        return
+    carry_out = functools.partial(_carried_out, work)
+    for task, outcome in workers.results(crew, carry_out, next_task):
+        if isinstance(outcome, workers.WorkerLostError):
+            yield task, outcome
+        else:
+            result, rest = outcome
+            _of_workers[rest.host, rest.process] = rest
+            yield task, result
+
+
+def _carried_out(work: Callable[[Task], Result], task: Task) -> tuple[Result, Rest]:
+    """In a worker, whose process may end with the task."""
+    result = work(task)
+    settle()
+    return result, _of_here()
