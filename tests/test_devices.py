@@ -39,10 +39,9 @@ def test_it_tells_what_a_gpu_would_not_do():
     assert (there + 1).cpu().tolist() == (2 * there).tolist() == [2.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize(("init", "activation"), [("he", "relu"), (WHOLE, "gelu")])
-def test_a_network_trains_there_as_here(device, init, activation):
+def test_a_network_trains_there_as_here(device):
     """From the same bits, with all that is measured, predicted and drawn."""
-    config = {**SMALL, "init": init, "activation": activation, "validation": 100}
+    config = {**SMALL, "init": WHOLE, "activation": "gelu", "validation": 100}
     there, here = (
         experiment.train_one(TrainConfig(**config, device=asked)) for asked in ("auto", "cpu")
     )
@@ -64,11 +63,11 @@ def test_a_network_trains_there_as_here(device, init, activation):
 
 
 def test_a_comparison_trains_there(device):
-    """Stacks of networks, with the figures of each."""
-    config = CompareConfig(**SMALL, inits="he,zero", activations="relu", seeds=2, run_figures=True)
+    """Stacks of networks."""
+    config = CompareConfig(**SMALL, inits="he,zero", activations="relu", seeds=1)
     result = compare(config)
     members = result.population.members
-    assert len(members) == 4
+    assert len(members) == 2
     assert not any(member.is_exact for member in members)
     run = mlflow.get_run(members[0].run_id)
     assert run.data.params["resolved.device"] == device
