@@ -68,7 +68,6 @@ def usual() -> float:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_experiment("usual")
         with mlflow.start_run():
             study = optuna.create_study(
                 direction="maximize", sampler=optuna.samplers.TPESampler(seed=0)
