@@ -18,6 +18,7 @@ import threading
 import pytest
 
 from tests.conftest import ROOT, small_mnist, write_raw
+from tests.serving import QuietServer
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -158,7 +159,7 @@ def mirror(tmp_path):
             pass
 
     handler = functools.partial(Handler, directory=str(raw))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with QuietServer(handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         checksums = [

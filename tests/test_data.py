@@ -18,6 +18,7 @@ from initflow import data
 from initflow.config import TrainConfig
 from initflow.errors import DataError, SettingError
 from tests.conftest import ROOT, idx, small_mnist, write_raw
+from tests.serving import QuietServer
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -256,7 +257,7 @@ def server(tmp_path, monkeypatch):
     files = small_mnist()
     raw = write_raw(tmp_path / "served", files, packed=True)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(raw))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+    with QuietServer(handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever)
         thread.start()
         monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])

@@ -38,6 +38,7 @@ from initflow.finder import GROUP
 from initflow.mlflow_page import plain
 from tests import targets
 from tests.conftest import ROOT, small_mnist, write_raw
+from tests.serving import QuietServer
 
 SPARE = 2**29  # bytes of address space beyond what the process has
 EVERYWHERE = sorted((ROOT / "initflow").glob("*.py"))
@@ -287,7 +288,7 @@ def test_a_server_that_answers_nonsense(tmp_path, monkeypatch, answer):
             self.rfile.readline()
             self.wfile.write(answer)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with QuietServer(Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         mirrors = [f"http://127.0.0.1:{server.server_port}/"]
