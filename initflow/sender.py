@@ -63,6 +63,13 @@ class Way:
     reason_of: Callable[[BaseException], str] = cause
     slow_s: float = SLOW_S
 
+    def is_hopeless(self, error: BaseException, tries: int) -> bool:
+        """Whether an entry that waits is to be set aside after ``error``, the last of ``tries``."""
+        if self.is_refusal(error):
+            return True
+        is_stuck = tries >= TRIES and not isinstance(error, UnknownKeyError)
+        return is_stuck and self.answers()
+
 
 class Sender:
     """Sends entries in their order: at once, or when the server can be reached again.
@@ -228,8 +235,7 @@ class Sender:
                 entry = box.entry(first.number)
             learned = self._way.carry_out(entry, known)
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise it to
-            stuck = tries >= TRIES and not isinstance(error, UnknownKeyError)
-            if not self._way.is_refusal(error) and not (stuck and self._way.answers()):
+            if not self._way.is_hopeless(error, tries):
                 with self._lock:
                     self._failed(error)
                     self._save()
@@ -299,7 +305,7 @@ def _drain(box: Outbox, way: Way, told: Callable[[int, int], None], until: float
             learned = way.carry_out(box.entry(number), box.known)
         except Exception as error:  # noqa: BLE001 - whatever refuses it
             reason, tries = way.reason_of(error), tries + 1
-            if way.is_refusal(error) or (tries == TRIES and way.answers()):
+            if way.is_hopeless(error, tries):
                 box.refuse(number, reason)
                 tries = 0
             elif isinstance(error, UnknownKeyError) or not way.answers():

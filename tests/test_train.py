@@ -179,8 +179,6 @@ def assert_identical_to_alone(recipes, data, *, hidden=(100,), batch_size=100):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_network_in_a_population_is_the_network_alone(threads):
     """Over 300 iterations, with other seeds, rates, momenta and activation functions beside it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     recipes = [
         recipe("tanh", epochs=20, seed=3),
         recipe("tanh", epochs=20, seed=3, lr=0.02, gamma=0.9),
@@ -190,10 +188,8 @@ def test_a_network_in_a_population_is_the_network_alone(threads):
         recipe("tanh", epochs=20, seed=8, momentum=0.5, nesterov=False),
         recipe("tanh", epochs=20, seed=1, momentum=0.0),
     ]
-    try:
+    with machine.threads(threads):
         losses = assert_identical_to_alone(recipes, images(1_500))
-    finally:
-        torch.set_num_threads(before)
     assert [len(own) for own in losses] == [300] * 7
     assert all(own[-1] < own[0] for own in losses)
     assert losses[3] != losses[4]  # of other weights
