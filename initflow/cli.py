@@ -128,7 +128,7 @@ def train(experiment: str | None, **settings: str) -> None:
 
     with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import experiment as experiments
-        from initflow import report
+        from initflow import failures, report
 
         _quieten_libraries()
         result = experiments.train_one(config, experiment=experiment, progress=progress)
@@ -140,6 +140,7 @@ def train(experiment: str | None, **settings: str) -> None:
     if result.reading:
         _say(console, experiments.verdict_sentence(result.reading))
     _say(console, f"Next, hold it against: {following}")
+    failures.check(result.failures)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -159,7 +160,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
     config = DiagnoseConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import diagnose as diagnoses
-        from initflow import report
+        from initflow import failures, report
 
         _quieten_libraries()
         diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
@@ -172,6 +173,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
             f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
         )
         raise VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
+    failures.check(diagnosis.failures)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -191,7 +193,7 @@ def compare(experiment: str | None, **settings: str) -> None:
     config = CompareConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import compare as comparing
-        from initflow import overview, report
+        from initflow import failures, overview, report
 
         _quieten_libraries()
         _warn_of_one_seed(console, config.seeds)
@@ -200,6 +202,7 @@ def compare(experiment: str | None, **settings: str) -> None:
     console.print(report.comparison_table(result.rows, console.width))
     _say(console, *result.sentences)
     _say(console, *overview.closing_lines(result.population))
+    failures.check(result.population.failures)
     _fail_if_any(result.population.failed)
 
 
@@ -220,7 +223,7 @@ def tune(experiment: str | None, **settings: str) -> None:
     """
     config = TuneConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch, MLflow and Optuna") as (console, progress):
-        from initflow import report
+        from initflow import failures, report
         from initflow import tune as tuning
 
         _quieten_libraries()
@@ -230,6 +233,7 @@ def tune(experiment: str | None, **settings: str) -> None:
     console.print(report.tuning_table(result.rows, console.width))
     _say(console, *result.sentences)
     _say(console, *tuning.closing_lines(result))
+    failures.check(result.failures)
     _fail_if_any(result.failed)
 
 
@@ -247,7 +251,7 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     """
     config = ReproduceConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch and MLflow") as (console, progress):
-        from initflow import overview, report
+        from initflow import failures, overview, report
         from initflow import reproduce as reproducing
 
         _quieten_libraries()
@@ -257,6 +261,7 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     console.print(report.reproduction_table(result, console.width))
     _say(console, *result.sentences, *result.table.notes)
     _say(console, *overview.closing_lines(result.population))
+    failures.check(result.population.failures)
     _fail_if_any(result.population.failed)
 
 
@@ -568,7 +573,8 @@ def _quieten_libraries() -> None:
     """MLflow tells of every step of making its database, and of what we tell: errors, addresses."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow.store.db.utils", "optuna", "initflow"):
+    ours = [] if click.get_current_context().find_root().meta.get("debug") else ["initflow"]
+    for name in ("alembic", "mlflow.store.db.utils", "optuna", *ours):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from initflow import comparison, comparison_figures, data, drawing, environment, supplies, webpage
+from initflow import comparison, comparison_figures, data, environment, failures, supplies, webpage
 from initflow.comparison import Difference, Row
 from initflow.config import CompareConfig, format_shape
+from initflow.failures import noted
 from initflow.overview import addresses, log_overview, warnings
 from initflow.populations import Population, grown, seeds_of
 from initflow.record import Progress
@@ -70,39 +72,52 @@ def compare(
             comparison.differences(outcomes),
             comparison.sentences(outcomes),
         )
+        _log_table(result)
         log_overview(population, name, [*result.sentences, summary])
-        _log_report(result, title)
+        pictures = _log_pictures(result, title)
+        with noted(population.failures, "report.html"):
+            _log_report(result, title, pictures)
     return result
 
 
-def _log_report(result: Comparison, title: str) -> None:
-    population, config = result.population, result.config
-    run = population.run
+def _log_table(result: Comparison) -> None:
+    run, failed = result.population.run, result.population.failures
+    with noted(failed, "comparison.csv"):
+        run.log_text("comparison.csv", comparison.as_csv(result.rows))
+    with noted(failed, "comparison.json"):
+        table = comparison.as_json(result.rows, result.differences, result.sentences)
+        run.log_json("comparison", {**table, "failed": dict(result.population.failed)})
+
+
+def _log_pictures(result: Comparison, title: str) -> dict[str, bytes]:
+    population = result.population
     outcomes, signals = population.outcomes(), population.signals()
-    pictures = {
-        "accuracies": comparison_figures.comparison_accuracies(outcomes, result.rows, title),
-        "learning_curves": comparison_figures.comparison_curves(outcomes, title),
+    drawn = {
+        "accuracies": partial(
+            comparison_figures.comparison_accuracies, outcomes, result.rows, title
+        ),
+        "learning_curves": partial(comparison_figures.comparison_curves, outcomes, title),
     }
     if signals:
-        pictures["signals_by_layer"] = comparison_figures.signals_by_layer(signals, title)
-    files = {name: drawing.png(figure) for name, figure in pictures.items()}
-    for name, content in files.items():
-        run.log_bytes(f"{name}.png", content)
-    run.log_text("comparison.csv", comparison.as_csv(result.rows))
-    table = comparison.as_json(result.rows, result.differences, result.sentences)
-    run.log_json("comparison", {**table, "failed": dict(population.failed)})
+        drawn["signals_by_layer"] = partial(comparison_figures.signals_by_layer, signals, title)
+    return failures.log_figures(population.run, drawn, population.failures)
+
+
+def _log_report(result: Comparison, title: str, pictures: Mapping[str, bytes]) -> None:
+    population, config = result.population, result.config
+    run = population.run
     html = webpage.comparison_page(
         title=title,
         sentences=result.sentences,
         rows=result.rows,
         differences=result.differences,
-        accuracies=files["accuracies"],
-        curves=files["learning_curves"],
-        signals=files.get("signals_by_layer"),
+        accuracies=pictures.get("accuracies"),
+        curves=pictures.get("learning_curves"),
+        signals=pictures.get("signals_by_layer"),
         configuration=config.as_text(),
         environment=environment.shown(population.device),
         command=config.command("compare", ("inits",), run.launcher),
-        warnings=warnings(population),
+        warnings=[*warnings(population), *failures.lines(population.failures)],
         links=list(addresses(population).items()),
     )
     run.log_text("report.html", html)

@@ -17,7 +17,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -532,13 +531,11 @@ def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
             inputs=Schema([TensorSpec(tensor, (-1, pixels))]),
             outputs=Schema([TensorSpec(tensor, (-1, classes))]),
         ),
-        pip_requirements=[f"{name}=={_public_version(name)}" for name in ("mlflow", "torch")],
+        # Without a local part (+cpu), which no package index holds.
+        pip_requirements=[
+            f"{lib.__name__}=={lib.__version__.partition('+')[0]}" for lib in (mlflow, torch)
+        ],
     )
-
-
-def _public_version(distribution: str) -> str:
-    """The version without a local part (``+cpu``), which no package index holds."""
-    return version(distribution).partition("+")[0]
 
 
 _KINDS: Mapping[str, Callable[[mlflow.MlflowClient, Entry], Known | None]] = {

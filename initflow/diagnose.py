@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 import initflow
-from initflow import data, figures, machine, measure, model, plugins, track
+from initflow import data, failures, figures, machine, measure, model, plugins, track
 from initflow.activations import ACTIVATIONS
 from initflow.config import DiagnoseConfig, format_shape
 from initflow.errors import SettingError
 from initflow.experiment import verdict_sentence, verdict_tags
+from initflow.failures import Failures, noted
 from initflow.reading import Reading, as_json, read
 from initflow.record import Progress
 
@@ -23,11 +25,15 @@ Cell = tuple[str, str]  # a scheme and an activation function
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was read of each network, by scheme and activation, in the order asked for."""
+    """What was read of each network, by scheme and activation, in the order asked for.
+
+    ``failures`` is what could not be made of it.
+    """
 
     config: DiagnoseConfig
     run: track.Run
     readings: dict[Cell, Reading]
+    failures: Failures = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -83,6 +89,7 @@ def diagnose(
     for cell in cells:  # a scheme that fails, does so before a run is made
         initialized(*cell)
     readings: dict[Cell, Reading] = {}
+    failed: Failures = {}
     with machine.threads(config.threads) as threads:
         resolved = {"resolved.device": device, "resolved.threads": str(threads)}
         with track.start(
@@ -119,21 +126,27 @@ def diagnose(
                         **verdict_tags(reading.verdict),
                     },
                 ) as nested:
-                    _log_network(nested, reading, title)
+                    _log_network(nested, reading, title, failed)
             progress("drawing and logging", len(cells), len(cells))
             title = f"untrained {format_shape(widths)} networks on {config.dataset}"
-            _log_all(run, readings, title)
-    return Diagnosis(config, run, readings)
+            with noted(failed, "the numbers by layer"):
+                _log_numbers(run, readings)
+            networks = {cell: (its.predicted, its.signals) for cell, its in readings.items()}
+            draw = partial(figures.schemes_by_layer, networks, title)
+            failures.log_figures(run, {"schemes_by_layer": draw}, failed)
+    return Diagnosis(config, run, readings, failed)
 
 
-def _log_network(run: track.Run, reading: Reading, title: str) -> None:
+def _log_network(run: track.Run, reading: Reading, title: str, failed: Failures) -> None:
     run.log_metrics(0, reading.signals.metrics() | reading.metrics())
     run.log_json("signals", as_json(reading, [(0, reading.signals)]))
-    figure = figures.predicted_and_measured(reading.predicted, reading.signals, title)
-    run.log_figure("predicted_and_measured", figure)
+    name, of_network = "predicted_and_measured", Failures()
+    draw = partial(figures.predicted_and_measured, reading.predicted, reading.signals, title)
+    failures.log_figures(run, {name: draw}, of_network)
+    failed |= failures.of(title, of_network)
 
 
-def _log_all(run: track.Run, readings: Mapping[Cell, Reading], title: str) -> None:
+def _log_numbers(run: track.Run, readings: Mapping[Cell, Reading]) -> None:
     """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
     names = track.key_names(init for init, _ in readings)
     for quantity in ("preactivation_second_moment", "gradient_second_moment"):
@@ -145,8 +158,6 @@ def _log_all(run: track.Run, readings: Mapping[Cell, Reading], title: str) -> No
             at = {key: v for key, v in zip(lines, values, strict=True) if v is not None}
             run.log_metrics(layer, at)
     run.log_json("diagnosis", {"networks": [_row(*item) for item in readings.items()]})
-    cells = {cell: (reading.predicted, reading.signals) for cell, reading in readings.items()}
-    run.log_figure("schemes_by_layer", figures.schemes_by_layer(cells, title))
 
 
 def _row(cell: Cell, reading: Reading) -> dict[str, Any]:

@@ -161,11 +161,11 @@ def tags() -> dict[str, str]:
 
 def shown(device: str) -> dict[str, str]:
     """What a result was computed with, for who reads it later."""
-    named = ("initflow", "torch", "mlflow", "numpy", "scipy")
-    versions = {name: metadata.version(name) for name in named}
+    installed = _packages()
     chip = processor() if device == "cpu" else torch.cuda.get_device_name(device)
     return {
-        **versions,
+        "initflow": initflow.__version__,
+        **{name: installed.get(name, UNKNOWN) for name in ("torch", "mlflow", "numpy", "scipy")},
         "Python": platform.python_version(),
         "system": platform.platform(),
         "device": f"{device} ({chip})",

@@ -62,6 +62,10 @@ class ReplayError(InitflowError):
     """What a run recorded cannot be replayed, is damaged, or gave other numbers this time."""
 
 
+class ReportError(InitflowError):
+    """A figure, a report or a model could not be made; the numbers are all there."""
+
+
 class VerdictError(InitflowError):
     """A network was diagnosed as what the user wants to fail on."""
 

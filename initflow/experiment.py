@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 import initflow
-from initflow import data, environment, figures, machine, model, plugins, provenance, track
+from initflow import (
+    data,
+    environment,
+    failures,
+    figures,
+    machine,
+    model,
+    plugins,
+    provenance,
+    track,
+)
 from initflow.config import TrainConfig, format_shape
 from initflow.errors import InitflowError, cause
+from initflow.failures import Failures, noted
 from initflow.reading import Reading, as_json
 from initflow.record import History, Progress, Record, start, train_together
 from initflow.verdict import Verdict
@@ -21,9 +33,10 @@ LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores
 
 @dataclass(kw_only=True)
 class Result(Record):
-    """What came of a training, and the run that it is in."""
+    """What came of a training, the run that it is in, and what could not be made of it."""
 
     run: track.Run
+    failures: Failures = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
@@ -68,17 +81,21 @@ def train_one(
             progress("drawing and logging", 0, 1)
             run.set_tags(result_tags(result))
             run.describe(description(result, splits))
-            log_trained(run, result, splits, resolved)
-            log_figures(run, result)
+            log_trained(run, result, splits, resolved, result.failures)
+            log_figures(run, result, result.failures)
     return result
 
 
 @dataclass(frozen=True)
 class Logged:
-    """Where a network is found: its run, and its model where that was logged."""
+    """Where a network is found: its run, and its model where that was logged.
+
+    ``failures`` is what could not be made of it.
+    """
 
     run_id: str
     model_id: str | None
+    failures: Failures
 
 
 def name(spec: str, config: TrainConfig) -> str:
@@ -117,6 +134,7 @@ def log_network(
     It is KILLED where the network was pruned. ``tags`` are its further ones, and ``history`` has
     further metrics.
     """
+    failed: Failures = {}
     exact = {"initflow.bit_identical_to_alone": str(record.is_exact).lower()}
     with parent.nested(
         name=name,
@@ -128,12 +146,12 @@ def log_network(
         model_id = None
         try:
             log_setting(run, record.config, splits, resolved)
-            model_id = log_trained(run, record, splits, resolved)
+            model_id = log_trained(run, record, splits, resolved, failed)
         finally:  # also of what fails here, or is interrupted; the metrics are the model's too
             run.log_history(record.history | (history or {}), model_id)
         if run_figures:
-            log_figures(run, record)
-    return Logged(run.id, model_id)
+            log_figures(run, record, failed)
+    return Logged(run.id, model_id, failures.of(name, failed))
 
 
 def log_failed(
@@ -175,11 +193,16 @@ def log_uncommitted(run: track.Run) -> None:
 
 
 def log_trained(
-    run: track.Run, record: Record, splits: data.Splits, resolved: Mapping[str, str]
+    run: track.Run,
+    record: Record,
+    splits: data.Splits,
+    resolved: Mapping[str, str],
+    failed: Failures,
 ) -> str | None:
     """What it takes to train it again and compare, and the table of the signals.
 
-    And, unless the training diverged, the model, whose id is returned.
+    And, unless the training diverged, the model, whose id is returned; why it could not be made
+    is in ``failed``.
     """
     device, threads = resolved["resolved.device"], int(resolved["resolved.threads"])
     evidence = provenance.of(record, splits, device, threads)
@@ -188,14 +211,15 @@ def log_trained(
     if record.reading:
         run.log_json("signals", as_json(record.reading, record.signals))
     if record.config.log_model and record.outcome == "finished":
-        return run.log_model(
-            record.trained,
-            record.activation.name,
-            mean=splits.mean,
-            std=splits.std,
-            pixels=splits.pixels,
-            step=record.step,
-        )
+        with noted(failed, "model"):
+            return run.log_model(
+                record.trained,
+                record.activation.name,
+                mean=splits.mean,
+                std=splits.std,
+                pixels=splits.pixels,
+                step=record.step,
+            )
     return None
 
 
@@ -213,26 +237,24 @@ def result_tags(record: Record) -> dict[str, object]:
     return tags | (verdict_tags(record.reading.verdict) if record.reading else {})
 
 
-def log_figures(run: track.Run, record: Record) -> None:
-    """All figures of one network's training."""
-    config = record.config
+def log_figures(run: track.Run, record: Record, failed: Failures) -> None:
+    """All figures of one network's training; those that could not be drawn are in ``failed``."""
+    config, reading = record.config, record.reading
     shape = format_shape(record.initial.widths)
     title = f"{record.scheme.spec}, {config.activation}, {shape}, {config.dataset}"
-    run.log_figure("learning_curves", figures.learning_curves(record.history, record.losses, title))
-    initial = record.initial.state()
-    run.log_figure("weight_histograms", figures.weight_histograms(initial, record.trained, title))
-    if not record.reading:
-        return
-    reading = record.reading
-    run.log_figure(
-        "predicted_and_measured",
-        figures.predicted_and_measured(reading.predicted, reading.signals, title),
-    )
-    run.log_figure("signals", figures.signals_over_training(record.signals, title))
-    if config.hidden:
-        before = reading.preactivations[:-1]
-        received = figures.received(record.activation, before, record.received, title)
-        run.log_figure("received", received)
+    initial, trained = record.initial.state(), record.trained
+    drawn = {
+        "learning_curves": partial(figures.learning_curves, record.history, record.losses, title),
+        "weight_histograms": partial(figures.weight_histograms, initial, trained, title),
+    }
+    if reading:
+        both = reading.predicted, reading.signals
+        drawn["predicted_and_measured"] = partial(figures.predicted_and_measured, *both, title)
+        drawn["signals"] = partial(figures.signals_over_training, record.signals, title)
+        if config.hidden:
+            before, after = reading.preactivations[:-1], record.received
+            drawn["received"] = partial(figures.received, record.activation, before, after, title)
+    failures.log_figures(run, drawn, failed)
 
 
 def summary(record: Record, splits: data.Splits) -> str:

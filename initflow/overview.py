@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from initflow import mlflow_page, track
+from initflow.failures import noted
 from initflow.populations import BY_LAYER, Population
 
 _BY_LAYER = tuple(f"by_layer/{quantity}" for quantity in BY_LAYER)
@@ -20,10 +21,14 @@ READABLE = 300  # characters of an address; a longer one is for clicking, not fo
 
 
 def log_overview(population: Population, name: str, paragraphs: Sequence[str]) -> None:
-    """The description, the means, and the view of MLflow's page called ``name``."""
-    _describe(population, paragraphs)
-    _log_means(population)
-    _log_view(population, name)
+    """The means, the description, and the view of MLflow's page called ``name``."""
+    failed = population.failures
+    with noted(failed, "the mean curves"):
+        _log_means(population)
+    with noted(failed, "the description"):
+        _describe(population, paragraphs)
+    with noted(failed, "the view of MLflow's page"):
+        _log_view(population, name)
 
 
 def _log_means(population: Population) -> None:

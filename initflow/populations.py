@@ -19,6 +19,7 @@ from initflow import experiment as experiments
 from initflow.comparison import Cell, Outcome
 from initflow.config import CompareConfig, ReproduceConfig, TrainConfig
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
+from initflow.failures import Failures
 from initflow.record import Progress, Record, start, train_together
 from initflow.signals import Signals
 
@@ -46,17 +47,20 @@ class Member:
 class Trained:
     """What came of networks: those that are there, and why others failed, by their runs' names.
 
+    ``failures`` is what could not be made of those that are there, such as a figure.
     ``training_s`` and ``logging_s``: seconds, of all workers together.
     """
 
     members: list[Member] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    failures: Failures = field(default_factory=dict)
     training_s: float = 0.0
     logging_s: float = 0.0
 
     def add(self, other: Trained) -> None:
         self.members += other.members
         self.failed |= other.failed
+        self.failures |= other.failures
         self.training_s += other.training_s
         self.logging_s += other.logging_s
 
@@ -351,6 +355,7 @@ class _Writer:
             history=by_layer,
             run_figures=self._stack.run_figures,
         )
+        self.trained.failures |= logged.failures
         curve = record.history.get("accuracy/test", [])
         return Member(
             cell,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from initflow import (
     comparison,
     comparison_figures,
-    drawing,
     environment,
+    failures,
     published,
     supplies,
     webpage,
@@ -18,6 +19,7 @@ from initflow import (
 from initflow.comparison import NONE, Cell, Outcome, Row, interval, percent, whole
 from initflow.config import ReproduceConfig
 from initflow.errors import SettingError
+from initflow.failures import noted
 from initflow.overview import addresses, log_overview, warnings
 from initflow.populations import Population, grown, seeds_of
 from initflow.published import Check, PublishedTable, explained
@@ -95,8 +97,12 @@ def reproduce(
             checks,
             [published.sentence(table, checks, config.seeds)],
         )
+        with noted(population.failures, "reproduction.json"):
+            population.run.log_json("reproduction", as_json(result))
         log_overview(population, name, [*result.sentences, f"{table.title}. {table.source}"])
-        _log_report(result)
+        curves = _log_curves(result)
+        with noted(population.failures, "report.html"):
+            _log_report(result, curves)
     return result
 
 
@@ -129,26 +135,33 @@ def as_json(result: Reproduction) -> dict[str, Any]:
     }
 
 
-def _log_report(result: Reproduction) -> None:
-    population, table, config = result.population, result.table, result.config
-    run = population.run
-    title = f"{table.title}, {seeds_of(config.seeds)}"
+def _title(result: Reproduction) -> str:
+    return f"{result.table.title}, {seeds_of(result.config.seeds)}"
+
+
+def _log_curves(result: Reproduction) -> bytes | None:
+    population = result.population
     lines = {
         row.name: (row.published, result.outcomes[row.name])
-        for row in table.rows
+        for row in result.table.rows
         if result.outcomes[row.name]
     }
-    curves = drawing.png(comparison_figures.published_curves(lines, title))
-    run.log_bytes("published_and_ours.png", curves)
-    run.log_json("reproduction", as_json(result))
-    picture = webpage.Picture(
+    name = "published_and_ours"
+    drawn = {name: partial(comparison_figures.published_curves, lines, _title(result))}
+    return failures.log_figures(population.run, drawn, population.failures).get(name)
+
+
+def _log_report(result: Reproduction, curves: bytes | None) -> None:
+    population, table, config = result.population, result.table, result.config
+    run = population.run
+    picture = webpage.pictured(
         curves,
         "For each row of the table the test accuracy over the iterations: published numbers as "
         "marks, ours as the mean over the seeds within a band from the lowest to the highest.",
     )
     sections = [
         webpage.Section("Final accuracies", [_final_table(result)]),
-        webpage.Section("Learning curves", [picture, *_curve_tables(result)]),
+        webpage.Section("Learning curves", [*picture, *_curve_tables(result)]),
         webpage.Section("The table", [webpage.Text(table.source), webpage.Listing(table.notes)]),
         *webpage.colophon(
             configuration=config.as_text() | {k: str(v) for k, v in table.settings.items()},
@@ -158,7 +171,10 @@ def _log_report(result: Reproduction) -> None:
         ),
     ]
     html = webpage.page(
-        title=title, lead=result.sentences, sections=sections, warnings=warnings(population)
+        title=_title(result),
+        lead=result.sentences,
+        sections=sections,
+        warnings=[*warnings(population), *failures.lines(population.failures)],
     )
     run.log_text("report.html", html)
 

@@ -35,7 +35,6 @@ from torch import Tensor
 from initflow import delivery, environment, mlflow_page, outbox, unsent
 from initflow.data import Splits
 from initflow.delivery import KEY_TAG, uri
-from initflow.drawing import Figure, png
 from initflow.errors import (
     OutageError,
     SettingError,
@@ -194,9 +193,6 @@ class Run:
         It begins with ``links``, a line of Markdown; ``text`` is shown as it is.
         """
         self.set_tags({DESCRIPTION: f"{links}\n\n{mlflow_page.plain(text)}".lstrip()})
-
-    def log_figure(self, name: str, figure: Figure) -> None:
-        self.log_bytes(f"{name}.png", png(figure))
 
     def log_json(self, name: str, values: Mapping[str, object]) -> None:
         self.log_text(f"{name}.json", json.dumps(values, indent=2))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import initflow
 from initflow import (
     delivery,
-    drawing,
     environment,
+    failures,
     finals,
     mlflow_page,
     studies,
@@ -30,6 +30,7 @@ from initflow import plan as plans
 from initflow.comparison import NONE, Cell, interval, percent
 from initflow.config import TuneConfig
 from initflow.errors import InitflowError, OutageError, SettingError, WorkError
+from initflow.failures import Failures, noted
 from initflow.plan import Arm, Plan
 from initflow.populations import seeds_of
 from initflow.record import Progress, start
@@ -49,8 +50,9 @@ class Tuning:
     """What came of the studies: a row for each scheme, in words too; ``trials`` are all of them.
 
     ``seconds`` is how long the trials of this time took, and ``spent`` what that was spent on by
-    all workers together; ``failed`` says of networks to be tested why they were not. ``versions``
-    are the registered models, and ``unregistered`` says why there are none.
+    all workers together; ``failed`` says of networks to be tested why they were not, ``failures``
+    of figures and the like why they could not be made. ``versions`` are the registered models, and
+    ``unregistered`` says why there are none.
     """
 
     plan: Plan
@@ -63,6 +65,7 @@ class Tuning:
     failed: Mapping[str, str]
     versions: Mapping[Cell, str]
     unregistered: str
+    failures: Failures
 
 
 @supplies.lasting()
@@ -148,10 +151,16 @@ def tune(
                 trained.failed,
                 versions,
                 unregistered,
+                trained.failures,
             )
+            _log_table(result)
             for arm, row in zip(arms, result.rows, strict=True):
-                _log_arm(arm, row, of_trials[arm.cell])
-            _log_report(result)
+                with noted(result.failures, f"the run of {arm.cell}"):
+                    _log_arm(arm, row, of_trials[arm.cell])
+                _log_figures(arm, result.failures)
+            pictures = _log_pictures(result)
+            with noted(result.failures, "report.html"):
+                _log_report(result, pictures)
             return result
 
 
@@ -358,7 +367,7 @@ def _versions(
 
 
 def _log_arm(arm: Arm, row: Tuned, found: Sequence[Trial]) -> None:
-    """The course of a study, its end, and Optuna's figures of it."""
+    """The course of a study, and its end."""
     accuracies = [(trial.number, trial.accuracy) for trial in found if trial.outcome == "finished"]
     arm.run.log_history(
         {
@@ -372,8 +381,6 @@ def _log_arm(arm: Arm, row: Tuned, found: Sequence[Trial]) -> None:
         if row.tested.mean is not None:
             ends["best/accuracy/test"] = row.tested.mean
         arm.run.log_metrics(len(found), ends)
-    for name, png in arm.study.figures().items():
-        arm.run.log_bytes(f"{name}.png", png)
     below, links_to = _below(arm), []
     for text, part in (("its trials side by side", "trial"), ("its tests", "tuned")):
         ids = [r.id for r in below if r.tags["initflow.tuning"] == part and not track.is_orphan(r)]
@@ -385,6 +392,13 @@ def _log_arm(arm: Arm, row: Tuned, found: Sequence[Trial]) -> None:
     arm.run.describe(
         f"The trials of {arm.cell}: {counts}. The best setting: {best}.", " · ".join(links_to)
     )
+
+
+def _log_figures(arm: Arm, failed: Failures) -> None:
+    """Optuna's of its study."""
+    with noted(failed, f"Optuna's figures of {arm.cell}"):
+        for name, png in arm.study.figures().items():
+            arm.run.log_bytes(f"{name}.png", png)
 
 
 def _best_so_far(found: Sequence[Trial]) -> list[tuple[int, float]]:
@@ -456,35 +470,50 @@ def closing_lines(result: Tuning) -> list[str]:
     return [*lines, *(f"{what}: {address}" for what, address in links(result).items())]
 
 
-def _log_report(result: Tuning) -> None:
-    plan, run, rows = result.plan, result.run, result.rows
-    config = plan.config
-    title = f"{plan.title}, tuned"
-    pairs = {row.cell: (row.untuned, row.tested) for row in rows}
-    files = {
-        "rates_and_accuracies": tuning_figures.rates_and_accuracies(result.trials, title),
-        "tuned_and_untuned": tuning_figures.tuned_and_untuned(pairs, title),
+def _log_table(result: Tuning) -> None:
+    """All numbers, and in words."""
+    run, rows, failed = result.run, result.rows, result.failures
+    with noted(failed, "tuning.csv"):
+        run.log_text("tuning.csv", trials.as_csv(rows))
+    with noted(failed, "tuning.json"):
+        run.log_json("tuning", trials.as_json(rows, result.trials, result.sentences))
+    with noted(failed, "the course of the trials"):
+        names = track.key_names(str(row.cell) for row in rows)
+        run.log_history(
+            {
+                f"best_by_trial/{names[str(cell)]}": _best_so_far(found)
+                for cell, found in result.trials.items()
+            }
+        )
+    with noted(failed, "the description"):
+        links = " · ".join(f"[{text}]({address})" for text, address in _relative(result).items())
+        paragraphs = [*result.sentences, result.plan.summary, *warnings(result)]
+        run.describe("\n\n".join(paragraphs), links)
+
+
+def _title(plan: Plan) -> str:
+    return f"{plan.title}, tuned"
+
+
+def _log_pictures(result: Tuning) -> dict[str, bytes]:
+    pairs = {row.cell: (row.untuned, row.tested) for row in result.rows}
+    title, draw = _title(result.plan), functools.partial
+    drawn = {
+        "rates_and_accuracies": draw(tuning_figures.rates_and_accuracies, result.trials, title),
+        "tuned_and_untuned": draw(tuning_figures.tuned_and_untuned, pairs, title),
     }
-    pictures = {name: drawing.png(figure) for name, figure in files.items()}
-    for name, content in pictures.items():
-        run.log_bytes(f"{name}.png", content)
-    names = track.key_names(str(row.cell) for row in rows)
-    run.log_history(
-        {
-            f"best_by_trial/{names[str(cell)]}": _best_so_far(found)
-            for cell, found in result.trials.items()
-        }
-    )
-    run.log_text("tuning.csv", trials.as_csv(rows))
-    run.log_json("tuning", trials.as_json(rows, result.trials, result.sentences))
-    addresses = " · ".join(f"[{text}]({address})" for text, address in _relative(result).items())
-    run.describe("\n\n".join([*result.sentences, plan.summary, *warnings(result)]), addresses)
+    return failures.log_figures(result.run, drawn, result.failures)
+
+
+def _log_report(result: Tuning, pictures: Mapping[str, bytes]) -> None:
+    plan, run = result.plan, result.run
+    config = plan.config
     sections = [
         webpage.Section(
             "Tuned and untuned",
             [
-                webpage.Picture(
-                    pictures["tuned_and_untuned"],
+                *webpage.pictured(
+                    pictures.get("tuned_and_untuned"),
                     "For each scheme the mean test accuracy with its 95 % interval, at the setting "
                     "that none was chosen for and at its own best.",
                 ),
@@ -494,8 +523,8 @@ def _log_report(result: Tuning) -> None:
         webpage.Section(
             "Learning rates",
             [
-                webpage.Picture(
-                    pictures["rates_and_accuracies"],
+                *webpage.pictured(
+                    pictures.get("rates_and_accuracies"),
                     "The best validation accuracy of every trial over its learning rate, and for "
                     "each scheme the range of rates that came within one point of its best.",
                 ),
@@ -510,7 +539,10 @@ def _log_report(result: Tuning) -> None:
         ),
     ]
     page = webpage.page(
-        title=title, lead=result.sentences, sections=sections, warnings=warnings(result)
+        title=_title(plan),
+        lead=result.sentences,
+        sections=sections,
+        warnings=[*warnings(result), *failures.lines(result.failures)],
     )
     run.log_text("report.html", page)
 

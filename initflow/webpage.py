@@ -135,8 +135,8 @@ def comparison_page(
     sentences: Sequence[str],
     rows: Sequence[Row],
     differences: Sequence[Difference],
-    accuracies: bytes,
-    curves: bytes,
+    accuracies: bytes | None,
+    curves: bytes | None,
     signals: bytes | None,
     configuration: Mapping[str, str],
     environment: Mapping[str, str],
@@ -144,12 +144,12 @@ def comparison_page(
     warnings: Sequence[str] = (),
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Of schemes, activation functions and seeds; the figures as PNG files' contents."""
+    """Of schemes, activation functions and seeds; the figures, where there are, as PNG files."""
     sections = [
         Section(
             "Accuracy",
             [
-                Picture(
+                *pictured(
                     accuracies,
                     "For each scheme the final test accuracy of every seed as a dot, and their "
                     "mean with its 95 % interval. The table below has the numbers.",
@@ -158,20 +158,17 @@ def comparison_page(
             ],
         ),
         *_differences(differences),
-        Section(
-            "Learning curves",
-            [
-                Picture(
-                    curves,
-                    "Test accuracy over the iterations for each scheme, the mean over the seeds "
-                    "within a band from the lowest to the highest seed.",
-                    "Towards 100 % the axis is stretched: equal distances on it are equal "
-                    "factors of the error.",
-                )
-            ],
-        ),
     ]
-    if signals is not None:
+    if curves:
+        picture = Picture(
+            curves,
+            "Test accuracy over the iterations for each scheme, the mean over the seeds within a "
+            "band from the lowest to the highest seed.",
+            "Towards 100 % the axis is stretched: equal distances on it are equal factors of the "
+            "error.",
+        )
+        sections.append(Section("Learning curves", [picture]))
+    if signals:
         picture = Picture(
             signals,
             "For each scheme the variances of the pre-activations and of the gradient, layer by "
@@ -200,6 +197,11 @@ def colophon(
         Section("Make it again", [Command(command)]),
     ]
     return [*sections, Section("Links", [Links(links)])] if links else sections
+
+
+def pictured(png: bytes | None, says: str) -> list[Picture]:
+    """The figure with what it says in words, where there is one."""
+    return [Picture(png, says)] if png else []
 
 
 def _differences(differences: Sequence[Difference]) -> list[Section]:

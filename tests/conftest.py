@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,21 @@ def _clean_environment(tmp_path_factory):
     os.environ["INITFLOW_OUTBOX"] = str(tmp_path_factory.mktemp("outbox"))
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _initflow_is_not_installed():
+    """In the environment that MLflow builds, it is no distribution: whoever asks fails."""
+    ask = metadata.Distribution.from_name.__func__
+
+    def from_name(kind, name):
+        if name == "initflow":
+            raise metadata.PackageNotFoundError(name)
+        return ask(kind, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata.Distribution, "from_name", classmethod(from_name))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The shape of the code: imports follow the data, and starting is light."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -61,6 +62,7 @@ ORDER = [
     "delivery",
     "unsent",
     "track",
+    "failures",
     "watching",
     "experiment",
     "populations",
@@ -125,6 +127,18 @@ def test_only_the_command_line_prints_or_exits(name):
         if isinstance(node, ast.Call)
     }
     assert not calls & {"print", "sys.exit", "exit", "quit", "os._exit", "click.echo"}
+
+
+# What these answer is only there where the distribution is, which initflow is not in `mlflow run`.
+INSTALLED = {f"importlib.metadata.{name}" for name in ("files", "metadata", "requires", "version")}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_nothing_asks_for_what_only_an_installed_package_has(name):
+    """Not by name: what is not installed is no error, and a version is the module's own."""
+    text = MODULES[name].read_text()
+    asked = {f"importlib.{call}" for call in re.findall(r"\bmetadata\.\w+(?=\()", text)}
+    assert not INSTALLED & (asked | set(imports(MODULES[name])))
 
 
 HEAVY = {"torch", "mlflow", "optuna", "matplotlib", "numpy", "sklearn", "torchvision", "rich"}

@@ -366,7 +366,7 @@ def test_a_run_that_fails_is_closed_as_failed(store, monkeypatch):
     def fail(*_):
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(experiment.figures, "learning_curves", fail)
+    monkeypatch.setattr(experiment, "result_tags", fail)
     with pytest.raises(RuntimeError, match="no more"):
         experiment.train_one(TrainConfig(**QUICK))
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")

@@ -608,7 +608,7 @@ def test_an_interruption_keeps_what_was_measured(tracked, error, status):
     assert len(run.inputs.dataset_inputs) == 1
 
 
-@pytest.mark.parametrize("method", ["log_model", "log_history", "log_data"])
+@pytest.mark.parametrize("method", ["log_json", "log_history", "log_data"])
 def test_a_run_that_cannot_be_written_leaves_the_others_whole(tracked, monkeypatch, method):
     """It is FAILED, and what it failed by is kept."""
     name, real = f"without {method}", getattr(track.Run, method)
@@ -619,7 +619,7 @@ def test_a_run_that_cannot_be_written_leaves_the_others_whole(tracked, monkeypat
         return real(run, *args, **options)
 
     monkeypatch.setattr(track.Run, method, refuse)
-    asked = configs(["he", "lecun"], seeds=[0, 1], log_model=method == "log_model")
+    asked = configs(["he", "lecun"], seeds=[0, 1])
     population = train_all(asked, name, stack=4)
     assert population.failed == {"lecun relu seed 0": f"no {method}"}
     assert statuses(name) == {
