@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 import mlflow
 import mlflow.data.meta_dataset
+import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import (
     DatasetInput,
     InputTag,
+    LifecycleStage,
     LoggedModel,
     LoggedModelOutput,
     LoggedModelStatus,
@@ -46,12 +49,13 @@ from mlflow.environment_variables import (
 )
 from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
 from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from safetensors.torch import load as tensors_of
 
-from initflow import mlflow_page, model
+from initflow import mlflow_page, model, served_model
 from initflow.activations import ACTIVATIONS
 from initflow.errors import cause, without_credentials
 from initflow.outbox import (
@@ -79,6 +83,7 @@ FOR_NOW = re.compile(
 )
 FILES = "file://"
 READY = LoggedModelStatus.READY
+LOADER = "initflow_model"  # the module of a logged model by which MLflow loads it
 
 
 def uri() -> str:
@@ -322,11 +327,27 @@ def _create(client: mlflow.MlflowClient, entry: Entry) -> Known:
     else:
         where = values.get("experiment_id") or experiment_id(client, values["experiment"])
         tags = {**values["tags"], KEY_TAG: entry.run}
-        with impatient(retries=0):  # or MLflow makes a second one where an answer was lost
-            info = client.create_run(where, values["started"], tags, values["name"]).info
+        try:
+            with impatient(retries=0):  # or MLflow makes a second one where an answer was lost
+                info = client.create_run(where, values["started"], tags, values["name"]).info
+        except MlflowException as error:
+            if not is_outage(client.tracking_uri, error):
+                _check_not_deleted(client, where)
+            raise
     if entry.is_again:
         _made_again.add(info.run_id)
     return {entry.run: info.run_id, experiment_key(entry.run): info.experiment_id}
+
+
+def _check_not_deleted(client: mlflow.MlflowClient, experiment_id: str) -> None:
+    """Say how to go on where no run can be made because its experiment was deleted."""
+    found = client.get_experiment(experiment_id)
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        raise RefusedError(
+            f"experiment '{found.name}' was deleted: bring it back with "
+            f"'mlflow experiments restore -x {experiment_id}', or name another, by --experiment or "
+            "MLFLOW_EXPERIMENT_NAME"
+        )
 
 
 _made_again: set[str] = set()  # runs that may have a twin
@@ -502,9 +523,11 @@ def _metrics_of(client: mlflow.MlflowClient, run: Run, step: int, model_id: str)
 
 
 def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
-    """(n, pixels) float32 in, (n, classes) logits out.
+    """(n, pixels) numbers in, (n, classes) float32 logits out.
 
-    The requirements are stated, because guessing them takes MLflow 12 to 17 s.
+    The signature states no input, because MLflow would refuse all but one type of number, and each
+    list; :mod:`initflow.served_model` says what is taken. The requirements are stated, because
+    guessing them takes MLflow 12 to 17 s.
     """
     values = entry.values
     module = model.to_module(
@@ -513,29 +536,36 @@ def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
         mean=values["mean"],
         std=values["std"],
     )
-    pixels, tensor = values["pixels"], np.dtype(np.float32)
+    pixels = values["pixels"]
     example = np.zeros((2, pixels), dtype=np.float32)  # a batch of 1 would fix the size at 1
     with torch.no_grad():
         classes = module(torch.from_numpy(example)).shape[1]
+    saved = Model(
+        made.artifact_location,
+        run_id=entry.run,
+        model_uuid=made.model_id,
+        model_id=made.model_id,
+        metadata={"input": f"pixels in [0, 1], as numbers of shape (n, {pixels})"},
+    )
+    number = np.dtype(np.float32)
+    inputs, outputs = (Schema([TensorSpec(number, (-1, n))]) for n in (pixels, classes))
+    loader = folder.parent / f"{LOADER}.py"
+    shutil.copyfile(served_model.__file__, loader)
     mlflow.pytorch.save_model(
         module,
         folder,
-        mlflow_model=Model(
-            made.artifact_location,
-            run_id=entry.run,
-            model_uuid=made.model_id,
-            model_id=made.model_id,
-        ),
+        mlflow_model=saved,
+        code_paths=[str(loader)],
         input_example=example,
-        signature=ModelSignature(
-            inputs=Schema([TensorSpec(tensor, (-1, pixels))]),
-            outputs=Schema([TensorSpec(tensor, (-1, classes))]),
-        ),
+        signature=ModelSignature(inputs, outputs),  # as the format pt2 asks
         # Without a local part (+cpu), which no package index holds.
         pip_requirements=[
             f"{lib.__name__}=={lib.__version__.partition('+')[0]}" for lib in (mlflow, torch)
         ],
     )
+    saved.signature = ModelSignature(outputs=outputs)
+    saved.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = LOADER
+    saved.save(str(folder / MLMODEL_FILE_NAME))
 
 
 _KINDS: Mapping[str, Callable[[mlflow.MlflowClient, Entry], Known | None]] = {

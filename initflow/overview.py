@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from initflow import mlflow_page, track
 from initflow.failures import noted
-from initflow.populations import BY_LAYER, Population
+from initflow.populations import BY_LAYER, Population, by_layer
 
 _BY_LAYER = tuple(f"by_layer/{quantity}" for quantity in BY_LAYER)
 SECTIONS = (
@@ -16,7 +16,7 @@ SECTIONS = (
     mlflow_page.Section("by_layer", _BY_LAYER, logarithmic=_BY_LAYER),
 )  # of the saved view
 # The parent's metrics by layer: the mean over the seeds of what is measured.
-MEAN_BY_LAYER = {"signal_by_layer": BY_LAYER[0], "gradient_by_layer": BY_LAYER[1]}
+MEAN_BY_LAYER = {"signal_by_layer": BY_LAYER[0], "relative_gradient_by_layer": BY_LAYER[1]}
 READABLE = 300  # characters of an address; a longer one is for clicking, not for reading
 
 
@@ -47,7 +47,7 @@ def _log_means(population: Population) -> None:
         ]
     for section, quantity in MEAN_BY_LAYER.items():
         for cell, measured in signals.items():
-            layers = zip(*(one.by_layer(quantity) for one in measured), strict=True)
+            layers = zip(*(by_layer(one)[quantity] for one in measured), strict=True)
             means = [
                 (layer, statistics.fmean(value for value in values if value is not None))
                 for layer, values in enumerate(layers, start=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 import uuid
 from collections import Counter, deque
@@ -23,8 +24,8 @@ from initflow.failures import Failures
 from initflow.record import Progress, Record, start, train_together
 from initflow.signals import Signals
 
-# Metrics of a network's run by layer instead of step: its charts are the picture by depth.
-BY_LAYER = ("preactivation_variance", "gradient_variance")
+# Metrics by layer instead of step, whose charts are the picture by depth: see by_layer.
+BY_LAYER = ("preactivation_variance", "relative_gradient_variance")
 STACK = "initflow.stack"  # the tag of the runs of a stack, with its id
 LOSSES = 3  # of its worker, after which a stack is given up
 STACK_SHARE = 0.5  # of the last cache, or of CUDA's memory: the images need some too
@@ -344,7 +345,7 @@ class _Writer:
     def write(self, record: Record) -> Member:
         """All that a run of ``train`` carries."""
         cell = Cell(record.scheme.spec, record.config.activation)
-        by_layer = _by_layer(record)
+        history = _by_layer_history(record)
         logged = experiments.log_network(
             self._stack.run,
             record,
@@ -352,7 +353,7 @@ class _Writer:
             name=self._stack.name(record.config),
             resolved=self._resolved,
             tags=self._tags(cell),
-            history=by_layer,
+            history=history,
             run_figures=self._stack.run_figures,
         )
         self.trained.failures |= logged.failures
@@ -363,7 +364,7 @@ class _Writer:
             logged.model_id,
             Outcome(record.config.seed, curve, record.diverged_at, len(self._splits.test)),
             record.signals[0][1] if record.signals else None,
-            frozenset(record.history | by_layer),
+            frozenset(record.history | history),
             record.is_exact,
         )
 
@@ -394,16 +395,29 @@ def forget(record: Record, *_: object) -> None:
         record.reading = replace(record.reading, preactivations=())
 
 
-def _by_layer(record: Record) -> dict[str, list[tuple[int, float]]]:
-    """The untrained network's signals, with the layer's number as step."""
+def by_layer(signals: Signals) -> dict[str, list[float | None]]:
+    """The values of :data:`BY_LAYER`, layer by layer; None where there is none that is finite.
+
+    The gradient's are relative to the last layer's: by itself its variance goes with 1/n² of the
+    images, some 1e-9, for which the axis of MLflow's page writes 0.
+    """
+    forward, gradients = (
+        signals.by_layer(f"{of}_variance") for of in ("preactivation", "gradient")
+    )
+    last = gradients[-1] or math.nan
+    relative = [None if value is None else value / last for value in gradients]
+    finite = [value if value is not None and math.isfinite(value) else None for value in relative]
+    return dict(zip(BY_LAYER, (forward, finite), strict=True))
+
+
+def _by_layer_history(record: Record) -> dict[str, list[tuple[int, float]]]:
+    """Those of the untrained network, with the layer's number as step."""
     if not record.signals:
         return {}
     _, signals = record.signals[0]
     return {
         f"by_layer/{quantity}": [
-            (layer, value)
-            for layer, value in enumerate(signals.by_layer(quantity), start=1)
-            if value is not None
+            (layer, value) for layer, value in enumerate(values, start=1) if value is not None
         ]
-        for quantity in BY_LAYER
+        for quantity, values in by_layer(signals).items()
     }

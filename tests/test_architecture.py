@@ -59,6 +59,7 @@ ORDER = [
     "mlflow_page",
     "outbox",
     "sender",
+    "served_model",
     "delivery",
     "unsent",
     "track",
@@ -79,7 +80,7 @@ ORDER = [
     "cli",
 ]
 ONLY_IN = {
-    "mlflow": ("delivery", "track"),
+    "mlflow": ("delivery", "served_model", "track"),
     "matplotlib": ("drawing",),
     "optuna": ("studies",),
     "ray": ("workers",),

@@ -268,6 +268,30 @@ def test_mistakes_end_with_one_line(capsys, no_run, arguments, code, message):
     assert out == ""
 
 
+@pytest.mark.parametrize("by", ["option", "name", "id"])
+def test_a_deleted_experiment_is_told_with_how_to_go_on(capsys, store, monkeypatch, by):
+    """Restored by the command that is told, it takes the run."""
+    import mlflow
+    from mlflow.cli import cli as mlflow_cli
+
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
+    option = ["--experiment", "gone"] if by == "option" else []
+    if by != "option":
+        variable, value = {"name": ("NAME", "gone"), "id": ("ID", experiment)}[by]
+        monkeypatch.setenv(f"MLFLOW_EXPERIMENT_{variable}", value)
+    command = ("train", "--dataset", "digits", "--epochs", "1", "--log-model", "false", *option)
+    code, out, err = run(capsys, *command)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "experiment 'gone' was deleted: " in err
+    told = re.search(r"'mlflow (experiments restore -x \d+)'", err)[1]
+    mlflow_cli.main(told.split(), standalone_mode=False)
+    code, out, _ = run(capsys, *command)
+    assert code == 0
+    assert [r.info.status for r in client.search_runs([experiment])] == ["FINISHED"]
+
+
 def test_what_goes_wrong_later_exits_1(capsys, store, tmp_path, monkeypatch):
     """A data set that is not there is no argument's fault."""
     from torchvision import datasets

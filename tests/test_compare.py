@@ -136,7 +136,7 @@ def test_its_metrics_are_the_means_over_the_seeds(compared):
     _, parent, nested, _ = compared
     sections = {
         "signal_by_layer": "preactivation_variance",
-        "gradient_by_layer": "gradient_variance",
+        "relative_gradient_by_layer": "gradient_variance",
     }
     assert set(parent.data.metrics) == {
         f"{section}/{spelled(cell)}"
@@ -152,17 +152,14 @@ def test_its_metrics_are_the_means_over_the_seeds(compared):
             layers = history(parent, f"{section}/{spelled(cell)}")
             assert [layer for layer, _ in layers] == [1, 2, 3]
             for layer, mean in layers:
-                untrained = [
-                    history(
-                        nested[f"{cell.init} {cell.activation} seed {seed}"],
-                        f"{quantity}/fc{layer}",
-                    )[0]
-                    for seed in SEEDS
-                ]
+                of_seeds = [nested[f"{cell.init} {cell.activation} seed {seed}"] for seed in SEEDS]
+                untrained = [history(run, f"{quantity}/fc{layer}")[0] for run in of_seeds]
                 assert {step for step, _ in untrained} == {0}
-                assert mean == pytest.approx(
-                    statistics.fmean(value for _, value in untrained), rel=1e-12
-                )
+                values = [value for _, value in untrained]
+                if quantity == "gradient_variance":
+                    last = [history(run, f"{quantity}/fc3")[0][1] for run in of_seeds]
+                    values = [value / at_last for value, at_last in zip(values, last, strict=True)]
+                assert mean == pytest.approx(statistics.fmean(values), rel=1e-12)
 
 
 def test_the_table_is_that_of_the_runs_below(compared):
@@ -274,7 +271,7 @@ def test_the_experiment_has_a_saved_view_of_it(compared):
         "accuracy/test",
         "loss/test",
         "by_layer/preactivation_variance",
-        "by_layer/gradient_variance",
+        "by_layer/relative_gradient_variance",
     }
     for run in nested.values():
         assert shown <= set(run.data.metrics)

@@ -11,11 +11,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests import warm
@@ -171,24 +173,40 @@ def served(folder, model):
 
 
 def test_the_logged_model_is_served(project_run):
-    """`mlflow models serve --env-manager local` answers batches of 1 and of 7."""
+    """`mlflow models serve` takes batches of 1 and 7 in every form; a wrong width is one line."""
     folder, _ = project_run
     (logged,) = runs(folder)
     model = f"runs:/{logged.info.run_id}/model"
     images = np.random.default_rng(0).random((7, 64), dtype=np.float32)
+    ones = images.round()
     with served(folder, model) as address:
-        answers = []
-        for batch in (images[:1], images):
+
+        def answered(content, kind="application/json"):
             request = urllib.request.Request(  # noqa: S310 - the address is ours
-                f"{address}/invocations",
-                json.dumps({"inputs": batch.tolist()}).encode(),
-                {"Content-Type": "application/json"},
+                f"{address}/invocations", content.encode(), {"Content-Type": kind}
             )
             with urllib.request.urlopen(request) as answer:  # noqa: S310 - as above
-                answers.append(np.array(json.load(answer)["predictions"]))
-    assert answers[0].shape == (1, 10)
-    assert answers[1].shape == (7, 10)
-    np.testing.assert_allclose(answers[0], answers[1][:1], rtol=1e-4, atol=1e-5)
+                found = json.load(answer)["predictions"]
+            return np.array([list(row.values()) if isinstance(row, dict) else row for row in found])
+
+        one, seven = (answered(json.dumps({"inputs": b.tolist()})) for b in (images[:1], images))
+        whole = answered(json.dumps({"inputs": ones.tolist()}))
+        frame = pd.DataFrame(ones.astype(int))
+        for content, kind in (
+            (json.dumps({"inputs": ones.astype(int).tolist()}), "application/json"),
+            (json.dumps({"instances": ones.tolist()}), "application/json"),
+            (json.dumps({"dataframe_split": frame.to_dict(orient="split")}), "application/json"),
+            (json.dumps({"dataframe_records": frame.to_dict("records")}), "application/json"),
+            (frame.to_csv(index=False), "text/csv"),
+        ):
+            np.testing.assert_array_equal(answered(content, kind), whole)
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            answered(json.dumps({"inputs": images[:, :50].tolist()}))
+        assert json.load(refused.value)["message"] == (
+            "this model takes images of 64 pixels, as numbers of shape (n, 64), not (7, 50)"
+        )
+    assert (one.shape, seven.shape) == ((1, 10), (7, 10))
+    np.testing.assert_allclose(one, seven[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_mlflow_run_diagnoses_and_guards(tmp_path):

@@ -1,10 +1,13 @@
 """One tracked run: what it carries in MLflow, however it ends."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -47,6 +50,7 @@ def finished(tmp_path_factory):
         )
         told = []
         result = experiment.train_one(config, progress=lambda *what: told.append(what))
+        assert not result.failures
         yield result, mlflow.get_run(result.run_id), told
         mlflow.set_tracking_uri(None)
 
@@ -228,6 +232,94 @@ def test_the_logged_model_takes_any_batch(finished, batch):
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+
+
+FORMS = {
+    "float32": lambda x: x,
+    "float64": lambda x: x.astype(np.float64),
+    "float16": lambda x: x.astype(np.float16),
+    "int64": lambda x: x.astype(np.int64),
+    "uint8": lambda x: x.astype(np.uint8),
+    "bool": lambda x: x.astype(bool),
+    "list": lambda x: x.tolist(),
+    "tuples": lambda x: list(map(tuple, x.tolist())),
+    "frame": pd.DataFrame,
+    "frame of float64": lambda x: pd.DataFrame(x.astype(np.float64)),
+    "frame of integers": lambda x: pd.DataFrame(x.astype(np.int64)),
+    "named columns": lambda x: pd.DataFrame(x, columns=[f"pixel {i}" for i in range(x.shape[1])]),
+    "column of lists": lambda x: pd.DataFrame({"image": x.tolist()}),
+    "column of arrays": lambda x: pd.DataFrame({"image": list(x)}),
+    "columns in memory": np.asfortranarray,
+    "every other": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "transposed twice": lambda x: x.T.copy().T,
+}
+
+
+@pytest.fixture(scope="module")
+def served(finished):
+    """The logged model, as whoever uses it loads it."""
+    _, run, _ = finished
+    return mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_logged_model_takes_what_numpy_and_pandas_give(served, form, batch):
+    """Zeros and ones, which every type can say: the same logits to the bit."""
+    images = np.random.default_rng(0).integers(0, 2, (batch, 64)).astype(np.float32)
+    given = FORMS[form](images)
+    found = served.predict(given)
+    assert isinstance(found, pd.DataFrame) == isinstance(given, pd.DataFrame)
+    np.testing.assert_array_equal(np.asarray(found), served.predict(images))
+
+
+def test_a_frame_keeps_its_index(served):
+    """So that what is predicted can be joined with what was asked."""
+    frame = pd.DataFrame(np.zeros((3, 64)), index=["a", "b", "c"])
+    assert list(served.predict(frame).index) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros((3, 50)), r"\(n, 64\), not \(3, 50\)"),
+        (np.zeros((3, 65), np.float32), r"\(n, 64\), not \(3, 65\)"),
+        (np.zeros(64), r"\(n, 64\), not \(64,\)"),
+        (np.zeros((2, 8, 8)), r"\(n, 64\), not \(2, 8, 8\)"),
+        (pd.DataFrame(np.zeros((2, 63))), r"\(n, 64\), not \(2, 63\)"),
+        (pd.DataFrame({"image": [[0.0] * 63] * 2}), r"\(n, 64\), not \(2, 63\)"),
+        ([[0.0] * 64, [0.0] * 63], r"\(n, 64\), not lists of several lengths"),
+        ([["a"] * 64], r"\(n, 64\), not other values"),
+        ([], r"\(n, 64\), not \(0,\)"),
+    ],
+    ids=["narrow", "wide", "flat", "square", "frame", "column", "ragged", "letters", "empty"],
+)
+def test_a_wrong_width_is_one_line(served, given, told):
+    """That says what would be right."""
+    with pytest.raises(mlflow.exceptions.MlflowException, match=told) as caught:
+        served.predict(given)
+    said = str(caught.value)
+    assert said.startswith("this model takes images of 64 pixels")
+    assert said.count("\n") == 0
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_the_logged_model_needs_no_initflow(finished, tmp_path):
+    """It is loaded where there is none, and says in words what it takes."""
+    _, run, _ = finished
+    folder = mlflow.artifacts.download_artifacts(
+        f"runs:/{run.info.run_id}/model", dst_path=str(tmp_path)
+    )
+    program = (
+        "import sys; sys.modules['initflow'] = None\n"
+        "import mlflow.pyfunc\n"
+        f"model = mlflow.pyfunc.load_model({folder!r})\n"
+        "print(len(model.predict([[0.5] * 64] * 3)), model.metadata.metadata['input'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "3 pixels in [0, 1], as numbers of shape (n, 64)\n"
 
 
 def test_the_logged_model_reaches_the_logged_accuracy(finished):

@@ -33,6 +33,7 @@ from initflow.config import CompareConfig, TrainConfig
 from initflow.delivery import KEY_TAG
 from initflow.errors import InitflowError, TrackingError
 from initflow.plugins import find
+from initflow.signals import Signals
 
 QUICK = {
     "dataset": "digits",
@@ -413,11 +414,35 @@ def test_the_untrained_signals_are_drawn_by_layer(carried):
     """The layer's number is the step."""
     _, runs, _, _ = carried
     found = history(runs["he:mode=fan_out tanh seed 5"])
-    for quantity in ("preactivation_variance", "gradient_variance"):
-        expected = [(layer, found[f"{quantity}/fc{layer}"][0][1]) for layer in (1, 2, 3)]
-        assert found[f"by_layer/{quantity}"] == expected
+    forward = [(layer, found[f"preactivation_variance/fc{layer}"][0][1]) for layer in (1, 2, 3)]
+    assert found["by_layer/preactivation_variance"] == forward
+    *before, last = (found[f"gradient_variance/fc{layer}"][0][1] for layer in (1, 2, 3))
+    assert found["by_layer/relative_gradient_variance"] == [
+        *((layer, value / last) for layer, value in enumerate(before, start=1)),
+        (3, 1.0),
+    ]
     keys = {key for key in found if key.startswith("by_layer/")}
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("gradients", "relative"),
+    [
+        ([4e-9, 2e-9, 1e-9], [4.0, 2.0, 1.0]),
+        ([None, 2.0, 4.0], [None, 0.5, 1.0]),
+        ([1.0, 0.0], [None, None]),
+        ([1.0, None], [None, None]),
+        ([1e300, 1e-300], [None, 1.0]),
+    ],
+)
+def test_gradients_by_layer_are_relative_to_the_last_layers(gradients, relative):
+    """Whatever is not a finite number is left out."""
+    layers = {
+        f"fc{at}": {} if value is None else {"gradient_variance": value}
+        for at, value in enumerate(gradients, start=1)
+    }
+    found = populations.by_layer(Signals(layers, {}))
+    assert found["relative_gradient_variance"] == pytest.approx(relative)
 
 
 def test_no_figure_and_no_model_unless_asked(tracked):
