@@ -391,9 +391,10 @@ def sync() -> None:
       initflow sync
     """
     with _progress("MLflow") as (console, progress):
-        from initflow import unsent
+        from initflow import track, unsent
 
         _quieten_libraries()
+        track.close_left_open(everywhere=True)
         done = unsent.sync(lambda sent, of: progress("sending", sent, of))
     _say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
     if done.left:

@@ -68,10 +68,12 @@ from initflow.outbox import (
     RefusedError,
     UnknownKeyError,
     experiment_key,
+    paths,
 )
 from initflow.sender import SLOW_S, Sender, Way
 
 KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
+ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
 STORE_TIMEOUT_S = 120
 TIMEOUT_S = 10
 LATER = (429, 500, 502, 503, 504)  # HTTP's words for: not now
@@ -421,6 +423,23 @@ def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
         for twin in _runs_with(client, key) if key else []:
             if twin.info.run_id != entry.run and twin.info.lifecycle_stage == "active":
                 client.delete_run(twin.info.run_id)
+
+
+def close_orphan(uri: str, run: str) -> None:
+    """Close a run, by id or key, whose process died: as KILLED, with the tag that says so.
+
+    One that is closed by now is left as it is, and so is a key that stands for none.
+    """
+    client = client_of(uri)
+    try:
+        id_ = looked_up(client, run) if run.startswith(KEY) else run
+    except UnknownKeyError:
+        if paths():  # it may wait there to be made
+            raise
+        return
+    if client.get_run(id_).info.status in ("RUNNING", "SCHEDULED"):
+        client.set_tag(id_, ORPHANED, "true")
+        client.set_terminated(id_, "KILLED")
 
 
 def _experiment_tag(client: mlflow.MlflowClient, entry: Entry) -> None:

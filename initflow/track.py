@@ -32,9 +32,9 @@ from safetensors.torch import save as as_safetensors
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
-from initflow import delivery, environment, mlflow_page, outbox, unsent
+from initflow import delivery, environment, mlflow_page, open_runs, outbox, unsent
 from initflow.data import Splits
-from initflow.delivery import KEY_TAG, uri
+from initflow.delivery import KEY_TAG, ORPHANED, uri
 from initflow.errors import (
     OutageError,
     SettingError,
@@ -52,7 +52,6 @@ DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 SERVER_PATIENCE_S = 10.0
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
-ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
 # A driver may be missing, an address malformed.
 FAILURES = (
     MlflowException,
@@ -96,12 +95,12 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Raise what MLflow or its store refuses as :class:`TrackingError`.
+def _translated(where: str = "") -> Iterator[None]:
+    """Raise what MLflow or its store, by default ours, refuses as :class:`TrackingError`.
 
     That it does not answer is an :class:`OutageError`.
     """
-    where = uri()
+    where = where or uri()
     try:
         with _uninterrupted(), delivery.impatient():
             yield
@@ -238,6 +237,7 @@ class Run:
 
     def end(self, status: str) -> None:
         self._write("status", status=status, ended=_now())
+        open_runs.closed(delivery.sender(uri()).tracking, self.id)
 
     @contextlib.contextmanager
     def nested(
@@ -260,6 +260,7 @@ class Run:
         try:
             if resumed:
                 run = Run(resumed, self.experiment_id, ())
+                open_runs.opened(delivery.sender(uri()).tracking, resumed)
                 run._write("status", status="RUNNING")
                 run.set_tags({**tags, ORPHANED: "false"})
             else:
@@ -337,6 +338,7 @@ def start(
     """
     run = None
     unsent.send_earlier()
+    close_left_open()
     try:
         described = {DESCRIPTION: mlflow_page.plain(description)}
         run = _open(name, experiment, params, {**tags, **described})
@@ -349,6 +351,27 @@ def start(
     finally:
         if run:
             unsent.settle()
+
+
+def close_left_open(*, everywhere: bool = False) -> None:
+    """Close the runs that processes of this machine left open here when they died.
+
+    Or ``everywhere``: where else they were written to. What does not answer is left for the next.
+    """
+    own = delivery.sender(uri()).tracking
+    for left in open_runs.left_open():
+        if left.tracking != own and not (everywhere and _is_there(left.tracking)):
+            continue
+        where = uri() if left.tracking == own else left.tracking
+        for run in left.runs:
+            try:
+                with _translated(where):
+                    delivery.close_orphan(where, run)
+            except OutageError:
+                break
+            except TrackingError:  # it is there no more
+                pass
+            left.forget(run)
 
 
 def _close(run: Run | None, error: BaseException) -> bool:
@@ -364,10 +387,19 @@ def _close(run: Run | None, error: BaseException) -> bool:
 
 def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) -> Run:
     """A new run in the experiment that ``where`` tells by ``experiment_id`` or ``experiment``."""
-    key = outbox.new_key()
+    key, tracking = outbox.new_key(), delivery.sender(uri()).tracking
     values = {"name": name, "tags": _texts(tags), "started": _now(), **where}
-    _send(Entry("create", key, values))
-    return Run(with_ids(key), with_ids(outbox.experiment_key(key)), ())
+    open_runs.opened(tracking, key)  # before it is made: it may be the last thing that we do
+    try:
+        _send(Entry("create", key, values))
+    except TrackingError:
+        open_runs.closed(tracking, key)
+        raise
+    run = Run(with_ids(key), with_ids(outbox.experiment_key(key)), ())
+    if run.id != key:
+        open_runs.opened(tracking, run.id)
+        open_runs.closed(tracking, key)
+    return run
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:
@@ -480,9 +512,15 @@ def server(port: int = PORT) -> str:
     return uri() if is_served() else f"http://{HOST}:{port}"
 
 
-@_translated()
 def page(port: int) -> str:
     """The address of the saved view of the last comparison or, without one, of all experiments."""
+    if _is_there(uri()):
+        close_left_open()
+    return _page(port)
+
+
+@_translated()
+def _page(port: int) -> str:
     experiments = _client().search_experiments()
     views = [
         (made_at, experiment.experiment_id, key.removeprefix(mlflow_page.VIEW))
@@ -573,6 +611,7 @@ def _open(
         )
     if launched:
         run = _launched(launched)
+        open_runs.opened(delivery.sender(uri()).tracking, run.id)
         run.set_tags({**environment.tags(), **tags})
         del os.environ["MLFLOW_RUN_ID"]  # as MLflow does: what is opened next is another run
     else:
@@ -627,8 +666,7 @@ def read_run(run_id: str) -> Kept | None:
     Of a run whose ``run_id`` is a key, as its id was not known then, it has the id. A store that
     is not there is not made.
     """
-    file = uri().removeprefix("sqlite:///")
-    if file != uri() and not os.path.exists(file):  # noqa: PTH110 - never raises
+    if not _is_there(uri()):
         return None
     with _reading():
         client = _client()
@@ -643,6 +681,12 @@ def read_run(run_id: str) -> Kept | None:
     return Kept(
         info.run_id, info.experiment_id, info.status, info.lifecycle_stage, its.tags, its.params
     )
+
+
+def _is_there(where: str) -> bool:
+    """False for a store whose file is missing, which asking would make."""
+    file = where.removeprefix("sqlite:///")
+    return file == where or os.path.exists(file)  # noqa: PTH110 - never raises
 
 
 def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:

@@ -58,6 +58,7 @@ ORDER = [
     "studies",
     "mlflow_page",
     "outbox",
+    "open_runs",
     "sender",
     "served_model",
     "delivery",
