@@ -9,10 +9,10 @@ export VIRTUAL_ENV := $(VENV)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 PORT ?= 5000
 
-.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz run-uv bench claims screenshots lock clean
+.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz test-project bench claims screenshots lock clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## the virtual environment with the pinned packages, in .venv
 
@@ -42,7 +42,7 @@ ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1, opened at the last comp
 # One thread each, because OpenMP's threads spin while they wait, and take each other's cores; in
 # their own order, because the files with the fewest tests, which would come last, take longest.
 test: $(READY) ## the whole test suite, on all cores
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m pytest -m "not project" -n auto --dist loadfile --no-loadscope-reorder
 
 # All others leave a GPU alone, as their numbers are the CPU's.
 test-gpu: $(READY) ## the tests that need a GPU
@@ -68,8 +68,9 @@ fuzz: $(READY) ## hostile bytes made by what they cover, FUZZ_S seconds for each
 	mkdir -p build/fuzz
 	for target in $(TARGETS); do python -m tests.fuzz $$target -max_total_time=$(FUZZ_S) -artifact_prefix=build/fuzz/ || exit 1; done
 
-run-uv: $(READY) ## one real run in the environment that MLflow builds from conda.yaml
-	mlflow run . --env-manager uv --experiment-name initflow -P init=he -P dataset=digits
+# From a clone in which nothing was installed: a leftover *.egg-info would hide what is missing there.
+test-project: $(READY) ## every entry point in the environment that MLflow builds from conda.yaml
+	python -m pytest -m project tests/test_in_environment.py
 
 bench: $(READY) ## speed against the usual way, both sides in one run
 	python -m bench

@@ -50,6 +50,8 @@ from initflow.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from initflow.failures import Failures
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 WIDE = 140  # columns that tables may take where no terminal limits them
 
@@ -128,7 +130,7 @@ def train(experiment: str | None, **settings: str) -> None:
 
     with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import experiment as experiments
-        from initflow import failures, report
+        from initflow import report
 
         _quieten_libraries()
         result = experiments.train_one(config, experiment=experiment, progress=progress)
@@ -140,7 +142,7 @@ def train(experiment: str | None, **settings: str) -> None:
     if result.reading:
         _say(console, experiments.verdict_sentence(result.reading))
     _say(console, f"Next, hold it against: {following}")
-    failures.check(result.failures)
+    _finish(console, result.failures)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -160,7 +162,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
     config = DiagnoseConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import diagnose as diagnoses
-        from initflow import failures, report
+        from initflow import report
 
         _quieten_libraries()
         diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
@@ -173,7 +175,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
             f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
         )
         raise VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
-    failures.check(diagnosis.failures)
+    _finish(console, diagnosis.failures)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -193,7 +195,7 @@ def compare(experiment: str | None, **settings: str) -> None:
     config = CompareConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch and MLflow") as (console, progress):
         from initflow import compare as comparing
-        from initflow import failures, overview, report
+        from initflow import overview, report
 
         _quieten_libraries()
         _warn_of_one_seed(console, config.seeds)
@@ -202,7 +204,7 @@ def compare(experiment: str | None, **settings: str) -> None:
     console.print(report.comparison_table(result.rows, console.width))
     _say(console, *result.sentences)
     _say(console, *overview.closing_lines(result.population))
-    failures.check(result.population.failures)
+    _finish(console, result.population.failures)
     _fail_if_any(result.population.failed)
 
 
@@ -223,7 +225,7 @@ def tune(experiment: str | None, **settings: str) -> None:
     """
     config = TuneConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch, MLflow and Optuna") as (console, progress):
-        from initflow import failures, report
+        from initflow import report
         from initflow import tune as tuning
 
         _quieten_libraries()
@@ -233,7 +235,7 @@ def tune(experiment: str | None, **settings: str) -> None:
     console.print(report.tuning_table(result.rows, console.width))
     _say(console, *result.sentences)
     _say(console, *tuning.closing_lines(result))
-    failures.check(result.failures)
+    _finish(console, result.failures)
     _fail_if_any(result.failed)
 
 
@@ -251,7 +253,7 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     """
     config = ReproduceConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with _progress("PyTorch and MLflow") as (console, progress):
-        from initflow import failures, overview, report
+        from initflow import overview, report
         from initflow import reproduce as reproducing
 
         _quieten_libraries()
@@ -261,7 +263,7 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     console.print(report.reproduction_table(result, console.width))
     _say(console, *result.sentences, *result.table.notes)
     _say(console, *overview.closing_lines(result.population))
-    failures.check(result.population.failures)
+    _finish(console, result.population.failures)
     _fail_if_any(result.population.failed)
 
 
@@ -326,6 +328,19 @@ def export(run_id: str, folder: Path) -> None:
         following = verifying.export(run_id, folder)
     _say(console, f"Written: {folder}")
     _say(console, f"Next, try it: {following}")
+
+
+def _finish(console: Console, failed: Failures) -> None:
+    """Say where things are that nobody would look for in a clone; what failed is the error."""
+    from initflow import failures, paths, track
+
+    if paths.in_clone():
+        _say(
+            console,
+            f"This ran in a clone that MLflow made. Runs are kept in {track.shown()}; studies, "
+            f"plugins of your own and files by relative paths are in {paths.home().resolve()}.",
+        )
+    failures.check(failed)
 
 
 def _warn_of_one_seed(console: Console, seeds: int) -> None:

@@ -7,7 +7,6 @@ text, as the command line and MLflow give it, or as the Python value itself.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from initflow import paths
 from initflow.errors import SettingError, unknown, without_named_secrets
 
 SCHEME_NAMES = (
@@ -158,7 +158,7 @@ def _parse_path(value: object) -> Path:
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise TypeError
     str(value).encode()  # a ValueError for what is no Unicode, which MLflow could not log
-    return Path(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown ~user as it is
+    return paths.own(value)
 
 
 def _parse_device(value: object) -> str:
@@ -214,7 +214,7 @@ def _parse_name(value: object) -> str:
 def _parse_storage(value: object) -> str:
     """A database's URL as it is, or a file's path."""
     text = _parse_text(value)
-    return text if "://" in text else os.path.expanduser(text)  # noqa: PTH111 - as _parse_path
+    return text if "://" in text else str(paths.own(text))
 
 
 def without_password(text: str) -> str:
@@ -288,7 +288,7 @@ class Settings:
         """The command line of the command ``name`` with these settings; defaults are left out.
 
         Those named in ``always`` are told too. It is an ``initflow name``, or an ``mlflow run``
-        where ``launcher`` has its options.
+        where ``launcher`` has the project and its options.
         """
         defaults = type(self)().as_text()
         chosen = {
@@ -299,7 +299,8 @@ class Settings:
         if launcher:
             parameters = (f"-P {setting}={text}" for setting, text in chosen.items())
             entry_point = [] if name == "train" else ["-e", name]
-            words = ["mlflow run .", *entry_point, *map(shlex.quote, launcher), *parameters]
+            project, *others = map(shlex.quote, launcher)
+            words = ["mlflow run", project, *entry_point, *others, *parameters]
         else:
             options = (f"--{key.replace('_', '-')} {text}" for key, text in chosen.items())
             words = ["initflow", name, *options]

@@ -19,6 +19,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import FunctionType
 
+from initflow import paths
 from initflow.config import SCHEME_NAMES
 from initflow.errors import SettingError, cause, first_line
 
@@ -86,8 +87,8 @@ class Plugin:
 
 def folder(asked: Path | None) -> Path:
     """Where plugins lie that are used in place: as ``asked``, else as the environment says."""
-    given = os.environ.get("INITFLOW_PLUGINS_DIR") or FOLDER
-    return asked or Path(os.path.expanduser(given))  # noqa: PTH111 - leaves an unknown ~user
+    given = os.environ.get("INITFLOW_PLUGINS_DIR")
+    return asked or (paths.own(given) if given else Path(FOLDER))
 
 
 def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
@@ -99,7 +100,9 @@ def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
     try:
         if not place.is_dir() and (plugins_dir or os.environ.get("INITFLOW_PLUGINS_DIR")):
             raise SettingError(f"plugins_dir must be a folder, not '{place}'")
-        in_place = list(_in_folders(place)) if place.is_dir() else []
+        users = paths.home() / FOLDER  # another one where the project is a clone
+        places = dict.fromkeys([place, users] if place == Path(FOLDER) else [place])
+        in_place = [plugin for at in places if at.is_dir() for plugin in _in_folders(at)]
     except OSError as error:
         raise SettingError(f"plugins_dir '{place}' cannot be read: {error.strerror}") from error
     installed = list(_installed())

@@ -26,6 +26,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from initflow.errors import OutboxError
+from initflow.paths import own
 
 FORMAT = 1
 SUFFIX = ".outbox"
@@ -58,7 +59,7 @@ def folder() -> Path:
     """Where outboxes lie: INITFLOW_OUTBOX, else in the user's folder for such things."""
     given = os.environ.get("INITFLOW_OUTBOX")
     if given:
-        return Path(os.path.expanduser(given))  # noqa: PTH111 - leaves an unknown ~user as it is
+        return own(given)
     return platformdirs.user_state_path("initflow") / "outbox"
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, distribution, packages_distributions
 from pathlib import Path
 from types import ModuleType
 
-from initflow import importing
+from initflow import importing, paths
 from initflow.errors import PluginError, SettingError, cause, unknown
 from initflow.finder import GROUP, Plugin, found, found_in_notebook
 from initflow.initializers import BUILT_IN
@@ -61,7 +61,7 @@ def _attribute(module: ModuleType, name: str) -> object:
 def _by_place(place: str) -> Scheme:
     """The function that ``file.py:function`` or ``package.module:function`` names."""
     where, _, name = place.rpartition(":")
-    file = Path(os.path.expanduser(where))  # noqa: PTH111 - leaves an unknown ~user as it is
+    file = paths.own_or_of_project(where)
     if where.endswith(".py") and not os.path.isfile(file):  # noqa: PTH113 - never raises
         raise SettingError(f"init '{place}': there is no file '{where}'")
     try:

@@ -8,7 +8,6 @@ A table is a TOML file: ``title``, ``source`` (text), ``notes`` (a list of texts
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from initflow import paths
 from initflow.comparison import CONFIDENCE, EXACT, NONE, Outcome
 from initflow.config import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError, first_line, unknown
@@ -90,7 +90,7 @@ def load(table: str) -> PublishedTable:
         text = files("initflow").joinpath(FOLDER, f"{table}.toml").read_text("utf-8")
     elif table.endswith(".toml"):
         try:
-            text = Path(os.path.expanduser(table)).read_text("utf-8")  # noqa: PTH111 - as it is
+            text = paths.own_or_of_project(table).read_text("utf-8")
         except (OSError, ValueError) as error:
             raise SettingError(f"table '{table}' cannot be read: {first_line(error)}") from error
     else:

@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from safetensors.torch import save as as_safetensors
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
-from initflow import delivery, environment, mlflow_page, open_runs, outbox, unsent
+from initflow import delivery, environment, mlflow_page, open_runs, outbox, paths, unsent
 from initflow.data import Splits
 from initflow.delivery import KEY_TAG, ORPHANED, uri
 from initflow.errors import (
@@ -147,8 +148,9 @@ class Run:
     """An open MLflow run; every call is one request, or one batch of them, now or later.
 
     ``id`` and ``experiment_id`` are keys where the server has not given ids yet: in all that is
-    written they become ids. ``launcher`` holds the options of the ``mlflow run`` that started it,
-    if one did: with them its experiment and its kind of environment are met again.
+    written they become ids. ``launcher`` holds the project and the options of the ``mlflow run``
+    that started it, if one did: with them its source, its experiment and its kind of environment
+    are met again.
     """
 
     id: str
@@ -418,11 +420,11 @@ def follow(uri: str) -> None:
 
 
 def folder() -> Path:
-    """Where files belong that go with the runs: beside a store that is one, else here."""
+    """Where files belong that go with the runs: beside a store that is one, else the user's."""
     where = mlflow.get_tracking_uri()
-    if where.startswith("sqlite:///"):
-        return Path(where.removeprefix("sqlite:///")).parent
-    return Path() if "://" in where else Path(where).parent
+    if where.startswith(paths.STORE):
+        return Path(where.removeprefix(paths.STORE)).parent
+    return paths.home() if "://" in where else Path(where).parent
 
 
 def check_backend(backend: str) -> None:
@@ -507,6 +509,11 @@ def is_served() -> bool:
     return delivery.is_served(uri())
 
 
+def shown() -> str:
+    """Where the runs are kept, without a password."""
+    return delivery.sender(uri()).tracking
+
+
 def server(port: int = PORT) -> str:
     """The address of MLflow's page: the tracking server's or, of a local store, our own."""
     return uri() if is_served() else f"http://{HOST}:{port}"
@@ -540,8 +547,8 @@ def serve(port: int) -> int:
     By one process, without those that judge language models: it is up in a third of the time.
     """
     uri = mlflow.get_tracking_uri()
-    local = uri.startswith("sqlite:///")
-    folder = Path(uri.removeprefix("sqlite:///")).parent if local else Path()
+    local = uri.startswith(paths.STORE)
+    folder = Path(uri.removeprefix(paths.STORE)).parent if local else Path()
     options = {
         "--host": HOST,
         "--port": str(port),
@@ -638,7 +645,11 @@ def _launched(id: str) -> Run:  # noqa: A002 - as a run's own
         experiment_id = found.info.experiment_id
         manager = found.data.tags.get("mlflow.project.env", "local")
         experiment = client.get_experiment(experiment_id).name
-        launcher = ("--env-manager", manager, "--experiment-name", experiment)
+        project: tuple[str, ...] = (".",)
+        if paths.in_clone():
+            tags = found.data.tags
+            project = (tags[MLFLOW_SOURCE_NAME], "-v", tags.get(MLFLOW_GIT_COMMIT, "HEAD"))
+        launcher = (*project, "--env-manager", manager, "--experiment-name", experiment)
     return Run(id, experiment_id, launcher)
 
 

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 # A module imports only from those before it.
 ORDER = [
     "errors",
+    "paths",
     "config",
     "finder",
     "isolation",

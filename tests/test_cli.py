@@ -346,7 +346,7 @@ def test_the_next_command_is_another_scheme_with_the_same_settings():
     assert next_command(config) == (
         "initflow train --init he --data-dir 'a b' --hidden 100x3 --lr 0.05"
     )
-    launcher = ("--env-manager", "local", "--experiment-name", "my own")
+    launcher = (".", "--env-manager", "local", "--experiment-name", "my own")
     assert next_command(TrainConfig(activation="tanh"), launcher) == (
         "mlflow run . --env-manager local --experiment-name 'my own' "
         "-P init=xavier -P activation=tanh"

@@ -299,9 +299,10 @@ def test_a_command_line_gives_every_configuration_back(name, data):
 def test_an_mlflow_run_gives_every_configuration_back(name, data):
     """As a shell and MLflow read it: name=value after each -P, all else as it was launched."""
     config = data.draw(CONFIGS[name])
-    launcher = ("--env-manager", "local", "--experiment-name", "my 'own'")
+    launcher = ("https://git/a b", "--env-manager", "local", "--experiment-name", "my 'own'")
     words = shlex.split(config.command(name, (), launcher))
-    head = ["mlflow", "run", ".", *([] if name == "train" else ["-e", name]), *launcher]
+    project, *options = launcher
+    head = ["mlflow", "run", project, *([] if name == "train" else ["-e", name]), *options]
     assert words[: len(head)] == head
     options, parameters = words[len(head) :: 2], words[len(head) + 1 :: 2]
     assert set(options) <= {"-P"}
@@ -318,7 +319,7 @@ def test_a_command_line_tells_what_is_not_the_default():
         "initflow compare --inits 'he,my file.py:f' --seeds 3 --dataset mnist --hidden 10x2 "
         "--run-figures true"
     )
-    launcher = ("--env-manager", "local", "--experiment-name", "my own")
+    launcher = (".", "--env-manager", "local", "--experiment-name", "my own")
     assert ReproduceConfig(table="it's.toml").command("reproduce", (), launcher) == (
         "mlflow run . -e reproduce --env-manager local --experiment-name 'my own' "
         """-P table='it'"'"'s.toml'"""

@@ -1,0 +1,51 @@
+"""Paths as the user means them, also where the project runs from a clone that MLflow made.
+
+``mlflow run https://…`` clones the project into a temporary folder and runs it there, so that the
+working folder is nobody's. What is the user's own is then beside MLflow's store or, where a server
+holds the runs, in the user's data folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+STORE = "sqlite:///"
+
+
+def in_clone() -> bool:
+    """Whether the working folder is in a temporary one that ``mlflow run`` made."""
+    try:
+        here = Path.cwd()
+    except OSError:  # removed meanwhile
+        return False
+    above = Path(tempfile.gettempdir()).resolve()
+    if "MLFLOW_TRACKING_URI" not in os.environ or above not in here.parents:
+        return False
+    top = here.relative_to(above).parts[0]
+    # As tempfile.mkdtemp names it.
+    return top.startswith(tempfile.gettempprefix()) and (above / top / ".git").is_dir()
+
+
+def home() -> Path:
+    """Where the user's own files are: the working folder, but for a clone."""
+    if not in_clone():
+        return Path()
+    tracking = os.environ["MLFLOW_TRACKING_URI"]
+    if tracking.startswith(STORE):
+        return Path(tracking.removeprefix(STORE)).parent
+    return platformdirs.user_data_path("initflow")
+
+
+def own(path: str | os.PathLike[str]) -> Path:
+    """``path`` with ~ for the user's home; a relative one is of :func:`home`."""
+    return home() / os.path.expanduser(path)  # noqa: PTH111 - leaves an unknown ~user as it is
+
+
+def own_or_of_project(path: str) -> Path:
+    """A file that is the user's or, where there is none of that name, the project's."""
+    mine = own(path)
+    return mine if os.path.isfile(mine) else Path(os.path.expanduser(path))  # noqa: PTH111, PTH113 - never raise

@@ -1,0 +1,86 @@
+"""What is the user's own, in the working folder and in a clone that MLflow made."""
+
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from initflow import finder, outbox, paths, track
+from initflow.config import TrainConfig, TuneConfig
+from initflow.errors import SettingError
+from initflow.plugins import find
+from tests.test_finder import project
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """The working folder, as `mlflow run https://…` makes it, and the user's beside it."""
+    made = tmp_path / "tmpabc"
+    (made / ".git").mkdir(parents=True)
+    (tmp_path / "user").mkdir()
+    monkeypatch.setattr(paths.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/user/mlflow.db")
+    monkeypatch.chdir(made)
+    return made
+
+
+def test_elsewhere_paths_are_as_they_are(tmp_path, monkeypatch):
+    """A checkout in the folder for temporary files is none of MLflow's clones."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/user/mlflow.db")
+    monkeypatch.setattr(paths.tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in ("checkout", "tmpabc"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert not paths.in_clone()
+        assert paths.own("a/b") == Path("a/b")
+        assert paths.own_or_of_project("a.toml") == Path("a.toml")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.own("~/b") == Path("/home/me/b")
+
+
+@pytest.mark.parametrize("below", [".", "sub/folder"])
+def test_in_a_clone_relative_paths_are_the_users(clone, below, monkeypatch):
+    """Beside the store, also of a project in a folder of the repository."""
+    (clone / below).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(clone / below)
+    user = clone.parent / "user"
+    assert paths.in_clone()
+    assert paths.home() == user
+    config = TrainConfig(data_dir="data", plugins_dir="mine")
+    assert (config.data_dir, config.plugins_dir) == (user / "data", user / "mine")
+    assert TrainConfig(data_dir="/data").data_dir == Path("/data")
+    assert TuneConfig(storage="a.journal").storage == str(user / "a.journal")
+    assert TuneConfig(storage="sqlite:///a.db").storage == "sqlite:///a.db"
+
+
+def test_with_a_server_the_users_data_folder_is_the_place(clone, monkeypatch):
+    """For studies, too, which a clone would take with it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("XDG_DATA_HOME", str(clone.parent / "kept"))
+    assert paths.home() == platformdirs.user_data_path("initflow")
+    monkeypatch.setattr(track.mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:1")
+    assert track.folder() == paths.home()
+    monkeypatch.setenv("INITFLOW_OUTBOX", "outbox")
+    assert outbox.folder() == paths.home() / "outbox"
+
+
+def test_plugins_are_the_projects_and_the_users(clone):
+    """Both are found; a folder that was asked for is the user's."""
+    project(clone / "plugins", "a", {"shipped": "module:fill"})
+    project(clone.parent / "user" / "plugins", "b", {"own": "module:fill"})
+    assert list(finder.found()) == ["own", "shipped"]
+    assert list(finder.found(TrainConfig(plugins_dir="plugins").plugins_dir)) == ["own"]
+    with pytest.raises(SettingError, match=r"/user/neither'$"):
+        finder.found(TrainConfig(plugins_dir="neither").plugins_dir)
+
+
+def test_a_file_is_the_users_or_the_projects(clone):
+    """A scheme by its place, and so a table."""
+    text = "def fill(weight):\n    weight.zero_()\n"
+    (clone / "shipped.py").write_text(text)
+    (clone.parent / "user" / "own.py").write_text(text)
+    assert find("own.py:fill").spec == "own.py:fill"
+    assert find("shipped.py:fill").spec == "shipped.py:fill"
+    assert paths.own_or_of_project("own.py") == clone.parent / "user" / "own.py"
+    with pytest.raises(SettingError, match=r"there is no file 'neither\.py'"):
+        find("neither.py:fill")
