@@ -132,7 +132,10 @@ def tune(
             progress("drawing and logging", 1, 1)
             of_trials = {arm.cell: arm.study.trials(config.trials) for arm in arms}
             of_tests = dict(zip(of_trials, tests, strict=True))
-            versions, unregistered = _registered(plan, arms, of_tests, of_trials)
+            versions: dict[Cell, str] = {}
+            unregistered = ""
+            with noted(trained.failures, "the versions in the registry"):
+                versions, unregistered = _registered(plan, arms, of_tests, of_trials)
             result = Tuning(
                 plan,
                 run,

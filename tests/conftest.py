@@ -58,6 +58,23 @@ def _initflow_is_not_installed():
         yield
 
 
+# A published table of a single network, which is trained in no time.
+SMALL_TABLE = """
+title = "A small table"
+source = "Made up."
+notes = []
+[settings]
+dataset = "digits"
+hidden = "8"
+epochs = 1
+[[rows]]
+name = "He"
+init = "he"
+activation = "relu"
+published = { 10 = 85.0 }
+"""
+
+
 @pytest.fixture(autouse=True)
 def _forget_plugins(tmp_path_factory):
     """What a test imported from a folder of plugins, and where from, is gone in the next."""

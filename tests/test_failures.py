@@ -9,24 +9,11 @@ import pytest
 
 from initflow import cli, environment, experiment, failures
 from initflow.errors import ReportError
+from tests.conftest import SMALL_TABLE
 
 SMALL = ("--dataset", "digits", "--hidden", "8", "--epochs", "1", "--eval-every", "15")
 OWN = ("--probe", "20", "--threads", "1", "--log-model", "false")
 TWO = ("--inits", "he,lecun")
-TABLE = """
-title = "A small table"
-source = "Made up."
-notes = []
-[settings]
-dataset = "digits"
-hidden = "8"
-epochs = 1
-[[rows]]
-name = "He"
-init = "he"
-activation = "relu"
-published = { 10 = 85.0 }
-"""
 # What is printed, and what must be there whatever is drawn: files of the run without a parent.
 COMMANDS = {
     "train": (("train", *SMALL, *OWN), "test accuracy after", ["signals.json", "replay.json"]),
@@ -74,7 +61,7 @@ def test_numbers_are_kept_where_nothing_can_be_drawn_or_reported(
     command, store, tmp_path, capsys, monkeypatch
 ):
     """The table printed and logged, each figure told in one line with its cause, exit code 1."""
-    (tmp_path / "small.toml").write_text(TABLE)
+    (tmp_path / "small.toml").write_text(SMALL_TABLE)
     arguments, said, files = COMMANDS[command]
     monkeypatch.setattr(failures, "png", fail)
     monkeypatch.setattr(environment, "shown", fail)
@@ -95,6 +82,25 @@ def test_numbers_are_kept_where_nothing_can_be_drawn_or_reported(
     for name in files:
         text = there[name].read_text()
         assert json.loads(text) if name.endswith(".json") else text.count("\n") == 3
+
+
+def test_a_tuning_is_kept_where_the_registry_refuses_its_model(store, capsys, monkeypatch):
+    """Told in one line, exit code 1, the table printed and logged."""
+    from initflow import track
+    from initflow.errors import TrackingError
+
+    def refuse(*_):
+        raise TrackingError("no room in the registry")
+
+    monkeypatch.setattr(track, "register", refuse)
+    arguments, said, files = COMMANDS["tune"]
+    assert cli.main([*arguments, "--register", "mine"]) == 1
+    told = capsys.readouterr()
+    assert said in told.out
+    what = "the versions in the registry could not be made"
+    assert told.err == f"Error: {what}: no room in the registry\n"
+    _, there = top(store)
+    assert {*files, "report.html"} <= set(there)
 
 
 def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):

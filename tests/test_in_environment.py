@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_TABLE
 from tests.network import Server
 from tests.repository import committed
 from tests.test_end_to_end import BIN, free_port, runs
@@ -23,20 +23,6 @@ pytestmark = pytest.mark.project
 COMMAND = "mlflow run . --env-manager uv --experiment-name initflow -P init=he -P dataset=digits"
 SMALL = ("dataset=digits", "hidden=8", "epochs=1", "eval_every=15", "probe=50")
 PAIR = ("inits=he,critical", "activations=tanh", "seeds=2", "workers=2", *SMALL)
-TABLE = """
-title = "A small table"
-source = "Made up."
-notes = []
-[settings]
-dataset = "digits"
-hidden = "8"
-epochs = 1
-[[rows]]
-name = "He"
-init = "he"
-activation = "relu"
-published = { 10 = 85.0 }
-"""
 
 
 class Site:
@@ -125,7 +111,7 @@ ENTRY_POINTS = {
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_every_entry_point_works(site, name):
     """To the end: its table printed, its numbers, figures and report in its run."""
-    (site.clone / "small.toml").write_text(TABLE)
+    (site.clone / "small.toml").write_text(SMALL_TABLE)
     parameters, said, files = ENTRY_POINTS[name]
     assert said in site.entry_point(name, *parameters)
     (parent,) = (

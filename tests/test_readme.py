@@ -36,7 +36,6 @@ from tests.test_end_to_end import environment, free_port, run, runs
 
 README = (ROOT / "README.md").read_text()
 CI = (ROOT / ".ci" / "run").read_text()
-MAKEFILE = (ROOT / "Makefile").read_text()
 CONSOLE = "".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL))
 COMMANDS = re.findall(r"^\$ (.*)$", CONSOLE, re.MULTILINE)
 
