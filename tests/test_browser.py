@@ -213,6 +213,8 @@ def test_the_saved_view_shows_its_own_runs_in_groups_with_bands(page, ui, compar
         for metric in section.metrics:
             drawn = chart(page, section.name, metric).locator("path.js-line")
             expect(drawn.nth(len(comparison.groups) - 1)).to_be_attached()
+            ticks = chart(page, section.name, metric).locator(".ytick text").all_text_contents()
+            assert len(set(ticks)) == len(ticks) > 1, metric  # each can be told from the others
     page.set_viewport_size(BOTH)
     if SCREENSHOTS:
         widen_the_list(page)
