@@ -1,8 +1,7 @@
-"""Data sets as tensors in memory: found, downloaded, parsed once, split, normalized.
+"""Data sets as tensors in memory: found or downloaded, told apart, split, normalized.
 
-Downloading, checksums and the parsing of the files are torchvision's. What it parsed is
-kept as one safetensors file beside the source, because importing torchvision takes
-seconds and reading that file does not.
+Downloading and its checksums are torchvision's, whose import takes seconds; what is on disk is read
+without it.
 """
 
 from __future__ import annotations
@@ -11,41 +10,48 @@ import contextlib
 import hashlib
 import http.client
 import io
-import math
 import os
-import shutil
 import socket
-import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from initflow.config import MAX_WIDTH, TrainConfig
+from initflow import idx
+from initflow.config import TrainConfig
 from initflow.errors import DataError, SettingError
 from initflow.seeds import stream_seed
 
 # The class in torchvision.datasets that downloads each set; its name is also its folder's.
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
-LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
+# What is published of each is known by the digest of its content, or by the MD5 of its archives, in
+# the order of idx.NAMES.
+DIGESTS = {"mnist": "c54f490d44c92af38910021fb156153f6ce3a85ed6ff525a7f979f3d52b949be"}
+ARCHIVES = {
+    "fashion-mnist": (
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+    "kmnist": (
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+}
+PUBLISHED, OWN, UNCHECKED = "published", "own", "unchecked"  # editions
 
 CLASSES = 10
 SIDE = {"digits": 8}  # pixels; of all others 28
 DIGITS_TEST_IMAGES = 360
-MAX_BYTES = 2**30  # of a data file; MNIST's largest has 47 million
 DOWNLOAD_TIMEOUT_S = 30.0
-PARSED_FORMAT = "1"
-PARSED = {"train_images": 2, "train_labels": 1, "test_images": 2, "test_labels": 1}  # dimensions
-NOT_IDX = "truncated, or not an IDX file of the kind its name says"
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ class Splits:
     ``test`` is empty where it is kept closed: see :meth:`untested`. ``mean`` and ``std`` are what
     was taken off and divided by after scaling pixels to [0, 1]. ``digest`` is the SHA-256 of all
     pixels and labels before that, so that it names the data whatever was done to them; ``source``
-    says where they came from.
+    says where they came from. ``edition`` is ``published`` where they are what is published under
+    the ``name``, ``own`` where they are something else, and ``unchecked`` where that is not known.
     """
 
     name: str
@@ -85,10 +92,26 @@ class Splits:
     std: float
     digest: str
     source: str
+    edition: str = UNCHECKED
 
     @property
     def pixels(self) -> int:
         return self.train.images.shape[1]
+
+    @property
+    def tags(self) -> dict[str, object]:
+        """By which runs tell what they were trained on."""
+        return {"initflow.data": self.edition, "initflow.data_sha256": self.digest}
+
+    @property
+    def remark(self) -> str:
+        """A sentence on images that are not what their name makes one think; else nothing."""
+        if self.edition != OWN:
+            return ""
+        return (
+            f"The data is the user's own, not the published {self.name}: its SHA-256 is "
+            f"{self.digest}."
+        )
 
     def to(self, device: torch.device) -> Splits:
         return replace(
@@ -108,20 +131,21 @@ class _Pixels:
     """A data set as it comes.
 
     ``tensors`` holds ``{train,test}_{images,labels}``, all uint8, the images as (n, pixels)
-    with values from 0 to ``white``.
+    with values from 0 to ``white``; ``edition`` is as in :class:`Splits`.
     """
 
     tensors: dict[str, Tensor]
     white: int
     source: str
+    edition: str
 
 
 def load(config: TrainConfig) -> Splits:
     """The data set of ``config``, split and normalized as it says.
 
     Raises :class:`DataError` where it is neither on disk nor can be downloaded, or where
-    a file is damaged, and :class:`SettingError` where more images are to be held out for
-    validation than there are.
+    one of its files is missing or damaged, and :class:`SettingError` where more images are to
+    be held out for validation than there are.
     """
     if config.dataset == "digits":
         loaded = _digits()
@@ -152,6 +176,7 @@ def load(config: TrainConfig) -> Splits:
         std=std,
         digest=_content_digest(tensors),
         source=loaded.source,
+        edition=loaded.edition,
     )
 
 
@@ -166,6 +191,11 @@ def data_dir(given: Path | None) -> Path:
         return given
     if os.environ.get("INITFLOW_DATA_DIR"):
         return Path(os.path.expanduser(os.environ["INITFLOW_DATA_DIR"]))  # noqa: PTH111 - as given
+    return _cache()
+
+
+def _cache() -> Path:
+    """The folder that only we put files into."""
     return platformdirs.user_cache_path("initflow") / "data"
 
 
@@ -220,82 +250,65 @@ def _digits() -> _Pixels:
         name: torch.from_numpy(array.astype("uint8"))
         for name, array in zip(names, split, strict=True)
     }
-    return _Pixels(tensors, white=16, source="sklearn.datasets.load_digits")
+    return _Pixels(tensors, 16, "sklearn.datasets.load_digits", PUBLISHED)
 
 
 def _idx(name: str, folder: Path) -> _Pixels:
-    """A data set in torchvision's layout below ``folder``, downloaded if it is not there."""
-    home = folder / TORCHVISION[name]
-    raw = home / "raw"
-    if not _is_complete(raw):
+    """A data set of four IDX files in ``folder``, downloaded where there is none of them."""
+    if _found(name, folder).is_empty:
         _download(name, folder)
-    source_digest = hashlib.sha256()
-    for file in _raw_files(raw):
-        _check_header(file)
-        source_digest.update(_file_digest(file))
-    stamp = {"format": PARSED_FORMAT, "source": source_digest.hexdigest()}
-
-    # Beside the source; where that may not be written, in the user's cache.
-    beside = home / "initflow-parsed.safetensors"
-    shared = platformdirs.user_cache_path("initflow") / "parsed" / f"{stamp['source']}.safetensors"
-    for file in (beside, shared):
-        tensors = _read_parsed(file, stamp)
-        if tensors:
-            break
-    else:
-        tensors = _parse(raw)
-        for file in (beside, shared):
-            if _write_parsed(file, tensors, stamp):
-                break
-    return _Pixels(tensors, white=255, source=str(raw.resolve()))
-
-
-def _raw_files(raw: Path) -> list[Path]:
-    return [raw / names[part] for part in ("train", "test") for names in (IMAGES, LABELS)]
-
-
-def _is_complete(raw: Path) -> bool:
-    return all(os.path.isfile(file) for file in _raw_files(raw))  # noqa: PTH113 - never raises
-
-
-def _check_header(path: Path) -> None:
-    """Raise :class:`DataError` unless ``path`` is as large as its header says, and no larger.
-
-    Before anything else is read of it: a header may promise any size.
-    """
-    dimensions = 3 if path.name in IMAGES.values() else 1
-    length = 4 * (1 + dimensions)
+    found = _found(name, folder)
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header = file.read(length)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if size > MAX_BYTES:
-        raise _damaged(path, f"{size:,} bytes, where {MAX_BYTES:,} are the most")
-    # Of unsigned bytes, so that a number in the file is a byte of it.
-    is_idx = len(header) == length and header[:4] == bytes((0, 0, 8, dimensions))
-    shape = struct.unpack(f">{dimensions}I", header[4:]) if is_idx else ()
-    if not (shape and math.prod(shape) and size == length + math.prod(shape)):
-        raise _damaged(path, NOT_IDX)
-    if math.prod(shape[1:]) > MAX_WIDTH:
-        raise _damaged(path, f"{shape[1]} x {shape[2]} pixels, where {MAX_WIDTH:,} are the most")
+        if found.missing:
+            raise _incomplete(name, folder, found)
+        tensors = idx.read(found.taken, CLASSES)
+    except DataError as error:
+        if folder != _cache():  # the user's own files are not for us to have deleted
+            raise
+        home = folder / TORCHVISION[name]
+        raise DataError(f"{error}; delete '{home}' to have it downloaded anew") from error
+    flat = {
+        part: tensor.flatten(start_dim=min(1, tensor.ndim - 1)) for part, tensor in tensors.items()
+    }
+    digest = _content_digest(flat)
+    source = os.path.commonpath([file.parent.resolve() for file in found.taken.values()])
+    known = _known(found, tensors, digest)
+    if known not in (name, None):
+        raise DataError(
+            f"the files in '{source}' are {known}, not {name}: use dataset={known}, or point "
+            f"data_dir to another folder"
+        )
+    own = OWN if name in DIGESTS else UNCHECKED
+    return _Pixels(flat, 255, source, PUBLISHED if known else own)
 
 
-def _file_digest(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+def _known(found: idx.Found, tensors: Mapping[str, Tensor], digest: str) -> str | None:
+    """The data set whose published files these are, by their content or by their archives'."""
+    for name, known in DIGESTS.items():
+        if digest == known:
+            return name
+    sums = {part: idx.checksums(files, tensors[part]) for part, files in found.files.items()}
+    for name, archives in ARCHIVES.items():
+        if all(known in sums[part] for part, known in zip(idx.NAMES, archives, strict=True)):
+            return name
+    return None
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"data file '{path}' cannot be read: {error.strerror}")
+def _found(name: str, folder: Path) -> idx.Found:
+    return idx.find(idx.places(folder, TORCHVISION[name]))
+
+
+def _incomplete(name: str, folder: Path, found: idx.Found) -> DataError:
+    home = TORCHVISION[name]
+    refused = f"; not taken: {idx.listed(found.refused)}" if found.refused else ""
+    return DataError(
+        f"{name} in '{folder}' lacks {' and '.join(found.missing)}, looked for there and in "
+        f"{home}/raw, {home} and raw{refused}; nothing is downloaded beside files of a set"
+    )
 
 
 def _download(name: str, folder: Path) -> None:
-    """Download into a folder of its own and move the whole files in, one process at a time."""
+    """Download into a folder of its own and move that in as a whole, one process at a time."""
     from torchvision import datasets
 
     raw = folder / TORCHVISION[name] / "raw"
@@ -312,30 +325,34 @@ def _download(name: str, folder: Path) -> None:
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            if _is_complete(raw):  # another process was first
+            if not _found(name, folder).is_empty:  # another process was first
                 return
-            arriving = Path(scratch) / TORCHVISION[name] / "raw"
-            arriving.mkdir(parents=True)
-            # torchvision unpacks those that have the published checksum, and only those.
-            for packed in (raw / f"{file.name}.gz" for file in _raw_files(raw)):
-                if os.path.isfile(packed) and os.path.getsize(packed) <= MAX_BYTES:  # noqa: PTH113, PTH202 - the first never raises
-                    shutil.copy(packed, arriving)
             dataset(scratch, download=True)
-            raw.mkdir(parents=True, exist_ok=True)
-            for file in _raw_files(arriving):
-                file.replace(raw / file.name)
+            _move_in(Path(scratch) / TORCHVISION[name] / "raw", raw)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         if made:  # perhaps a slip of the pen: leave no trace of it
             with contextlib.suppress(OSError):
                 lock.unlink(missing_ok=True)
                 for path in made:
                     path.rmdir()
+        beside = idx.related(idx.places(folder, TORCHVISION[name]))
+        not_taken = f" (not taken: {idx.listed(beside)})" if beside else ""
         raise DataError(
-            f"{name} is not in '{folder}'{', which is not there,' if made else ''} "
+            f"{name} is not in '{folder}'{', which is not there,' if made else ''}{not_taken} "
             f"and cannot be downloaded "
             f"({' '.join(str(error).split())}); point data_dir or INITFLOW_DATA_DIR to a folder "
             f"that holds {TORCHVISION[name]}/raw, or use dataset=digits, which needs no download"
         ) from error
+
+
+def _move_in(arrived: Path, raw: Path) -> None:
+    """All files of a folder at once, so that a process that is killed leaves all or none."""
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        arrived.rename(raw)  # an empty folder is replaced
+    except OSError:  # there is something else in it, which stays
+        for file in arrived.iterdir():
+            file.replace(raw / file.name)
 
 
 @contextlib.contextmanager
@@ -349,98 +366,9 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _parse(raw: Path) -> dict[str, Tensor]:
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
-    def read(path: Path, parse: Any) -> Tensor:
-        try:
-            tensor: Tensor = parse(str(path))
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        except Exception as error:  # a damaged file fails in the parser in a dozen ways
-            raise _damaged(path, NOT_IDX) from error
-        return tensor.flatten(start_dim=1) if tensor.ndim > 1 else tensor
-
-    tensors = {}
-    for part in ("train", "test"):
-        tensors[f"{part}_images"] = read(raw / IMAGES[part], read_image_file).contiguous()
-        tensors[f"{part}_labels"] = read(raw / LABELS[part], read_label_file).to(torch.uint8)
-    wrong = _wrong(tensors)
-    if wrong:
-        file, what = wrong
-        raise _damaged(raw / file, what)
-    return tensors
-
-
-def _wrong(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
-    """Whose file does not go with the others, and why; None where all is well."""
-    for part in ("train", "test"):
-        images, labels = tensors[f"{part}_images"], tensors[f"{part}_labels"]
-        if len(images) != len(labels):
-            return LABELS[part], f"{len(labels)} labels for the {len(images)} images beside it"
-        if labels.max() >= CLASSES:
-            return LABELS[part], f"label {labels.max()} is not one of {CLASSES} classes"
-    of_train, of_test = (tensors[f"{part}_images"].shape[1] for part in ("train", "test"))
-    if of_train != of_test:
-        return (
-            IMAGES["test"],
-            f"{of_test} pixels an image where the training set has {of_train}",
-        )
-    return None
-
-
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"data file '{path}' is damaged: {what}; delete it to have it downloaded anew")
-
-
 def _content_digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].numpy().data)
     return digest.hexdigest()
-
-
-def _read_parsed(path: Path, stamp: dict[str, str]) -> dict[str, Tensor] | None:
-    """The tensors kept in ``path``, or None unless they are whole and made from that source."""
-    try:
-        if not path.is_file() or path.stat().st_size > 4 * MAX_BYTES:
-            return None
-        with safe_open(path, framework="pt") as file:
-            kept = file.metadata() or {}
-            if any(kept.get(key) != value for key, value in stamp.items()):
-                return None
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            if not _says_it_is_parsed(slices):
-                return None
-            tensors = {name: file.get_tensor(name) for name in slices}
-    except (OSError, SafetensorError):
-        return None
-    whole = _content_digest(tensors) == kept.get("content") and not _wrong(tensors)
-    return tensors if whole else None
-
-
-def _says_it_is_parsed(slices: Mapping[str, Any]) -> bool:
-    """Whether a file's header promises what :func:`_parse` gives."""
-    shapes = {name: kept.get_shape() for name, kept in slices.items()}
-    return (
-        {name: len(shape) for name, shape in shapes.items()} == PARSED
-        and all(kept.get_dtype() == "U8" for kept in slices.values())
-        and all(map(math.prod, shapes.values()))
-    )
-
-
-def _write_parsed(path: Path, tensors: dict[str, Tensor], stamp: dict[str, str]) -> bool:
-    """Keep ``tensors`` in ``path``, whole or not at all; False where it may not be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder marked read-only is left alone, also by root, whom nothing else would stop.
-        if not path.parent.stat().st_mode & 0o222:
-            return False
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".parsed-") as scratch:
-            written = Path(scratch) / path.name
-            save_file(tensors, written, {**stamp, "content": _content_digest(tensors)})
-            written.replace(path)
-    except (OSError, SafetensorError):
-        return False
-    return True

@@ -7,6 +7,7 @@ what is a bug.
 import atexit
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import json
@@ -95,7 +96,6 @@ def _all_found(place):
 
 MNIST = small_mnist(train=12, test=11, side=3)
 FILES = sorted(MNIST)
-KEPT = "initflow-parsed.safetensors"
 
 
 def mnist():
@@ -104,7 +104,8 @@ def mnist():
     (home / "raw").mkdir(parents=True, exist_ok=True)
     for name, content in MNIST.items():
         (home / "raw" / name).write_bytes(content)
-    (home / KEPT).unlink(missing_ok=True)
+    for packed in (home / "raw").glob("*.gz"):
+        packed.unlink()
     return home
 
 
@@ -115,10 +116,13 @@ def idx(content):
     _load()
 
 
-def parsed(content):
-    """What was kept of a data set: taken only where it is whole."""
-    (mnist() / KEPT).write_bytes(content)
-    assert len(_load().train) == 12
+def packed(content):
+    """The same, which is to be an archive, in place of the file."""
+    file = FILES[(content[0] if content else 0) % len(FILES)]
+    raw = mnist() / "raw"
+    (raw / file).unlink()
+    (raw / f"{file}.gz").write_bytes(content[1:])
+    _load()
 
 
 def _load():
@@ -191,12 +195,6 @@ def _learned():
     return pickle.dumps(optimizer)
 
 
-def _kept():
-    home = mnist()
-    _load()
-    return (home / KEPT).read_bytes()
-
-
 def _written():
     file = folder() / "some.journal"
     file.unlink(missing_ok=True)
@@ -230,7 +228,10 @@ TARGETS = {
         idx,
         lambda: [bytes([n]) + MNIST[name] for n, name in enumerate(FILES)],
     ),
-    "parsed": (parsed, lambda: [_kept()]),
+    "packed": (
+        packed,
+        lambda: [bytes([n]) + gzip.compress(MNIST[name]) for n, name in enumerate(FILES)],
+    ),
     "sampler": (sampler, lambda: [_learned()]),
     "journal": (journal, lambda: [_written()]),
     "bundle": (

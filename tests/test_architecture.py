@@ -22,6 +22,7 @@ ORDER = [
     "environment",
     "context",
     "workers",
+    "idx",
     "data",
     "activations",
     "signature",

@@ -185,8 +185,9 @@ def test_the_first_uses_of_a_data_set(tmp_path, at_once, mirror, processes):
     assert of_one.keys() == {name for name, _ in checksums}
     assert counts - of_one == of_one
     home = tmp_path / "data" / "MNIST"
-    assert {path.name: path.read_bytes() for path in (home / "raw").iterdir()} == small_mnist()
-    assert sorted(path.name for path in home.iterdir()) == ["initflow-parsed.safetensors", "raw"]
+    files = {path.name: path.read_bytes() for path in (home / "raw").glob("*-ubyte")}
+    assert files == small_mnist()
+    assert [path.name for path in home.iterdir()] == ["raw"]
     assert not list((tmp_path / "data").glob(".download-*"))
 
 

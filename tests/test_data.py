@@ -1,23 +1,31 @@
 """Data sets: layout, splits, normalization, what is kept, what is refused."""
 
+import contextlib
 import errno
 import functools
+import gzip
 import hashlib
 import http.server
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision import datasets, transforms
 
-from initflow import data
+from initflow import data, idx
 from initflow.config import TrainConfig
 from initflow.errors import DataError, SettingError
-from tests.conftest import ROOT, idx, small_mnist, write_raw
+from tests.conftest import ROOT, small_mnist, write_raw
+from tests.conftest import idx as idx_file
 from tests.serving import QuietServer
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -125,13 +133,9 @@ def test_the_folder_is_the_option_then_the_variable_then_the_cache(folder, cache
     assert len(load().train) == 200
 
 
-KEPT = "MNIST/initflow-parsed.safetensors"
-
-
-def test_what_was_parsed_is_kept_and_read_without_torchvision(folder):
-    """The second load imports neither torchvision nor its parser, and gives the same."""
-    first = load(folder)
-    assert (folder / KEPT).is_file()
+def test_torchvision_is_not_imported_for_what_is_on_disk(folder):
+    """Importing it takes seconds, and reading the files does not; nothing is written."""
+    before = sorted(folder.rglob("*"))
     program = (
         "import sys; from initflow import data; from initflow.config import TrainConfig;"
         f"s = data.load(TrainConfig(data_dir={str(folder)!r}));"
@@ -140,65 +144,154 @@ def test_what_was_parsed_is_kept_and_read_without_torchvision(folder):
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    assert done.stdout.strip() == first.digest
+    assert done.stdout.strip() == load(folder).digest
+    assert sorted(folder.rglob("*")) == before
 
 
-def _cut(content):
-    return content[: len(content) // 2]
+# How files are named, where they lie and how they are packed.
+NAMED = {
+    "as published": str,
+    "7-Zip": lambda name: name.replace("-idx", ".idx"),
+    "Kaggle": lambda name: f"{name}/{name}",
+    "Kaggle's folder, 7-Zip's name": lambda name: f"{name}/{name.replace('-idx', '.idx')}",
+    "capitals": str.upper,
+    "test": lambda name: name.replace("t10k", "test"),
+    "underscores": lambda name: name.replace("-", "_"),
+    "no ubyte": lambda name: name.removesuffix("-ubyte"),
+}
+PLACES = ["MNIST/raw", "MNIST", "raw", ".", "mnist/RAW", "Mnist"]
+PACKED = {
+    "not": ("", bytes),
+    "gzip": (".gz", lambda content: gzip.compress(content, 1, mtime=1)),
+    "in capitals": (".GZ", gzip.compress),
+    "in pieces": (".gz", lambda c: gzip.compress(c[:99]) + gzip.compress(c[99:])),
+    "without saying so": ("", gzip.compress),
+    "unpacked by the browser": (".gz", bytes),
+}
 
 
-def _flip(content):
-    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+def lay(folder, name, content, *, named="as published", place="MNIST/raw", packed="not"):
+    """Write the file that is published as ``name`` in another way, and return its path."""
+    suffix, pack = PACKED[packed]
+    path = folder / place / f"{NAMED[named](name)}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pack(content))
+    return path
 
 
-@pytest.mark.parametrize("harm", [_cut, _flip, lambda _: b"", lambda _: b"\xff" * 100])
-def test_a_damaged_kept_file_is_made_anew(folder, harm):
-    """Half of it, one bit of a pixel, nothing, or nonsense: never taken for the data."""
-    expected = load(folder)
-    kept = folder / KEPT
-    kept.write_bytes(harm(kept.read_bytes()))
-    assert data._read_parsed(kept, {}) is None
-    assert load(folder).digest == expected.digest
-    assert len(data._read_parsed(kept, {})) == 4
+@pytest.fixture
+def alone(monkeypatch):
+    """No data set can be downloaded, and none is tried."""
+    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("it was to be downloaded"))
 
 
-def test_a_changed_source_is_parsed_anew(folder):
-    """What is kept goes with the digest of the files it came from."""
-    before = load(folder)
-    changed = small_mnist(train=100)
-    for name, content in changed.items():
-        (folder / "MNIST" / "raw" / name).write_bytes(content)
-    after = load(folder)
-    assert len(after.train) == 100
-    assert after.digest != before.digest
+WAYS = [
+    *({"named": name} for name in NAMED),
+    *({"place": place} for place in PLACES),
+    *({"packed": packed} for packed in PACKED),
+    {"named": "7-Zip", "place": ".", "packed": "gzip"},
+]
 
 
-def test_a_read_only_folder_is_left_alone_and_the_users_cache_serves(folder, cache):
-    """Also for root, whom permissions do not stop."""
-    (folder / "MNIST").chmod(0o555)
-    try:
-        first = load(folder)
-        assert not (folder / KEPT).exists()
-        kept = list((cache / "initflow" / "parsed").glob("*.safetensors"))
-        assert len(kept) == 1
-        stamp = kept[0].stat().st_mtime_ns
-        assert load(folder).digest == first.digest
-        assert kept[0].stat().st_mtime_ns == stamp
-    finally:
-        (folder / "MNIST").chmod(0o755)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_files_go_by_many_names(alone, folder, tmp_path, way):
+    """7-Zip's, Kaggle's, in any case of letters, in the folder itself, packed by anyone: used."""
+    laid = [lay(tmp_path / "new", *item, **way) for item in small_mnist().items()]
+    before = sorted((tmp_path / "new").rglob("*"))
+    splits = load(tmp_path / "new")
+    assert splits.digest == load(folder).digest
+    assert splits.source in {str(path.resolve()) for path in laid[0].parents}
+    assert sorted((tmp_path / "new").rglob("*")) == before
 
 
-def test_nothing_half_written_is_left(folder):
-    """Beside the data lies what was kept, and nothing temporary."""
-    load(folder)
-    assert sorted(path.name for path in (folder / "MNIST").iterdir()) == [
-        "initflow-parsed.safetensors",
-        "raw",
+WAY = st.fixed_dictionaries(
+    {
+        "named": st.sampled_from(sorted(NAMED)),
+        "place": st.sampled_from(PLACES),
+        "packed": st.sampled_from(sorted(PACKED)),
+    }
+)
+
+
+@given(st.tuples(*[st.lists(WAY, min_size=1, max_size=2)] * 4))
+def test_any_mixture_of_names_places_and_packing_is_the_same_set(alone, ways):
+    """Each of the four in ways of its own, also in two at once."""
+    files = small_mnist(train=12, test=11, side=3)
+    with tempfile.TemporaryDirectory() as name:
+        for item, of_file in zip(files.items(), ways, strict=True):
+            for way in of_file:
+                # What one is a file in, the other is a folder in: the first stays.
+                with contextlib.suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
+                    lay(Path(name), *item, **way)
+        splits = load(Path(name))
+    assert splits.digest == digest_of(files)
+
+
+@functools.cache
+def _digest(names):
+    with tempfile.TemporaryDirectory() as name:
+        write_raw(Path(name), dict(names))
+        return load(Path(name)).digest
+
+
+def digest_of(files):
+    return _digest(tuple(files.items()))
+
+
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "kmnist"])
+@pytest.mark.parametrize("place", ["{}/raw", "{}", "raw", "."])
+def test_other_sets_have_folders_of_their_own(alone, tmp_path, dataset, place):
+    """Called as torchvision calls them, or as we do; MNIST's is no place of theirs."""
+    for home in (data.TORCHVISION[dataset], dataset):
+        new = tmp_path / home
+        write_raw(new, small_mnist(train=10))
+        for item in small_mnist(train=20).items():
+            lay(new, *item, place=place.format(home))
+        assert len(load(new, dataset=dataset).train) == 20
+
+
+def test_of_several_files_the_first_in_order_is_taken(alone, tmp_path):
+    """By place, then what is not packed, then what is in no folder of its own, then by name."""
+    ways = [
+        {},
+        {"named": "7-Zip"},
+        {"named": "Kaggle's folder, 7-Zip's name", "place": "MNIST"},
+        {"packed": "gzip", "place": "MNIST"},
+        {"place": "raw"},
+        {"place": "."},
     ]
+    for n, way in reversed(list(enumerate(ways, start=1))):
+        for item in small_mnist(train=10 * n).items():
+            lay(tmp_path, *item, **way)
+        assert len(load(tmp_path).train) == 10 * n
+
+
+def test_a_link_to_a_file_elsewhere_is_followed(alone, folder, tmp_path):
+    """As are links to the folders."""
+    raw = folder / "MNIST" / "raw"
+    images = raw / "train-images-idx3-ubyte"
+    expected = load(folder).digest
+    images.rename(tmp_path / "elsewhere")
+    images.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "raw").symlink_to(raw)
+    assert load(folder).digest == load(tmp_path / "linked").digest == expected
+
+
+def test_a_read_only_folder_serves(folder):
+    """Nothing is written to it, nor anywhere else."""
+    places = [folder, folder / "MNIST", folder / "MNIST" / "raw"]
+    for place in places:
+        place.chmod(0o555)
+    try:
+        assert len(load(folder).train) == 200
+    finally:
+        for place in places:
+            place.chmod(0o755)
 
 
 def _idx(*shape, value=1):
-    return idx(np.full(shape, value))
+    return idx_file(np.full(shape, value))
 
 
 # What is done to which file, and what the error says of it.
@@ -208,11 +301,6 @@ DAMAGED = {
     "truncated labels": ("train-labels-idx1-ubyte", lambda c: c[:-10], NOT_IDX),
     "empty": ("t10k-images-idx3-ubyte", lambda _: b"", NOT_IDX),
     "no image": ("t10k-images-idx3-ubyte", lambda _: _idx(0, 28, 28), NOT_IDX),
-    "lying header": (
-        "train-images-idx3-ubyte",
-        lambda c: c[:4] + b"\x7f\xff\xff\xff" + c[8:],
-        NOT_IDX,
-    ),
     "a web page": ("t10k-labels-idx1-ubyte", lambda _: b"<html>no</html>", NOT_IDX),
     "images": ("train-labels-idx1-ubyte", lambda _: _idx(9, 2, 2), NOT_IDX),
     "too few": ("train-labels-idx1-ubyte", lambda _: _idx(7), "7 labels for the 200 images"),
@@ -225,30 +313,216 @@ DAMAGED = {
 }
 
 
+@pytest.mark.parametrize("packed", ["not", "gzip"])
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_file_is_named(folder, name):
-    """With what is wrong with it, and never another data set in its place."""
-    file, harm, message = DAMAGED[name]
-    path = folder / "MNIST" / "raw" / file
-    path.write_bytes(harm(path.read_bytes()))
+def test_a_damaged_file_is_named(alone, tmp_path, name, packed):
+    """With what is wrong with it; it is the user's, so nobody says to delete it."""
+    harmed, harm, message = DAMAGED[name]
+    for file, content in small_mnist().items():
+        path = lay(tmp_path, file, harm(content) if file == harmed else content, packed=packed)
+        if file == harmed:
+            expected = f"data file '{path}' "
     with pytest.raises(DataError) as error:
-        load(folder)
-    assert f"data file '{path}' is damaged: " in str(error.value)
+        load(tmp_path)
+    assert str(error.value).startswith(expected)
     assert message in str(error.value)
-    assert not (folder / KEPT).exists()
+    assert "\n" not in str(error.value)
+    assert "delete" not in str(error.value)
+
+
+CUT = {
+    "half": lambda c: c[: len(c) // 2],
+    "its end": lambda c: c[:-1],
+    "its head": lambda c: c[:5],
+    "a bit": lambda c: c[:-7] + bytes([c[-7] ^ 1]) + c[-6:],
+    "more after it": lambda c: c + b"x",
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_damaged_archive_is_named(alone, tmp_path, name):
+    """The others are whole; it is not taken for absent."""
+    raw = write_raw(tmp_path, small_mnist(), packed=True)
+    path = raw / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(CUT[name](path.read_bytes()))
+    message = f"data file '{path}' is damaged: {idx.NOT_GZIP}"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(tmp_path)
+
+
+# What lies where the file of the test images should be, and what the error says of it.
+MISSING = {
+    "nothing": (lambda _: None, ""),
+    "7-Zip's archive": (
+        lambda p: Path(f"{p}.7z").touch(),
+        "t10k-images-idx3-ubyte.7z' (unpack it)",
+    ),
+    "a second download": (
+        lambda p: Path(f"{p} (1).gz").touch(),
+        "ubyte (1).gz' (call it t10k-images-idx3-ubyte.gz)",
+    ),
+    "a download that was cut": (
+        lambda p: Path(f"{p}.part").touch(),
+        "ubyte.part' (call it t10k-images-idx3-ubyte)",
+    ),
+    "a folder": (Path.mkdir, "ubyte' (a folder without that file)"),
+    "a pipe": (os.mkfifo, "ubyte' (not a file that can be read to its end)"),
+    "a link to nothing": (lambda p: p.symlink_to("nowhere"), "ubyte' (cannot be read: No such"),
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+@pytest.mark.parametrize("place", ["MNIST/raw", "."])
+def test_three_of_four_files(alone, tmp_path, kind, place):
+    """The missing one is named, with where it was looked for and what lies there instead."""
+    for item in small_mnist().items():
+        path = lay(tmp_path, *item, place=place)
+        if path.name == "t10k-images-idx3-ubyte":
+            missing = path
+    missing.unlink()
+    make, said = MISSING[kind]
+    make(missing)
+    with pytest.raises(DataError) as error:
+        load(tmp_path)
+    message = str(error.value)
+    assert message.startswith(
+        f"mnist in '{tmp_path}' lacks t10k-images-idx3-ubyte, looked for there and in MNIST/raw, "
+        "MNIST and raw"
+    )
+    assert said in message
+    assert ("not taken" in message) == bool(said)
+    assert "delete" not in message
+    assert message.endswith("; nothing is downloaded beside files of a set")
+
+
+def _labels(own):
+    """Letters, as EMNIST has them: 1 to 26."""
+    return own | {"train-labels-idx1-ubyte": idx_file(np.arange(200) % 26 + 1)}
+
+
+def _one_less(own):
+    return {name: content for name, content in own.items() if "t10k-labels" not in name}
+
+
+@pytest.mark.parametrize("harm", [_labels, _one_less])
+def test_only_what_we_downloaded_may_be_deleted(alone, cache, tmp_path, monkeypatch, harm):
+    """That is, in the cache folder; an error never says so of files in a folder of the user's."""
+    ours, users = cache / "initflow" / "data", tmp_path / "users"
+    for folder in (ours, users):
+        write_raw(folder, harm(small_mnist()))
+    advice = f"; delete '{ours / 'MNIST'}' to have it downloaded anew"
+    with pytest.raises(DataError, match=f"{re.escape(advice)}$"):
+        load()
+    with pytest.raises(DataError) as error:
+        load(users)
+    assert "delete" not in str(error.value)
+    monkeypatch.setenv("INITFLOW_DATA_DIR", str(users))
+    with pytest.raises(DataError) as error:
+        load()
+    assert "delete" not in str(error.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(folder, monkeypatch):
     """With the system's reason."""
+    path, real = folder / "MNIST" / "raw" / "train-images-idx3-ubyte", Path.open
 
-    def fail(*_):
-        raise OSError(errno.EIO, "Input/output error")
+    def fail(opened, *how):
+        if opened == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(opened, *how)
 
-    monkeypatch.setattr(data.hashlib, "file_digest", fail)
-    path = folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    monkeypatch.setattr(Path, "open", fail)
     message = f"data file '{path}' cannot be read: Input/output error"
     with pytest.raises(DataError, match=re.escape(message)):
         load(folder)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(alone, folder, monkeypatch):
+    """It is not taken for an empty one."""
+    raw, listdir = folder / "MNIST" / "raw", os.listdir
+
+    def deny(path):
+        if path == raw:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(idx.os, "listdir", deny)
+    with pytest.raises(DataError, match=f"'{raw}' cannot be read: Permission denied"):
+        load(folder)
+
+
+# What a run says of its images.
+
+
+@pytest.mark.mnist
+def test_the_published_mnist_is_known_by_its_content(mnist, tmp_path):
+    """Packed and named by anyone; with one other pixel it is the user's own."""
+    raw = mnist / "MNIST" / "raw"
+    for path in raw.glob("*-ubyte"):
+        lay(tmp_path, path.name, path.read_bytes(), named="7-Zip", place=".", packed="gzip")
+    splits = load(tmp_path)
+    assert splits.edition == load(mnist).edition == data.PUBLISHED
+    assert splits.remark == ""
+    assert splits.tags == {"initflow.data": "published", "initflow.data_sha256": splits.digest}
+    images = (raw / "t10k-images-idx3-ubyte").read_bytes()
+    lay(tmp_path, "t10k-images-idx3-ubyte", images[:-1] + b"\1")
+    own = load(tmp_path)
+    assert own.edition == data.OWN
+    assert own.remark == (
+        "The data is the user's own, not the published mnist: its SHA-256 is " + own.digest + "."
+    )
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "kmnist"])
+def test_mnist_is_never_taken_for_another_set(mnist, tmp_path, dataset):
+    """Whose files have the same names; the error says what it is."""
+    (tmp_path / "raw").symlink_to(mnist / "MNIST" / "raw")
+    message = f"are mnist, not {dataset}: use dataset=mnist, or point data_dir to another folder"
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, dataset=dataset)
+
+
+def test_a_set_of_other_images_is_the_users_own(folder):
+    """Under the name mnist, whose content is known; the digits are what they are."""
+    assert load(folder).edition == data.OWN
+    assert load(dataset="digits").edition == data.PUBLISHED
+
+
+def test_the_published_archives_are_torchvisions():
+    """Their checksums, in the order of the parts."""
+    for name, sums in data.ARCHIVES.items():
+        resources = dict(getattr(datasets, data.TORCHVISION[name]).resources)
+        assert [resources[f"{file}.gz"] for file in idx.NAMES.values()] == list(sums)
+
+
+def test_sets_known_by_their_archives(alone, tmp_path, monkeypatch):
+    """Published where those lie there, for what was unpacked of them too; else unchecked."""
+    files = small_mnist()
+    packed = {name: gzip.compress(files[name], mtime=0) for name in idx.NAMES.values()}
+    sums = tuple(
+        hashlib.md5(content, usedforsecurity=False).hexdigest() for content in packed.values()
+    )
+    place = "KMNIST/raw"
+    for item in files.items():
+        lay(tmp_path, *item, place=place)
+
+    def edition():
+        return load(tmp_path, dataset="kmnist").edition
+
+    assert edition() == data.UNCHECKED
+    for name, content in packed.items():
+        (tmp_path / place / f"{name}.gz").write_bytes(content)
+    assert edition() == data.UNCHECKED
+    monkeypatch.setitem(data.ARCHIVES, "kmnist", sums)
+    assert edition() == data.PUBLISHED
+    other = lay(tmp_path, "t10k-images-idx3-ubyte", _idx(50, 28, 28), place=place)
+    assert edition() == data.UNCHECKED  # what is read is not what is in the archive
+    other.unlink()
+    assert edition() == data.PUBLISHED
+    (tmp_path / "KMNIST").rename(tmp_path / "MNIST")
+    with pytest.raises(DataError, match="are kmnist, not mnist: use dataset=kmnist"):
+        load(tmp_path)
 
 
 @pytest.fixture
@@ -271,25 +545,52 @@ def server(tmp_path, monkeypatch):
         thread.join()
 
 
-def test_a_missing_data_set_is_downloaded_once(server, tmp_path, capsys):
-    """By torchvision, whole files only, and without a word on the terminal."""
+@pytest.mark.parametrize("before", [(), ("MNIST/raw",), ("MNIST/raw/.DS_Store", "note.txt")])
+def test_a_missing_data_set_is_downloaded_once(server, tmp_path, capsys, before):
+    """By torchvision, whole files only, without a word on the terminal; what is there stays."""
+    for name in before:
+        path = tmp_path / "new" / name
+        path.mkdir(parents=True) if name.endswith("raw") else lay(
+            path.parent, path.name, b"", place="."
+        )
     splits = load(tmp_path / "new")
     assert (len(splits.train), len(splits.test)) == (200, 50)
     raw = tmp_path / "new" / "MNIST" / "raw"
-    assert {p.name: p.read_bytes() for p in raw.iterdir()} == small_mnist()
+    assert {p.name: p.read_bytes() for p in raw.glob("*-ubyte")} == small_mnist()
     assert not list((tmp_path / "new").glob(".download-*"))
     for packed in server.iterdir():
         packed.unlink()
     assert load(tmp_path / "new").digest == splits.digest
     assert capsys.readouterr() == ("", "")
+    assert all((tmp_path / "new" / name).exists() for name in before)
 
 
-def test_packed_files_are_unpacked_without_the_network(server, tmp_path, monkeypatch):
-    """A folder with torchvision's .gz files only."""
-    write_raw(tmp_path / "packed", small_mnist(), packed=True)
+def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
+    """Not even where there is only one, in an archive that is not read."""
+    path = lay(tmp_path / "mine", "train-images-idx3-ubyte.7z", b"7z")
+    with pytest.raises(DataError, match=r"lacks .*not taken: .*\.7z' \(unpack it\)"):
+        load(tmp_path / "mine")
+    assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("archive.zip", "unpack it"),
+        ("MNIST/raw/mnist.tar.gz", "unpack it"),
+        ("mnist.npz", "only IDX files are read"),
+        ("raw/mnist_train.csv", "only IDX files are read"),
+        ("mnist.pkl.gz", "only IDX files are read"),
+    ],
+)
+def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch, name, reason):
+    """With the reason, where the set can neither be found nor downloaded."""
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
-    assert server.is_dir()
-    assert len(load(tmp_path / "packed").train) == 200
+    lay(tmp_path, name, b"", place=".")
+    lay(tmp_path, "notes.zip", b"", place=".")
+    message = f"mnist is not in '{tmp_path}' (not taken: '{tmp_path / name}' ({reason})) and cannot"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(tmp_path)
 
 
 def test_a_download_with_the_wrong_checksum_is_refused(server, tmp_path):
@@ -336,7 +637,7 @@ def test_images_that_cannot_be_split_or_normalized(tmp_path):
     files = small_mnist()
     labels = np.arange(200) % 9
     labels[0] = 9
-    write_raw(tmp_path / "few", files | {"train-labels-idx1-ubyte": idx(labels)})
+    write_raw(tmp_path / "few", files | {"train-labels-idx1-ubyte": idx_file(labels)})
     with pytest.raises(SettingError, match=r"validation must be 0 for these .* not '50'"):
         load(tmp_path / "few", validation=50)
     white = _idx(200, 28, 28, value=255)

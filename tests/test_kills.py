@@ -7,17 +7,20 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
-import torch
+from torchvision import datasets
 
 from initflow import bundle, data, delivery, studies
+from initflow.config import TrainConfig
 from initflow.outbox import Entry, Outbox
 from initflow.studies import Search, Study, Trying
+from tests.conftest import small_mnist, write_raw
 
 KILLS = 50
 LONGEST_S = 0.2  # of a life
-STAMP = {"format": "1", "source": "none"}
+MNIST = small_mnist(side=8)
 SETTINGS = {"dataset": "digits"}
 
 
@@ -33,12 +36,10 @@ def files(i):
     return {"README.md": f"{i}".encode() * 1_000, "replay.json": json.dumps({"i": i}).encode()}
 
 
-def tensors(i):
-    return {
-        f"{part}_{what}": torch.full((10, 64) if what == "images" else (10,), i % 10).byte()
-        for part in ("train", "test")
-        for what in ("images", "labels")
-    }
+def arrive(root, *, download):
+    """As torchvision downloads: one file after the other."""
+    assert download
+    write_raw(Path(root), MNIST)
 
 
 class Place:
@@ -47,7 +48,6 @@ class Place:
     def __init__(self, folder):
         self.folder = folder
         self.outbox = folder / "a.outbox"
-        self.parsed = folder / "parsed.safetensors"
         self.artifacts = folder / "run" / "artifacts"
         self.search = Search(
             str(folder / "a.journal"),
@@ -76,7 +76,8 @@ class Place:
         for i in itertools.count(begin):
             box.add(entry(i))
             tell("outbox", i)
-            data._write_parsed(self.parsed, tensors(i), STAMP)
+            data._download("mnist", self.folder / f"data {i}")
+            tell("data", i)
             bundle.write(self.folder / f"bundle {i}", files(i))
             tell("bundle", i)
             delivery._file(
@@ -98,8 +99,9 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def _in_a_folder(monkeypatch):
-    """A run's id is the folder of its files."""
+    """A run's id is the folder of its files; data sets come from nowhere."""
     monkeypatch.setattr(delivery, "_artifact_root", lambda _, run: run)
+    monkeypatch.setattr(datasets, "MNIST", arrive)
     studies.forget()
     yield
     studies.forget()
@@ -139,7 +141,7 @@ def killed(place, begin, after_s):
 def test_killed_at_fifty_moments_every_file_is_whole(tmp_path):
     """What was told to be there is there, with all its bytes; half of anything is nowhere."""
     place, moments = Place(tmp_path), random.Random(0)  # noqa: S311 - of when to kill
-    told = {"outbox": [], "bundle": [], "report": [], "trial": []}
+    told = {"outbox": [], "data": [], "bundle": [], "report": [], "trial": []}
     begin, seen = 0, set()
     for _ in range(KILLS):
         found = killed(place, begin, moments.uniform(0, LONGEST_S))
@@ -161,8 +163,13 @@ def _check(place, told):
         assert numbers == sorted(numbers)
         assert set(told["outbox"]) <= set(numbers)
         assert all(e.content == entry(e.values["i"]).content for e in kept)
-    if place.parsed.exists():
-        assert data._read_parsed(place.parsed, STAMP) is not None
+    arrived = {int(p.name.split()[1]): p for p in place.folder.iterdir() if p.name[:5] == "data "}
+    whole = {i: p for i, p in arrived.items() if (p / "MNIST" / "raw").exists()}
+    assert set(told["data"]) <= whole.keys()
+    for folder in whole.values():
+        raw = folder / "MNIST" / "raw"
+        assert {file.name: file.read_bytes() for file in raw.iterdir()} == MNIST
+        assert len(data.load(TrainConfig(data_dir=folder)).train) == 200
     bundles = {int(p.name.split()[1]): p for p in place.folder.iterdir() if p.name[:7] == "bundle "}
     assert set(told["bundle"]) <= bundles.keys()
     for i, folder in bundles.items():
