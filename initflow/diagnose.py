@@ -94,9 +94,9 @@ def diagnose(
         resolved = {"resolved.device": device, "resolved.threads": str(threads)}
         with track.start(
             name=f"diagnose {format_shape(widths)} {config.dataset} seed {config.seed}",
-            description=summary,
+            description=f"{summary} {splits.remark}".rstrip(),
             params=config.as_text() | resolved,
-            tags={"initflow.version": initflow.__version__},
+            tags={"initflow.version": initflow.__version__, **splits.tags},
             experiment=experiment,
         ) as run:
             run.log_json("config", config.as_text() | resolved)
@@ -122,6 +122,7 @@ def diagnose(
                         "initflow.version": initflow.__version__,
                         "initflow.scheme": init,
                         "initflow.provider": scheme.provider,
+                        **splits.tags,
                         "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
                         **verdict_tags(reading.verdict),
                     },

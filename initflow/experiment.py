@@ -66,7 +66,7 @@ def train_one(
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
             description=summary(record, splits),
             params=config.as_text() | resolved,
-            tags=start_tags(record),
+            tags=start_tags(record, splits),
             experiment=experiment,
         ) as run:
             result = Result(run=run, **vars(record))
@@ -108,12 +108,13 @@ def resolved_params(device: str, threads: int) -> dict[str, str]:
     return {"resolved.device": device, "resolved.threads": str(threads)}
 
 
-def start_tags(record: Record) -> dict[str, object]:
+def start_tags(record: Record, splits: data.Splits) -> dict[str, object]:
     """The tags of a network before its training."""
     return {
         "initflow.version": initflow.__version__,
         "initflow.scheme": record.scheme.spec,
         "initflow.provider": record.scheme.provider,
+        **splits.tags,
         "initflow.initial_weights_sha256": model.weights_sha256(record.initial.state()),
     }
 
@@ -140,7 +141,7 @@ def log_network(
         name=name,
         description=description(record, splits),
         params=record.config.as_text() | dict(resolved),
-        tags=start_tags(record) | result_tags(record) | exact | dict(tags),
+        tags=start_tags(record, splits) | result_tags(record) | exact | dict(tags),
         ends_as="KILLED" if record.outcome == "pruned" else "FINISHED",
     ) as run:
         model_id = None
@@ -261,13 +262,14 @@ def summary(record: Record, splits: data.Splits) -> str:
     """The settings as a sentence."""
     config = record.config
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
-    return (
+    sentence = (
         f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
         f"{record.scheme.spec}, on {len(splits.train):,} images of {config.dataset}: "
         f"{config.epochs} epochs of batches of "
         f"{config.batch_size}, SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."
     )
+    return f"{sentence} {splits.remark}".rstrip()
 
 
 def description(record: Record, splits: data.Splits) -> str:

@@ -42,7 +42,8 @@ class Plan:
     """What all studies have in common: ``study`` is the name that the user knows them by.
 
     ``validation`` images are held out to choose by; ``updates`` are those of a trial's training.
-    ``described`` says what they are studies of, setting by setting.
+    ``described`` says what they are studies of, setting by setting; ``data_tags`` and ``remark``
+    say of which images, as of :class:`initflow.data.Splits`.
     """
 
     config: TuneConfig
@@ -52,6 +53,8 @@ class Plan:
     device: str
     updates: int
     described: Mapping[str, str]
+    data_tags: Mapping[str, object]
+    remark: str
 
     def trial(self, init: str, asked: Asked | None = None) -> TrainConfig:
         """The network of a trial, or the untuned one."""
@@ -75,7 +78,8 @@ class Plan:
     def tags(self, part: str, *of_studies: Study) -> dict[str, object]:
         """By which a run is found: of which studies it is, and which ``part`` of them it is."""
         ids = " ".join(study.id for study in of_studies)
-        return {"initflow.study": self.study, STUDY_ID: ids, "initflow.tuning": part}
+        of_study = {"initflow.study": self.study, STUDY_ID: ids, "initflow.tuning": part}
+        return {**self.data_tags, **of_study}
 
     @property
     def title(self) -> str:
@@ -88,12 +92,13 @@ class Plan:
         """The settings as a sentence."""
         config = self.config
         settings = "1 setting" if config.trials == 1 else f"{config.trials} settings"
-        return (
+        sentence = (
             f"{settings} tried for each scheme, lr from {config.lr_low:g} to {config.lr_high:g} "
             f"and gamma from {config.gamma_low:g} to {config.gamma_high:g}, for {self.title}; "
             f"chosen by {self.validation:,} validation images, tested under "
             f"{seeds_of(config.seeds)}."
         )
+        return f"{sentence} {self.remark}".rstrip()
 
     @property
     def untuned(self) -> str:
@@ -132,4 +137,6 @@ def made(config: TuneConfig) -> Plan:
         machine.device(config.device),
         train.iterations(len(splits.train), config.batch_size, config.epochs),
         described,
+        splits.tags,
+        splits.remark,
     )

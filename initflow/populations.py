@@ -187,9 +187,9 @@ def grown(
         resolved = experiments.resolved_params(device, crew.threads)
         with track.start(
             name=name,
-            description=summary,
+            description=f"{summary} {splits.remark}".rstrip(),
             params=settings.as_text() | resolved,
-            tags={"initflow.version": initflow.__version__},
+            tags={"initflow.version": initflow.__version__, **splits.tags},
             experiment=experiment,
         ) as run:
             run.log_json("config", settings.as_text() | resolved)
@@ -380,7 +380,7 @@ class _Writer:
                 name=self._stack.name(record.config),
                 description=experiments.summary(record, self._splits),
                 params=record.config.as_text() | self._resolved,
-                tags=experiments.start_tags(record) | self._tags(cell),
+                tags=experiments.start_tags(record, self._splits) | self._tags(cell),
             ) as run,
         ):
             run.log_history(record.history)

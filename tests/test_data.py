@@ -14,6 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision import datasets, transforms
 
-from initflow import data, idx
-from initflow.config import TrainConfig
+from initflow import compare, data, diagnose, experiment, idx, tune
+from initflow.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig
 from initflow.errors import DataError, SettingError
 from tests.conftest import ROOT, small_mnist, write_raw
 from tests.conftest import idx as idx_file
@@ -653,3 +654,31 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         DataError, match=r"mnist is not in .*file/data', which .* cannot be downloaded"
     ):
         load(tmp_path / "file" / "data")
+
+
+OF_COMMANDS = {
+    "train": (experiment.train_one, TrainConfig, {}),
+    "compare": (compare.compare, CompareConfig, {"inits": "he", "activations": "relu", "seeds": 2}),
+    "tune": (tune.tune, TuneConfig, {"inits": "he", "trials": 1, "seeds": 1}),
+    "diagnose": (diagnose.diagnose, DiagnoseConfig, {"inits": "he", "depth": 2, "width": 9}),
+}
+
+
+@pytest.mark.parametrize("command", OF_COMMANDS)
+def test_every_run_tells_what_its_images_are(store, alone, folder, command):
+    """By two tags; of the user's own, its description says so, and names the digest."""
+    run, settings, own = OF_COMMANDS[command]
+    network = {} if command == "diagnose" else {"hidden": "9", "epochs": 1, "log_model": False}
+    result = run(settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own))
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    digest = load(folder).digest
+    assert len(runs) >= {"train": 1, "compare": 3, "tune": 3, "diagnose": 2}[command]
+    for one in runs:
+        assert one.data.tags["initflow.data"] == "own"
+        assert one.data.tags["initflow.data_sha256"] == digest
+    logged = [one for one in runs if one.inputs.dataset_inputs]
+    assert logged
+    said = f"The data is the user's own, not the published mnist: its SHA-256 is {digest}."
+    for one in logged:
+        if command != "compare" or one.info.run_id != result.population.run.id:
+            assert said in one.data.tags["mlflow.note.content"]

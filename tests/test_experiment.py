@@ -109,6 +109,8 @@ def test_tags_name_version_scheme_outcome_and_weights(finished):
         "initflow.version": initflow.__version__,
         "initflow.scheme": "xavier:gain=1.5",
         "initflow.provider": "built-in",
+        "initflow.data": "published",
+        "initflow.data_sha256": data.load(result.config).digest,
         "initflow.outcome": "finished",
         "initflow.losses_sha256": provenance.losses_sha256(result.losses),
         "initflow.verdict.forward": "stable",
