@@ -255,9 +255,10 @@ def _digits() -> _Pixels:
 
 def _idx(name: str, folder: Path) -> _Pixels:
     """A data set of four IDX files in ``folder``, downloaded where there is none of them."""
-    if _found(name, folder).is_empty:
-        _download(name, folder)
     found = _found(name, folder)
+    if found.is_empty:
+        _download(name, folder)
+        found = _found(name, folder)
     try:
         if found.missing:
             raise _incomplete(name, folder, found)
@@ -267,9 +268,7 @@ def _idx(name: str, folder: Path) -> _Pixels:
             raise
         home = folder / TORCHVISION[name]
         raise DataError(f"{error}; delete '{home}' to have it downloaded anew") from error
-    flat = {
-        part: tensor.flatten(start_dim=min(1, tensor.ndim - 1)) for part, tensor in tensors.items()
-    }
+    flat = {part: t.flatten(start_dim=1) if t.ndim > 1 else t for part, t in tensors.items()}
     digest = _content_digest(flat)
     source = os.path.commonpath([file.parent.resolve() for file in found.taken.values()])
     known = _known(found, tensors, digest)

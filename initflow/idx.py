@@ -127,10 +127,12 @@ def related(where: Sequence[Path]) -> dict[Path, str]:
     found = {}
     for place in where:
         for entry in _entries(place):
-            name = entry.lower()
-            if "mnist" not in name and not name.startswith("archive"):
+            name, named = entry.lower(), _NAME.search(entry)
+            if named:  # somewhere in its name, or it would be one of the set
+                found[place / entry] = f"call it {NAMES[_part(named[0]) or '']}"
+            elif "mnist" not in name and not name.startswith("archive"):
                 continue
-            if name.endswith(_OTHERS):
+            elif name.endswith(_OTHERS):
                 found[place / entry] = "only IDX files are read"
             elif name.endswith(_ARCHIVES):
                 found[place / entry] = UNPACK
@@ -154,7 +156,9 @@ def read(files: Mapping[str, Path], classes: int) -> dict[str, Tensor]:
     for images, labels in (("train_images", "train_labels"), ("test_images", "test_labels")):
         (n, *_), (of_labels,) = shapes[images], shapes[labels]
         if n != of_labels:
-            raise _misfit(files[labels], f"{of_labels} labels for the {n} images beside it")
+            raise _misfit(
+                files[labels], f"{of_labels} labels for the {n} images in '{files[images]}'"
+            )
     of_train, of_test = (math.prod(shapes[part][1:]) for part in ("train_images", "test_images"))
     if of_train != of_test:
         what = f"{of_test} pixels an image where the training set has {of_train}"
@@ -295,7 +299,7 @@ def _damaged(path: Path, what: str) -> DataError:
 
 
 def _misfit(path: Path, what: str) -> DataError:
-    return DataError(f"data file '{path}' does not go with the others: {what}")
+    return DataError(f"data file '{path}' does not fit: {what}")
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -566,6 +566,19 @@ def test_a_missing_data_set_is_downloaded_once(server, tmp_path, capsys, before)
     assert all((tmp_path / "new" / name).exists() for name in before)
 
 
+def test_a_download_arrives_by_one_step(tmp_path):
+    """Whoever is killed leaves all files or none, also where an empty folder awaited them."""
+    raw = write_raw(tmp_path / "arrived", small_mnist())
+    inode = raw.stat().st_ino
+    for target in (tmp_path / "absent" / "raw", tmp_path / "empty" / "raw"):
+        if target.parent.name == "empty":
+            target.mkdir(parents=True)
+        data._move_in(raw, target)
+        raw = target
+        assert raw.stat().st_ino == inode  # it is the folder itself
+        assert len(list(raw.iterdir())) == 4
+
+
 def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
     """Not even where there is only one, in an archive that is not read."""
     path = lay(tmp_path / "mine", "train-images-idx3-ubyte.7z", b"7z")
@@ -578,6 +591,7 @@ def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
     ("name", "reason"),
     [
         ("archive.zip", "unpack it"),
+        ("emnist-letters-train-images-idx3-ubyte.gz", "call it train-images-idx3-ubyte"),
         ("MNIST/raw/mnist.tar.gz", "unpack it"),
         ("mnist.npz", "only IDX files are read"),
         ("raw/mnist_train.csv", "only IDX files are read"),
