@@ -262,31 +262,32 @@ def _idx(name: str, folder: Path) -> _Pixels:
     try:
         if found.missing:
             raise _incomplete(name, folder, found)
-        tensors = idx.read(found.taken, CLASSES)
+        arrays = idx.read(found.taken, CLASSES)
     except DataError as error:
         if folder != _cache():  # the user's own files are not for us to have deleted
             raise
         home = folder / TORCHVISION[name]
         raise DataError(f"{error}; delete '{home}' to have it downloaded anew") from error
-    flat = {part: t.flatten(start_dim=1) if t.ndim > 1 else t for part, t in tensors.items()}
-    digest = _content_digest(flat)
+    rows = {part: a.reshape(len(a), -1) if a.ndim > 1 else a for part, a in arrays.items()}
+    tensors = {part: torch.from_numpy(array) for part, array in rows.items()}
+    digest = _content_digest(tensors)
     source = os.path.commonpath([file.parent.resolve() for file in found.taken.values()])
-    known = _known(found, tensors, digest)
+    known = _known(found, arrays, digest)
     if known not in (name, None):
         raise DataError(
             f"the files in '{source}' are {known}, not {name}: use dataset={known}, or point "
             f"data_dir to another folder"
         )
     own = OWN if name in DIGESTS else UNCHECKED
-    return _Pixels(flat, 255, source, PUBLISHED if known else own)
+    return _Pixels(tensors, 255, source, PUBLISHED if known else own)
 
 
-def _known(found: idx.Found, tensors: Mapping[str, Tensor], digest: str) -> str | None:
+def _known(found: idx.Found, arrays: Mapping[str, idx.Array], digest: str) -> str | None:
     """The data set whose published files these are, by their content or by their archives'."""
     for name, known in DIGESTS.items():
         if digest == known:
             return name
-    sums = {part: idx.checksums(files, tensors[part]) for part, files in found.files.items()}
+    sums = {part: idx.checksums(files, arrays[part]) for part, files in found.files.items()}
     for name, archives in ARCHIVES.items():
         if all(known in sums[part] for part, known in zip(idx.NAMES, archives, strict=True)):
             return name

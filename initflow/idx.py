@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from initflow.config import MAX_WIDTH
 from initflow.errors import DataError
@@ -33,6 +33,7 @@ NAMES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
+Array = npt.NDArray[np.uint8]
 MAX_BYTES = 2**30  # of a file, also unpacked; MNIST's largest has 47 million
 PIECE = 2**20  # bytes that are unpacked at once
 GZIP = b"\x1f\x8b"  # the first bytes of what gzip packed
@@ -145,7 +146,7 @@ def listed(refused: Mapping[Path, str]) -> str:
     return ", ".join(shown) + (", …" if len(refused) > SHOWN else "")
 
 
-def read(files: Mapping[str, Path], classes: int) -> dict[str, Tensor]:
+def read(files: Mapping[str, Path], classes: int) -> dict[str, Array]:
     """The pixels and labels in a file for each of :data:`NAMES`, uint8.
 
     Images are (n, rows, columns), labels (n,), each below ``classes``. Raises :class:`DataError`,
@@ -163,20 +164,19 @@ def read(files: Mapping[str, Path], classes: int) -> dict[str, Tensor]:
     if of_train != of_test:
         what = f"{of_test} pixels an image where the training set has {of_train}"
         raise _misfit(files["test_images"], what)
-    tensors = {part: _content(files[part], shape) for part, shape in shapes.items()}
+    arrays = {part: _content(files[part], shape) for part, shape in shapes.items()}
     for part in ("train_labels", "test_labels"):
-        largest = int(tensors[part].max())
+        largest = int(arrays[part].max())
         if largest >= classes:
             what = f"label {largest} is not one of {classes} classes, 0 to {classes - 1}"
             raise _misfit(files[part], what)
-    return tensors
+    return arrays
 
 
-def checksums(files: Sequence[Path], tensor: Tensor) -> set[str]:
-    """The MD5 of those of ``files`` that gzip packed and that hold ``tensor``, of :func:`read`."""
-    header = struct.pack(f">4B{tensor.ndim}I", 0, 0, 8, tensor.ndim, *tensor.shape)
-    values = tensor.numpy()
-    checksum, size = zlib.crc32(values.data, zlib.crc32(header)), len(header) + values.nbytes
+def checksums(files: Sequence[Path], array: Array) -> set[str]:
+    """The MD5 of those ``files`` that gzip packed and that hold ``array``, one of :func:`read`."""
+    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    checksum, size = zlib.crc32(array.data, zlib.crc32(header)), len(header) + array.nbytes
     # An archive ends with the checksum and the size of what is in it.
     end = struct.pack("<2I", checksum, size)
     found = set()
@@ -276,7 +276,7 @@ def _shape(path: Path, part: str) -> tuple[int, ...]:
     return shape
 
 
-def _content(path: Path, shape: tuple[int, ...]) -> Tensor:
+def _content(path: Path, shape: tuple[int, ...]) -> Array:
     """What follows the header of a file that has the ``shape``."""
     start = 4 * (1 + len(shape))
     whole = start + math.prod(shape)
@@ -287,7 +287,7 @@ def _content(path: Path, shape: tuple[int, ...]) -> Tensor:
             content += piece
     if len(content) != whole:
         raise _damaged(path, NOT_IDX)
-    return torch.frombuffer(content, dtype=torch.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _printable(path: Path) -> str:
