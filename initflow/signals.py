@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -167,11 +167,13 @@ class Signals:
     """The quantities of each layer, in forward order, where they are finite numbers.
 
     ``nonfinite`` counts the entries that are NaN or infinite, by ``tensor/layer``
-    (``preactivation/fc3``).
+    (``preactivation/fc3``). ``not_measured`` are the modules that hold weights and are no layers
+    of those measured, by name with their type.
     """
 
     layers: Mapping[str, Mapping[str, float]]
     nonfinite: Mapping[str, int]
+    not_measured: Mapping[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Every value by its metric key, ``quantity/layer``."""

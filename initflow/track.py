@@ -567,16 +567,29 @@ def serve(port: int) -> int:
             process.wait()
 
 
-def key_names(names: Iterable[str]) -> dict[str, str]:
+def key_names(names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
     """For each of ``names`` one to end a metric key with, all different.
 
     What stands before a key's last slash is a section of MLflow's page, and keys have a limit.
+    Names that can stay as they are do; those that are ``known`` already keep what they have.
     """
-    found: dict[str, str] = {}
-    for name in dict.fromkeys(names):
-        short = _key(name).replace("/", "_")[-LONGEST_KEY:]
-        found[name] = f"{short} {len(found)}" if short in found.values() else short
-    return found
+    names = list(dict.fromkeys(names))
+    found = dict(known or {})
+    taken = set(found.values())
+    for name in sorted(names, key=lambda name: _short(name) != name):
+        if name not in found:
+            short = _short(name)
+            numbered = (f"{short} {n}" for n in itertools.count(len(found)))
+            wanted = itertools.chain([short], numbered)
+            found[name] = next(one for one in wanted if one not in taken)
+            taken.add(found[name])
+    return {name: found[name] for name in names}
+
+
+def _short(name: str) -> str:
+    """``name`` as the end of a metric key, which two of them may share."""
+    short = _key(name).replace("/", "_")[-LONGEST_KEY:]
+    return short if short.strip(" .") else "_" * max(len(short), 1)  # "." and ".." are no names
 
 
 def _status(error: BaseException) -> str:

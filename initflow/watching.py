@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from initflow import context, environment, track, unsent
-from initflow.errors import SettingError, unknown
-from initflow.inspection import Recorder
+from initflow import context, environment, observed, track, unsent
+from initflow.errors import LONGEST, SettingError, cause, unknown, without_credentials
+from initflow.recorder import Recorder, check, harmless, is_traced, not_measured
 from initflow.signals import QUANTITIES, Signals
 
 TAG = "initflow.nonfinite"  # what was not finite, and how often
 STEP_TAG = "initflow.nonfinite_at_step"  # at the first step where something was not
-NAMED = 10  # as many tensors are named in the tag
+NOT_MEASURED_TAG = "initflow.not_measured"  # modules with weights that are none of the layers
+FAILED_TAG = "initflow.watch_failed"  # the first step that could not be logged, and why
+NAMED = 10  # as many tensors or modules are named in a tag
+PATIENCE = 3  # steps in a row that fail, after which no other is tried
+_logger = logging.getLogger("initflow")
 
 
 @contextlib.contextmanager
@@ -35,80 +41,109 @@ def watch(
     comes back through, are left out. A step is logged, under the keys ``quantity/layer``, when
     the next one begins or the ``with`` ends. ``quantities`` are names in
     :data:`initflow.signals.QUANTITIES`; None stands for all. ``name`` is put before the layers'
-    names (``quantity/name.layer``), where one run has several models, or one model twice.
+    names (``quantity/name.layer``), where one run has several models, or one model twice. Names
+    that MLflow does not take are changed to some that it does, and are never the same for two.
 
-    The run gets the environment's tags, unless ``INITFLOW_CONTEXT_TAGS`` is false.
+    The run gets the environment's tags, unless ``INITFLOW_CONTEXT_TAGS`` is false, and
+    ``initflow.not_measured``, the modules that hold weights but are no layers that are measured.
 
     Values that are not finite are not logged. The first step that has some gets the run two
     tags: ``initflow.nonfinite_at_step`` and ``initflow.nonfinite``, which counts the entries
     that are NaN or infinite.
 
+    Gradients are those of the loss, whatever a ``torch.amp.GradScaler`` scales it by.
+
     Updates are the steps of the parameters' optimizers and other changes in place; one through
-    ``parameter.data`` goes unseen. The training's bits and random numbers are left alone.
+    ``parameter.data`` goes unseen. The training's bits and random numbers are left alone, and
+    nothing that fails here ends it: a step that cannot be measured or logged is left out, and
+    the first one told of in the log and the tag ``initflow.watch_failed``. Only a wrong call is
+    refused, before the training begins.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
-    prefix = "" if name is None else f"{name}."
     run = _active()
-    steps = _Steps(model, every, _Log(run, _known(quantities), prefix))
-    if context.is_on():  # it may have been opened before this process used initflow
-        run.set_tags(environment.tags())
-    hooks = contextlib.ExitStack()
-    try:
-        hooks.enter_context(model.register_forward_pre_hook(steps))
-        hooks.enter_context(register_optimizer_step_post_hook(steps.updated))
-        yield
-    except BaseException:
-        with contextlib.suppress(Exception):  # the error at hand is the one to tell
-            steps.finish()
-        raise
-    else:
-        steps.finish()
-    finally:
-        steps.abandon()
-        hooks.close()
-        unsent.settle()
+    log = _Log(run, _known(quantities), name)
+    check(model)
+    steps = _Steps(model, every, log)
+    steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
+    with (
+        observed.forwards(model, steps.forward),
+        register_optimizer_step_post_hook(steps.updated),
+    ):
+        try:
+            yield
+        finally:
+            steps.end()
 
 
 class _Steps:
-    """The hook before every forward of ``model``: it counts steps, and records some of them."""
+    """Counts the steps of ``model``, and records some."""
 
-    def __init__(self, model: nn.Module, every: int, log: Callable[[int, Signals], None]) -> None:
+    def __init__(self, model: nn.Module, every: int, log: _Log) -> None:
         self._model, self._every, self._log = model, every, log
-        self._recorder: Recorder | None = Recorder(model)  # step 0 is one of them
-        self._parameters = {id(parameter): parameter for parameter in model.parameters()}
-        self._updates = 0
-        self._step, self._state = 0, self._version()
+        self._recorder: Recorder | None = None
+        self._parameters: dict[int, nn.Parameter] = {}
+        self._updates = self._step = self._state = self._failures = 0
 
-    def __call__(self, _module: nn.Module, _inputs: object) -> None:
-        if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack():  # noqa: SLF001
-            return  # torch.func's transforms give no numbers on the way
+    @harmless
+    def start(self, *, is_tagged: bool) -> None:
+        """Record the first step, and tell the run of what is watched."""
+        known = (
+            p for p in self._model.parameters() if not p.is_inference()
+        )  # as it has no version
+        self._parameters = {id(parameter): parameter for parameter in known}
+        self._state = self._version()
+        self._recorder = Recorder(self._model)
+        missed = not_measured(self._model)
+        self._log.begin(self._recorder.names, missed, is_tagged=is_tagged)
+
+    @harmless
+    def forward(self) -> Callable[[], object] | None:
+        """Before a forward; what is to be called after it, if it is recorded."""
+        is_busy = self._recorder and self._recorder.is_busy_elsewhere()
+        if is_busy or not torch.is_grad_enabled() or is_traced():
+            return None
         state = self._version()
         if state != self._state:
             self.finish()
             self._step, self._state = self._step + 1, state
-            if self._step % self._every == 0:
+            if self._step % self._every == 0 and self._failures < PATIENCE:
                 self._recorder = Recorder(self._model)
-        if self._recorder:
-            self._recorder.begin()
+        return self._recorder.begin() if self._recorder else None
 
+    @harmless
     def updated(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """Count its step, if it is one of the model's: fused ones leave versions as they are."""
         its = (parameter for group in optimizer.param_groups for parameter in group["params"])
         self._updates += any(id(parameter) in self._parameters for parameter in its)
 
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, str]]:
-        """A copied or saved model has a hook that does nothing, and needs no initflow."""
-        return getattr, (contextlib.nullcontext(), "__exit__")
-
+    @harmless
     def finish(self) -> None:
         """Log the step, if it was recorded."""
-        recorder = self.abandon()
+        recorder = self._abandon()
+        if recorder and recorder.failure:
+            raise recorder.failure
         found = recorder.signals() if recorder else None
         if found:
             self._log(self._step, found)
+            self._failures = 0
 
-    def abandon(self) -> Recorder | None:
+    def end(self) -> None:
+        """Log what is recorded, and leave nothing behind."""
+        self.finish()
+        self._settle()
+
+    @harmless
+    def _settle(self) -> None:
+        unsent.settle()
+
+    def failed(self, error: Exception) -> None:
+        """Leave the step out."""
+        self._abandon()
+        self._failures += 1
+        self._log.failed(error, self._step)
+
+    def _abandon(self) -> Recorder | None:
         """Record no more of the step; what was recorded."""
         recorder, self._recorder = self._recorder, None
         if recorder:
@@ -123,24 +158,66 @@ class _Steps:
 class _Log:
     """Writes what was measured at a step into ``run``."""
 
-    def __init__(self, run: track.Run, quantities: frozenset[str], prefix: str) -> None:
-        self._run, self._quantities, self._prefix = run, quantities, prefix
-        self._tagged = False
+    def __init__(self, run: track.Run, quantities: frozenset[str], name: str | None) -> None:
+        self._run, self._quantities, self._name = run, quantities, name
+        self._names: dict[str, str] = {}  # as MLflow takes them, by those of the modules
+        self._is_tagged = self._has_failed = False
+
+    @harmless
+    def begin(self, layers: list[str], missed: dict[str, str], *, is_tagged: bool) -> None:
+        """Settle the names, give the run its tags, and tell which modules are not measured."""
+        self._take([*layers, *missed])
+        tags = environment.tags() if is_tagged else {}
+        if missed:
+            listed = _listed(f"{self._names[name]} ({kind})" for name, kind in missed.items())
+            _logger.warning("not measured: %s", listed)
+            # Each watching of a run has one of its own.
+            key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
+            tags = {**tags, track.key_names([key])[key]: listed}
+        if tags:
+            self._run.set_tags(tags)
 
     def __call__(self, step: int, found: Signals) -> None:
+        self._take(found.layers)
         metrics = {
-            f"{quantity}/{self._prefix}{layer}": value
+            f"{quantity}/{self._names[layer]}": value
             for layer, values in found.layers.items()
             for quantity, value in values.items()
             if quantity in self._quantities
         }
         if metrics:
             self._run.log_metrics(step, metrics)
-        if found.nonfinite and not self._tagged:
-            counts = [f"{tensor}: {count}" for tensor, count in found.nonfinite.items()]
-            more = ["…"] if len(counts) > NAMED else []
-            self._run.set_tags({TAG: ", ".join(counts[:NAMED] + more), STEP_TAG: step})
-            self._tagged = True
+        if found.nonfinite and not self._is_tagged:
+            tensors = ((tensor.partition("/"), n) for tensor, n in found.nonfinite.items())
+            counts = (f"{kind}/{self._names[layer]}: {n}" for (kind, _, layer), n in tensors)
+            self._run.set_tags({TAG: _listed(counts), STEP_TAG: step})
+            self._is_tagged = True
+
+    def failed(self, error: Exception, step: int = 0) -> None:
+        """Tell of the first one, as far as that goes."""
+        if self._has_failed:
+            return
+        self._has_failed = True
+        with contextlib.suppress(Exception):
+            told = f"step {step}: {without_credentials(cause(error))}"
+            _logger.warning("watching failed, and the training goes on: %s", told)
+            self._run.set_tags({FAILED_TAG: told})
+
+    def _take(self, names: Iterable[str]) -> None:
+        """Give those that are new a name of their own, which they keep."""
+        new = [name for name in names if name not in self._names]
+        prefix = "" if self._name is None else f"{self._name}."
+        taken = {f"{prefix}{name}": short for name, short in self._names.items()}
+        shorts = track.key_names((f"{prefix}{name}" for name in new), taken)
+        self._names |= dict(zip(new, shorts.values(), strict=True))
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """One line of a length that a person reads."""
+    first = [" ".join(part.split()) for part in itertools.islice(parts, NAMED + 1)]
+    text = ", ".join([*first[:NAMED], *["…" for _ in first[NAMED:]]])
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _active() -> track.Run:

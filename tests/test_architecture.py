@@ -55,6 +55,8 @@ ORDER = [
     "comparison_figures",
     "tuning_figures",
     "bundle",
+    "observed",
+    "recorder",
     "inspection",
     "sampler_state",
     "studies",

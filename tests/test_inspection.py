@@ -12,11 +12,11 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow import data, measure, model
+from initflow import data, measure, model, observed
 from initflow.activations import ACTIVATIONS
 from initflow.errors import SettingError
-from initflow.inspection import ACTIVATIONS as KNOWN
 from initflow.plugins import find
+from initflow.recorder import ACTIVATIONS as KNOWN
 from initflow.signals import QUANTITIES
 
 
@@ -450,6 +450,7 @@ def hooks_on(net):
     found = [hooks for name, hooks in modules if name.endswith("_hooks") and hooks]
     found += [p._backward_hooks for p in net.parameters() if p._backward_hooks]
     found += _global_optimizer_post_hooks.values()
+    found += [*observed._of_models, *observed._of_scalers, *observed._in_place]
     return found + torch.overrides._get_current_function_mode_stack()
 
 
@@ -506,9 +507,20 @@ def test_wrong_batches():
         "batch_size (5) to match target batch_size (4).",
         *(net, (x, torch.zeros(4, dtype=torch.int64)), F.cross_entropy),
     )
-    pair = "batch must be a tensor or a pair (inputs, targets), not"
-    fails(f"{pair} tuple of 3", net, (x, x, x), squared)
-    fails(f"{pair} dict", net, {"x": x}, squared)
+    fails(
+        "loss takes no outputs of shape (5, 2) with targets of shape (4,), shape (2, 2): "
+        "squared() takes 1 positional argument but 3 were given",
+        *(net, (x, normal(4), normal(2, 2)), squared),
+    )
+    forms = "batch must be a tensor, a tuple or list (inputs, *targets) or a mapping of names, not"
+    fails(f"{forms} tuple of 0", net, (), squared)
+    fails(f"{forms} int", net, 5, squared)
+    fails(f"{forms} dict of 5", net, {5: x}, squared)
+    fails(
+        "model takes no batch of dict of nothing: Net.forward() missing 1 required positional "
+        "argument: 'x'",
+        *(net, {"y": x}, squared),
+    )
     assert not hooks_on(net)
 
 

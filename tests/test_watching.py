@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import pickle
+import re
 import weakref
 
 import mlflow
@@ -283,24 +284,28 @@ def test_an_error_that_is_dealt_with(logged):
     assert steps(logged) == {0: pytest.approx(expected, rel=1e-4)}
 
 
-def test_the_first_error_is_told(logged, monkeypatch):
-    """Not one of logging that follows from it; hooks are gone then too."""
+def test_what_mlflow_refuses_ends_no_training(logged, monkeypatch, caplog):
+    """It is told of once; an error of the user's own comes through as it is."""
     net = mlp()
 
     def refuse(*_, **__):
         raise mlflow.MlflowException("no")
 
     def body(error=None):
-        with initflow.watch(net):
-            train(net, data())
+        with initflow.watch(net, every=1):
+            train(net, data(5))
             if error:
                 raise error
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", refuse)
+    body()
     with pytest.raises(KeyError):
         body(KeyError())
-    with pytest.raises(errors.TrackingError, match="failed: no"):
-        body()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert all(
+        re.fullmatch(r"watching failed, .*: step 0: MLflow at .* failed: no", t) for t in told
+    )
     assert not hooks_on(net)
 
 
@@ -384,7 +389,9 @@ def test_wrong_settings(logged):
         net,
         quantities=["weight_variance", "dead_fractions"],
     )
-    fails("model must have parameters; Tanh has none", nn.Tanh())
+    fails("model must be a torch.nn.Module, not builtin_function_or_method", torch.relu)
+    lazy = "model must have its weights; LazyLinear is lazy: call it on a batch first"
+    fails(lazy, nn.LazyLinear(3))
     compiled = mlp()
     compiled.compile()
     fails(
