@@ -40,7 +40,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from initflow import observed
 from initflow.errors import SettingError
 from initflow.signals import Firing, Layer, Moments, Signals, signals
 
@@ -161,8 +160,6 @@ class Recorder:
 
     def _open(self) -> None:
         self._scales.clear()  # of passes that an error ended
-        if not self._forwards:
-            self._gradient_hooks.enter_context(observed.scaled(self._scaled))
         self._forwards.append([])
         self._functions = _Functions(self)
         self._functions.enter()
@@ -176,6 +173,16 @@ class Recorder:
         if self._depth == 0:
             self._forward_hooks.close()
             self._functions.leave()
+
+    @harmless
+    def scaled(self, scaler: GradScaler, losses: object) -> None:
+        """Note its scale in every backward pass that begins at one of ``losses``."""
+        if not scaler.is_enabled() or is_traced():
+            return
+        hook = functools.partial(self._pass_begins, scaler.get_scale())
+        for loss in _tensors(losses):
+            if loss.requires_grad:
+                self._gradient_hooks.enter_context(_on_gradient(loss, hook))
 
     def is_busy_elsewhere(self) -> bool:
         """Whether another thread is in a forward that is recorded: it has this one's layers."""
@@ -251,16 +258,6 @@ class Recorder:
         so_far = self._weight_gradients.get(name)
         rows = _rows(module, self._unscaled(gradient))
         self._weight_gradients[name] = rows.clone() if so_far is None else so_far + rows
-
-    @harmless
-    def _scaled(self, scaler: GradScaler, losses: object) -> None:
-        """Note its scale in every backward pass that begins at one of ``losses``."""
-        if not scaler.is_enabled() or is_traced():
-            return
-        hook = functools.partial(self._pass_begins, scaler.get_scale())
-        for loss in _tensors(losses):
-            if loss.requires_grad:
-                self._gradient_hooks.enter_context(_on_gradient(loss, hook))
 
     @harmless
     def _pass_begins(self, scale: float, _gradient: Tensor) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from initflow import context, environment, observed, track, unsent
@@ -68,6 +69,7 @@ def watch(
     steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
     with (
         observed.forwards(model, steps.forward),
+        observed.scaled(steps.scaled),
         register_optimizer_step_post_hook(steps.updated),
     ):
         try:
@@ -116,6 +118,10 @@ class _Steps:
         """Count its step, if it is one of the model's: fused ones leave versions as they are."""
         its = (parameter for group in optimizer.param_groups for parameter in group["params"])
         self._updates += any(id(parameter) in self._parameters for parameter in its)
+
+    def scaled(self, scaler: GradScaler, losses: object) -> None:
+        if self._recorder:
+            self._recorder.scaled(scaler, losses)
 
     @harmless
     def finish(self) -> None:

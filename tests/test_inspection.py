@@ -1,6 +1,9 @@
 """Looking into any module, against a forward pass written out and numpy's statistics."""
 
 import copy
+from collections import UserDict
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from initflow.activations import ACTIVATIONS
 from initflow.errors import SettingError
 from initflow.plugins import find
 from initflow.recorder import ACTIVATIONS as KNOWN
+from initflow.recorder import rows_by_unit
 from initflow.signals import QUANTITIES
 
 
@@ -207,6 +211,45 @@ def test_conv3d():
     net[0].bias.data[1] = -100.0
     found = initflow.inspect(net, normal(2, 1, 4, 4, 4), squared)
     assert found.layers["0"]["dead_fraction"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(1, 6), (2, 6), (6, 6), (3, 9)])
+def test_a_transposed_convolutions_weight_by_unit(groups, channels):
+    """Each unit's own weights are those that what it gives depends on, and no others."""
+    net = nn.ConvTranspose1d(channels, 2 * groups, 3, groups=groups, bias=False)
+    rows = rows_by_unit(net.weight.detach(), groups)
+    assert len(rows) == 2 * groups
+    for unit in range(2 * groups):
+        own = []
+        for at in range(channels):
+            x = torch.zeros(1, channels, 1)
+            x[0, at] = 1
+            gave = net(x)[0, unit].detach()
+            own += [gave] if at // (channels // groups) == unit // 2 else []
+            assert gave.any() == (at // (channels // groups) == unit // 2)
+        assert torch.equal(rows[unit], torch.stack(own))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_transposed_convolutions(dimensions):
+    """Every quantity, with copied units in groups."""
+    kind = getattr(nn, f"ConvTranspose{dimensions}d")
+    apply = getattr(F, f"conv_transpose{dimensions}d")
+    net = nn.Sequential(kind(4, 6, 2, groups=2), nn.ReLU())
+    net[0].weight.data[:2, 1] = net[0].weight.data[:2, 0]
+    x = normal(5, 4, *[3] * dimensions)
+    found = initflow.inspect(net, x, squared)
+    layer = Layer(net[0], unit=1)
+    squared(layer.gave(*relu_of(apply(x, net[0].weight, net[0].bias, groups=2)))).backward()
+    expected = layer.quantities()
+    expected["distinct_fraction"] = 5 / 6
+    expected["distinct_gradient_fraction"] = 1.0
+    assert matches(found.layers, **{"0": expected})
+    assert set(found.layers["0"]) == set(QUANTITIES)
+
+
+def relu_of(z):
+    return z, *relu(z)
 
 
 def test_nested_and_shared():
@@ -487,6 +530,102 @@ def fails(message, *args):
         initflow.inspect(*args)
     assert str(caught.value) == message
     assert "\n" not in message
+
+
+class Several(nn.Module):
+    """A model of several arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x, scale=1.0, *, shift=0.0):
+        return self.fc(x) * scale + shift
+
+
+def against(outputs, *targets, **named):
+    return ((outputs - sum([*targets, *named.values()])) ** 2).mean()
+
+
+X, Y, Z = normal(5, 4), normal(5, 3, seed=1), normal(5, 3, seed=2)
+
+
+class Encoding(UserDict):
+    """A mapping as Hugging Face's tokenizers give it."""
+
+
+class Pair(NamedTuple):
+    """A batch whose parts have names."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("batch", "loss"),
+    [
+        (X, lambda net: against(net(X))),
+        ([X], lambda net: against(net(X))),
+        ((X, Y), lambda net: against(net(X), Y)),
+        ([X, Y, Z], lambda net: against(net(X), Y, Z)),
+        (Pair(X, Y), lambda net: against(net(X), Y)),
+        (((X, Y),), lambda net: against(net(X, Y))),
+        (((X, Y), Z), lambda net: against(net(X, Y), Z)),
+        (({"x": X, "shift": Y}, Z), lambda net: against(net(X, shift=Y), Z)),
+        ({"x": X}, lambda net: against(net(X))),
+        ({"y": Y, "x": X, "shift": Z}, lambda net: against(net(X, shift=Z), y=Y)),
+        (Encoding(x=X, scale=Y, y=Z), lambda net: against(net(X, Y), y=Z)),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_batches_as_they_come(batch, loss, wrapped):
+    """Tensors, tuples of any length, mappings; also where DataParallel passes them on."""
+    net = Several()
+    found = initflow.inspect(nn.DataParallel(net) if wrapped else net, batch, against)
+    loss(net).backward()
+    variance = np.var(net.fc.weight.grad.double().numpy())
+    values = found.layers["module.fc" if wrapped else "fc"]
+    assert values["weight_gradient_variance"] == pytest.approx(variance, rel=1e-4)
+
+
+def test_a_model_that_gives_its_own_loss():
+    """With all entries of the batch, which it takes by any name."""
+
+    class Taking(Several):
+        def forward(self, **batch):
+            outputs = super().forward(batch["x"])
+            return SimpleNamespace(loss=against(outputs, batch["labels"]))
+
+    found = initflow.inspect(Taking(), {"x": X, "labels": Y}, lambda outputs: outputs.loss)
+    assert "weight_gradient_variance" in found.layers["fc"]
+
+
+def test_a_packed_sequence_is_one_argument():
+    """Though it is a tuple."""
+    packed = nn.utils.rnn.pack_sequence([normal(3, 4), normal(2, 4)])
+    net = Net(lambda net, x: net.fc(net.gru(x)[0].data), gru=nn.GRU(4, 3), fc=nn.Linear(3, 2))
+    found = initflow.inspect(net, (packed, normal(5, 2)), F.mse_loss)
+    assert list(found.layers) == ["fc"]
+    assert found.not_measured == {"gru": "GRU"}
+
+
+def test_buffers_that_are_shared_or_replaced_are_left_as_they_were():
+    """Under DataParallel too, whose module works on copies."""
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net[1].running_mean = net[0].running_mean
+    net[0].register_buffer("seen", None)
+
+    def replace(module, *_):
+        module.seen = torch.ones(1)
+        module.register_buffer("new", torch.ones(1))
+
+    handle = net[0].register_forward_hook(replace)
+    before = {name: (id(b), b.clone()) for name, b in net.named_buffers(remove_duplicate=False)}
+    initflow.inspect(nn.DataParallel(net), X, squared)
+    handle.remove()
+    after = {name: (id(b), b) for name, b in net.named_buffers(remove_duplicate=False)}
+    assert same(after, before)
+    assert net[0].seen is None
 
 
 def test_wrong_batches():

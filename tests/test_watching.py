@@ -3,17 +3,25 @@
 import contextlib
 import copy
 import gc
+import io
 import pickle
 import re
+import threading
 import weakref
 
 import mlflow
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow.utils import validation
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow import errors, track
+from initflow import errors, track, unsent
 from initflow.signals import QUANTITIES, Firing, Layer, Moments, signals
 from tests.test_inspection import Net, cnn, hooks_on, normal, squared
 
@@ -460,3 +468,537 @@ def test_quantities_are_some_names(store, quantities):
         initflow.watch(nn.Linear(3, 2), quantities=quantities),
     ):
         pass
+
+
+class OwnScaler(torch.amp.GradScaler):
+    """As someone's subclass."""
+
+
+def scaler(kind=torch.amp.GradScaler, scale=65536.0):
+    return kind("cpu", init_scale=scale, growth_interval=2)
+
+
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
+
+
+@pytest.mark.parametrize("kind", [torch.amp.GradScaler, OwnScaler])
+def test_gradients_are_those_of_the_loss(logged, kind):
+    """Not of a scaled one: with a scale that changes, they are the same to the bit."""
+    found = []
+    for its in (scaler(kind), scaler(kind, 1.0), None):
+        net = wide()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        with initflow.watch(net, every=1):
+            for x in data(5, (8, 20)):
+                optimizer.zero_grad()
+                loss = squared(net(x))
+                if its:
+                    its.scale(loss).backward()
+                    its.step(optimizer)
+                    its.update()
+                else:
+                    loss.backward()
+                    optimizer.step()
+        found.append(steps(logged))
+        logged.clear()
+    assert found[0] == found[1] == found[2]
+    assert list(found[0]) == list(range(5))
+    assert not hooks_on(net)
+
+
+def passes(net, batches, its):
+    """The same step in several ways; ``its`` scales or is None."""
+    scale = its.scale if its else lambda loss: loss
+    a, b, c = (squared(net(x)) for x in batches)
+    yield lambda: [scale(a).backward(), b.backward(), scale(c).backward()]
+    yield lambda: sum(scale([a, b, c])).backward()
+    yield lambda: [loss.backward() for loss in scale((a, (b, c)))[1]] + [scale(a).backward()]
+    yield lambda: torch.autograd.backward(scale([a, b, c]))
+    yield lambda: torch.autograd.grad(scale(a), [net[0].weight, net[2].weight])
+
+
+@pytest.mark.parametrize("way", range(5))
+def test_losses_scaled_and_not_in_one_step(logged, way):
+    """Each backward pass has its own: accumulated, summed, in lists."""
+    found = []
+    for its in (scaler(), None):
+        net = wide()
+        with initflow.watch(net, every=1):
+            [*passes(net, data(3, (8, 20)), its)][way]()
+        found += steps(logged).values()
+        logged.clear()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_gan_with_one_scaler(logged):
+    """Two models watched, a generator's loss through both, and watchings that end in disorder."""
+    found = []
+    for its in (scaler(), scaler(scale=1.0)):
+        one, two = wide(), nn.Sequential(nn.Linear(10, 4), nn.Tanh(), nn.Linear(4, 1))
+        first = initflow.watch(one, name="g")
+        first.__enter__()
+        with initflow.watch(two, name="d", every=1):
+            its.scale(squared(two(one(*data(shape=(8, 20))).detach()))).backward()
+            its.scale(squared(two(one(*data(shape=(8, 20)))))).backward()
+            first.__exit__(None, None, None)
+            its.scale(squared(two(*data(shape=(8, 10))))).backward()
+        assert "scale" not in vars(OwnScaler)
+        assert torch.amp.GradScaler.scale.__module__ == "torch.amp.grad_scaler"
+        assert not hooks_on(one) + hooks_on(two)
+        found.append([{metric.key: metric.value for metric in metrics} for metrics, _ in logged])
+        logged.clear()
+    assert len(found[0]) == 2
+    assert found[0] == [pytest.approx(values, rel=1e-6) for values in found[1]]
+
+
+def test_scaled_gradients_of_half_precision(logged):
+    """Those that are 0 without a scale are told apart from 0 with one."""
+    net = nn.Sequential(nn.Linear(4, 4, dtype=torch.float16), nn.Tanh())
+    tiny = lambda outputs: (outputs.float() * 1e-9).sum()  # noqa: E731
+    with initflow.watch(net, every=1):
+        scaler().scale(tiny(net(data()[0].half()))).backward()
+    (values,) = steps(logged).values()
+    slopes = 1 - net(data()[0].half()).double() ** 2
+    assert values["gradient_variance/0"] == pytest.approx(
+        1e-18 * slopes.var(correction=0).item(), 0.1
+    )
+    assert 0 < values["weight_gradient_variance/0"] < 1e-15
+
+
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint:UserWarning")
+def test_scaled_gradients_through_a_reentrant_checkpoint(logged):
+    """The weights' are measured, in a backward pass within the other."""
+    found = []
+    for its in (scaler(), scaler(scale=1.0)):
+        net = Net(
+            lambda net, x: checkpoint(net.body, net.first(x), use_reentrant=True),
+            first=nn.Linear(20, 20),
+            body=wide(),
+        )
+        torch.manual_seed(1)
+        net.first.reset_parameters()
+        with initflow.watch(net, every=1):
+            its.scale(squared(net(*data(shape=(8, 20))))).backward()
+        found += steps(logged).values()
+        logged.clear()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert "weight_gradient_variance/body.0" in found[0]
+
+
+def test_a_scaled_loss_that_failed(logged):
+    """Leaves no scale behind for those that follow it."""
+    found = []
+    x, y = data(2, (8, 20))
+
+    def fail(_):
+        raise KeyError
+
+    for scale in (65536.0, 1.0):
+        net = wide()
+        with initflow.watch(net, every=1):
+            outputs = net(x)
+            loss = scaler(scale=scale).scale(squared(outputs))
+            outputs.register_hook(fail)
+            with pytest.raises(KeyError):
+                loss.backward()
+            squared(net(y)).backward()
+        found += steps(logged).values()
+        logged.clear()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+LONG = "w" * 300
+USUAL = ["fc1", "a_b", "a_b 2", "_", "x_y"]
+ODD = ["α", "β", "a,b", "a=b", "/", " ", ".", "..", "x/y", "new\nline", "\ud800", LONG, f"v{LONG}"]
+
+
+def of_names(names):
+    net = nn.Sequential()
+    for name in names:
+        net._modules[name] = nn.Linear(4, 4)
+    return net
+
+
+@pytest.mark.parametrize("name", [None, "..", "g/α"])
+def test_names_are_told_apart_always(store, name):
+    """Each layer has a key of its own that MLflow takes, the same at every step."""
+    net = of_names([*ODD, *USUAL])
+    variances = [p.detach().double().var(correction=0).item() for p in list(net.parameters())[::2]]
+    with mlflow.start_run() as run, initflow.watch(net, every=1, name=name):
+        train(net, data(2), torch.optim.SGD(net.parameters(), 0.0))
+    metrics = mlflow.get_run(run.info.run_id).data.metrics
+    found = {key: value for key, value in metrics.items() if key.startswith("weight_variance/")}
+    assert sorted(found.values()) == pytest.approx(sorted(variances), rel=1e-6)
+    if name is None:
+        assert set(USUAL) <= {key.partition("/")[2] for key in found}
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, next(iter(found)))
+    assert [metric.step for metric in history] == [0, 1]
+
+
+letters = st.sampled_from([*"ab_ ./,=\n0α", "\ud800", "w" * 200])
+few_names = st.lists(st.lists(letters, max_size=4).map("".join), max_size=8)
+
+
+@given(few_names, few_names)
+@settings(max_examples=200, deadline=None)
+def test_key_names(names, late):
+    """Distinct and valid; what can stay does, and what is known keeps what it has."""
+    found = track.key_names(names)
+    later = track.key_names(late, found)
+    assert list(found) == list(dict.fromkeys(names))
+    assert list(later) == list(dict.fromkeys(late))
+    both = {**found, **later}
+    assert all(both[name] == found[name] for name in found)
+    assert len(set(both.values())) == len(both)
+    for name in both.values():
+        validation._validate_metric_name(f"q/{name}")
+        assert len(name) < 200
+    for name in found:
+        if re.fullmatch(r"[\w.-]{1,150}", name, re.ASCII) and name.strip("."):
+            assert found[name] == name
+
+
+def test_layers_that_come_later_have_keys_of_their_own(logged):
+    """And those that were there keep theirs."""
+    net = of_names(["a=b", "fc"])
+    with initflow.watch(net, every=1, quantities="weight_variance"):
+        train(net, data())
+        net._modules |= {"a_b": nn.Linear(4, 4), "a,b": nn.Linear(4, 4)}
+        train(net, data())
+        train(net, data())
+    first, *_, last = steps(logged).values()
+    assert list(first) == ["weight_variance/a_b", "weight_variance/fc"]
+    assert set(first) < set(last)
+    assert len(last) == 4
+
+
+def test_a_model_that_is_a_layer_with_one_of_its_name(logged):
+    """They are told apart too."""
+
+    class Outer(nn.Linear):
+        def forward(self, x):
+            return super().forward(self.outer(x))
+
+    net = Outer(4, 4)
+    net.outer = nn.Linear(4, 4)
+    with initflow.watch(net, quantities="weight_variance"):
+        train(net, data())
+    (values,) = steps(logged).values()
+    assert set(values) == {"weight_variance/outer", "weight_variance/outer_"}
+
+
+def written(net, x):
+    """What becomes of a model that is written down, in all of torch's ways."""
+    traced = torch.jit.trace(net, x)
+    yield traced.code
+    yield torch.jit.script(net).code
+    yield torch.jit.script(nn.Sequential(net)).code
+    for strict in (False, True):
+        yield torch.export.export(net, (x,), strict=strict).graph_module.code
+    yield torch.fx.symbolic_trace(net).code
+    yield torch.fx.symbolic_trace(nn.Sequential(net)).code
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield str(net(x))
+    for model in (net, nn.Sequential(net)):
+        yield torch.compile(model, backend="eager", fullgraph=True)(x)
+    file = io.BytesIO()
+    torch.save(net, file)
+    yield len(file.getvalue())
+    for copied in (copy.copy(net), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # noqa: S301
+        yield {name: str(value) for name, value in vars(copied).items() if name != "_parameters"}
+    yield torch.func.vmap(net)(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("when", ["before", "after a forward", "after a step"])
+def test_a_watched_model_is_written_down_as_if_it_were_not(logged, when):
+    """Scripted, traced, exported, compiled, copied and saved, at any time of a step."""
+    (x,) = data()
+    expected = list(map(str, written(mlp(), x)))
+    torch._dynamo.reset()
+    net = mlp()
+    with initflow.watch(net, every=1):
+        if when != "before":
+            loss = squared(net(x))
+        if when == "after a step":
+            loss.backward()
+        net.zero_grad()
+        assert list(map(str, written(net, x))) == expected
+        squared(net(x)).backward()
+    (values,) = steps(logged).values()
+    loss = by_hand(mlp(), [(x, squared)] * (1 + (when == "after a step")))
+    assert values == pytest.approx(loss, rel=1e-4)
+    assert not hooks_on(net)
+
+
+def test_a_model_that_is_compiled_while_it_is_watched(logged):
+    """In place: it goes on, and is not measured any more."""
+    net = mlp()
+    with initflow.watch(net, every=1):
+        train(net, data())
+        net.compile(backend="eager")
+        train(net, data(3))
+    assert net._compiled_call_impl is not None
+    assert list(steps(logged)) == [0]
+
+
+class Tokens(nn.Module):
+    """A head on what is not measured, with a normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.other = parametrizations.orthogonal(nn.Bilinear(8, 8, 8), "weight")
+        self.cell = nn.GRUCell(8, 8)
+        self.bag = parametrizations.weight_norm(nn.EmbeddingBag(9, 8))
+        self.head = parametrizations.weight_norm(nn.Linear(8, 3))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        h, _ = self.lstm(self.norm(self.embed(x)))
+        return self.head(self.attention(h, h, h)[0]) * self.scale
+
+
+MISSED = {
+    "tokens": "Tokens",
+    "embed": "Embedding",
+    "lstm": "LSTM",
+    "attention": "MultiheadAttention",
+    "other": "ParametrizedBilinear",
+    "cell": "GRUCell",
+    "bag": "ParametrizedEmbeddingBag",
+}
+
+
+def test_what_is_not_measured_is_named_once(store, caplog):
+    """In a tag and in the log, and in what looking into it gives."""
+    net, x = Tokens(), torch.arange(9).view(1, 9)
+    with mlflow.start_run() as run:
+        with initflow.watch(net, every=1):
+            train(net, [x, x])
+        with initflow.watch(net, name="g α"):
+            pass
+    tags = mlflow.get_run(run.info.run_id).data.tags
+    listed = ", ".join(f"{name} ({kind})" for name, kind in MISSED.items())
+    assert tags["initflow.not_measured"] == listed
+    assert tags["initflow.not_measured.g _"].startswith("g _.tokens (Tokens), g _.embed (")
+    messages = [record.getMessage() for record in caplog.records if record.name == "initflow"]
+    assert messages[0] == f"not measured: {listed}"
+    assert len(messages) == 2
+    found = initflow.inspect(net, x, squared)
+    assert found.not_measured == MISSED
+    assert list(found.layers) == ["head"]
+
+
+def test_nothing_to_measure(logged, caplog):
+    """Is said, and nothing else happens; a usual model has nothing to be told of."""
+    net = nn.Sequential(nn.LSTM(4, 3))
+    with initflow.watch(net), initflow.watch(nn.Tanh(), name="act"):
+        net(*data())[0].sum().backward()
+    tags = {tag.key: tag.value for _, tags in logged for tag in tags}
+    assert tags == {
+        "initflow.not_measured": "0 (LSTM)",
+        "initflow.not_measured.act": "act.tanh (Tanh)",
+    }
+    assert len(caplog.records) == 2
+    with initflow.watch(cnn()):
+        pass
+    assert len(caplog.records) == len(logged) == 2
+
+
+def test_a_long_list_of_what_is_not_measured_is_cut(logged):
+    """To what a person reads, whatever the names."""
+    kind = type("T" * 400 + "\n", (nn.Embedding,), {})
+    with initflow.watch(nn.ModuleList([kind(2, 2) for _ in range(20)])):
+        pass
+    ((_, (tag,)),) = logged
+    assert len(tag.value) <= 501
+    assert "\n" not in tag.value
+
+
+def generator():
+    """DCGAN's first layer, as it is initialized."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ConvTranspose2d(100, 64, 4, bias=False), nn.ReLU())
+    nn.init.normal_(net[0].weight, 0.0, 0.02)
+    return net
+
+
+def test_dcgan(logged):
+    """Its pre-activations have the second moment 100 · 0.02²."""
+    with initflow.watch(generator()) as _, initflow.watch(net := generator(), name="b"):
+        net(normal(64, 100, 1, 1)).sum().backward()
+    (values,) = steps(logged).values()
+    assert values["preactivation_second_moment/b.0"] == pytest.approx(0.040, rel=0.01)
+    assert values["weight_variance/b.0"] == pytest.approx(0.0004, rel=0.01)
+
+
+def test_a_run_that_is_deleted_meanwhile(store, caplog):
+    """The training goes on to its end, and the log says what happened."""
+    net = mlp()
+    with mlflow.start_run() as run, initflow.watch(net, every=1):
+        train(net, data(2))
+        mlflow.MlflowClient().delete_run(run.info.run_id)
+        train(net, data(9))
+        mlflow.MlflowClient().restore_run(run.info.run_id)
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "initflow"]
+    assert re.match(r"watching failed, and the training goes on: step 1: MLflow at ", told)
+
+
+def test_a_step_that_fails_is_left_out_and_told(store, monkeypatch, caplog):
+    """With the first reason, in a tag as well; the others are there."""
+    real = Moments.of
+
+    def broken(x, unit=-1):
+        if len(x) == 7:
+            raise ZeroDivisionError("odd")
+        return real(x, unit)
+
+    monkeypatch.setattr(Moments, "of", broken)
+    net, batches = mlp(), data(6)
+    batches[2] = batches[2][:7]
+    with mlflow.start_run() as run, initflow.watch(net, every=1):
+        train(net, batches)
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(run.info.run_id, "weight_variance/0")
+    assert [metric.step for metric in history] == [0, 1, 3, 4, 5]
+    tags = client.get_run(run.info.run_id).data.tags
+    assert tags["initflow.watch_failed"] == "step 2: ZeroDivisionError: odd"
+    assert len([record for record in caplog.records if record.name == "initflow"]) == 1
+
+
+def test_it_gives_up_after_some_steps_that_fail(logged, monkeypatch):
+    """A training that cannot be measured is not slowed down for nothing."""
+    asked = []
+    monkeypatch.setattr(Moments, "of", lambda *_: asked.append(1) or 1 / 0)
+    with initflow.watch(mlp(), every=1) as _, initflow.watch(net := mlp(), every=2):
+        train(net, data(20))
+    assert 3 <= len(asked) < 20
+
+
+class Mute(Exception):  # noqa: N818 - says nothing, not even when asked
+    """An error of which there is nothing to be told."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("broken", ["set_tags", "log_metrics"])
+@pytest.mark.parametrize("error", [MemoryError(), errors.TrackingError("gone"), Mute()])
+def test_whatever_mlflow_answers(logged, monkeypatch, broken, error):
+    """No error of it is one of the training's."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setenv("INITFLOW_CONTEXT_TAGS", "true")
+    monkeypatch.setattr(track.Run, broken, fail)
+    monkeypatch.setattr(unsent, "settle", fail)
+    net = mlp()
+    with initflow.watch(net, every=1):
+        train(net, data(3))
+    assert not hooks_on(net)
+
+
+def test_an_interrupt_comes_through(logged, monkeypatch):
+    """Also from within what watches; nothing is left behind."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(track.Run, "log_metrics", stop)
+    net = mlp()
+    with pytest.raises(KeyboardInterrupt), initflow.watch(net, every=1):
+        train(net, data(3))
+    assert not hooks_on(net)
+
+
+def test_threads_that_share_a_model(logged):
+    """One of them is recorded; none is harmed."""
+    net, inside, go = mlp(), threading.Event(), threading.Event()
+    results = []
+
+    def wait(*_):
+        if threading.current_thread() is other:
+            inside.set()
+            go.wait(30)
+
+    handle = net[1].register_forward_hook(wait)
+    other = threading.Thread(target=lambda: results.append(net(*data())))
+    with initflow.watch(net, every=1):
+        other.start()
+        inside.wait(30)
+        train(net, data(2))
+        go.set()
+        other.join()
+        train(net, data(2))
+    handle.remove()
+    assert len(results) == 1
+    assert not hooks_on(net)
+    assert steps(logged)
+
+
+def test_a_mode_that_a_forward_leaves_on(logged):
+    """Stays on, and is not taken off in place of our own."""
+    other = torch.overrides.BaseTorchFunctionMode()
+
+    def forward(net, x):
+        other.__enter__()
+        return net.fc(x)
+
+    net = Net(forward, fc=nn.Linear(4, 4))
+    with initflow.watch(net, every=1):
+        squared(net(*data())).backward()
+        assert torch.overrides._get_current_function_mode_stack() == [other]
+        other.__exit__(None, None, None)
+    assert not hooks_on(net)
+    assert steps(logged)
+
+
+def test_an_interrupted_forward_leaves_no_mode(logged):
+    """Whoever catches it goes on with the modes that were there."""
+    net = mlp()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    handle = net[2].register_forward_hook(stop)
+    with initflow.watch(net, every=1):
+        with pytest.raises(KeyboardInterrupt):
+            net(*data())
+        assert not torch.overrides._get_current_function_mode_stack()
+        handle.remove()
+        train(net, data(2))
+    assert list(steps(logged)) == [0, 1]
+
+
+def test_a_function_of_the_users_own_is_called_once(logged):
+    """Though it goes by an activation's name, and by torch's rules for them."""
+    called = []
+
+    def relu(x):
+        if torch.overrides.has_torch_function((x,)):
+            return torch.overrides.handle_torch_function(relu, (x,), x)
+        called.append(1)
+        return x.clamp(0)
+
+    net = Net(lambda net, x: relu(net.fc(x)), fc=nn.Linear(4, 4))
+    with initflow.watch(net, every=1):
+        squared(net(*data())).backward()
+    assert len(called) == 1
+
+
+def test_replicas_of_a_model_are_themselves(logged):
+    """As DataParallel makes them: they compute with their own weights."""
+    net = mlp()
+    with initflow.watch(net):
+        replica = net._replicate_for_data_parallel()
+        replica._modules = {"0": nn.Linear(4, 2)}
+        assert replica(*data()).shape == (8, 2)
