@@ -176,7 +176,7 @@ class _Log:
         tags = environment.tags() if is_tagged else {}
         if missed:
             listed = _listed(f"{self._names[name]} ({kind})" for name, kind in missed.items())
-            _logger.warning("not measured: %s", listed)
+            _tell("not measured: %s", listed)
             # Each watching of a run has one of its own.
             key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
             tags = {**tags, track.key_names([key])[key]: listed}
@@ -206,7 +206,7 @@ class _Log:
         self._has_failed = True
         with contextlib.suppress(Exception):
             told = f"step {step}: {without_credentials(cause(error))}"
-            _logger.warning("watching failed, and the training goes on: %s", told)
+            _tell("watching failed, and the training goes on: %s", told)
             self._run.set_tags({FAILED_TAG: told})
 
     def _take(self, names: Iterable[str]) -> None:
@@ -216,6 +216,13 @@ class _Log:
         taken = {f"{prefix}{name}": short for name, short in self._names.items()}
         shorts = track.key_names((f"{prefix}{name}" for name in new), taken)
         self._names |= dict(zip(new, shorts.values(), strict=True))
+
+
+def _tell(text: str, what: str) -> None:
+    """In the log."""
+    if _logger.level == logging.NOTSET:  # it would go by the root's, which MLflow's databases raise
+        _logger.setLevel(logging.WARNING)
+    _logger.warning(text, what)
 
 
 def _listed(parts: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import io
+import logging
 import pickle
 import re
 import threading
@@ -811,6 +812,19 @@ def test_nothing_to_measure(logged, caplog):
     with initflow.watch(cnn()):
         pass
     assert len(caplog.records) == len(logged) == 2
+
+
+def test_the_log_tells_though_the_roots_level_is_high(logged, monkeypatch, caplog):
+    """As MLflow leaves it, once it has made a database; one's own level for it is kept."""
+    monkeypatch.setattr(logging.root, "level", logging.ERROR)
+    own = logging.getLogger("initflow")
+    for level, told in ((logging.NOTSET, 1), (logging.ERROR, 0)):
+        own.setLevel(level)
+        caplog.clear()
+        with initflow.watch(nn.LSTM(2, 2)):
+            pass
+        assert len(caplog.records) == told
+    own.setLevel(logging.NOTSET)
 
 
 def test_a_long_list_of_what_is_not_measured_is_cut(logged):
