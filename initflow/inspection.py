@@ -47,7 +47,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         torch.enable_grad(),
         _buffers_apart(model),
         contextlib.closing(recorder),
-        observed.forwards(model, recorder.begin),
+        observed.forwards([(model, recorder.begin)]),
     ):
         with _refused(f"model takes no batch of {given.form}"):
             outputs = model(*given.arguments, **given.by_name)

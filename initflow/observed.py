@@ -1,6 +1,6 @@
-"""Calls of a model, and of a ``GradScaler``, observed from outside for as long as one asks.
+"""Calls of modules, and of a ``GradScaler``, observed from outside for as long as one asks.
 
-Nothing is put on a model or a scaler, so that they are copied, saved, scripted, exported and
+Nothing is put on a module or a scaler, so that they are copied, saved, scripted, exported and
 compiled as if nobody observed them. What observes must not raise.
 """
 
@@ -9,41 +9,49 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-# Called before a forward; gives what is to be called after it, however it ends, if anything.
-ForwardObserver = Callable[[], Callable[[], object] | None]
+# Called before a forward; gives what is to be called after it with its output, if anything: with
+# None where it raised.
+ForwardObserver = Callable[[], Callable[[object], object] | None]
 # Called with the scaler and what its ``scale`` gave: a tensor, or several.
 ScaleObserver = Callable[[GradScaler, object], object]
 
-_of_models: dict[int, list[ForwardObserver]] = {}  # by the identity of the model
+_of_modules: dict[int, list[ForwardObserver]] = {}  # by their identity
 _of_scalers: list[ScaleObserver] = []
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def forwards(model: nn.Module, observer: ForwardObserver) -> Iterator[None]:
-    """Tell ``observer`` of every call of ``model`` itself meanwhile."""
+def forwards(observers: Iterable[tuple[nn.Module, ForwardObserver]]) -> Iterator[None]:
+    """Tell each one of every call of its module itself meanwhile."""
+    observers = list(observers)
     # Where a module's own compiled call stands, which torch makes instead of its usual one.
     with _replaced(nn.Module, "_compiled_call_impl", lambda _: _Calls()):
-        _of_models.setdefault(id(model), []).append(observer)
+        for module, observer in observers:
+            _of_modules.setdefault(id(module), []).append(observer)
         try:
             yield
         finally:
-            _of_models[id(model)].remove(observer)
-            if not _of_models[id(model)]:
-                del _of_models[id(model)]
+            for module, observer in observers:
+                its = _of_modules[id(module)]
+                its.remove(observer)
+                if not its:
+                    del _of_modules[id(module)]
 
 
 @contextlib.contextmanager
 def scaled(observer: ScaleObserver) -> Iterator[None]:
     """Tell ``observer`` of every loss that any scaler scales meanwhile."""
-    with _replaced(GradScaler, "scale", _scale):
+    with contextlib.ExitStack() as places:
+        for kind in _kinds(GradScaler):
+            if "scale" in vars(kind):
+                places.enter_context(_replaced(kind, "scale", _scale))
         _of_scalers.append(observer)
         try:
             yield
@@ -51,23 +59,30 @@ def scaled(observer: ScaleObserver) -> Iterator[None]:
             _of_scalers.remove(observer)
 
 
+def _kinds(root: type) -> set[type]:
+    return {root}.union(*map(_kinds, root.__subclasses__()))
+
+
 class _Calls:
     """As an attribute of all modules: None, but for those that are observed."""
 
     def __get__(self, module: object, _kind: object) -> object:
-        return functools.partial(_called, module) if id(module) in _of_models else None
+        return functools.partial(_called, module) if id(module) in _of_modules else None
 
 
 def _called(module: Any, *args: object, **kwargs: object) -> object:
     if torch.compiler.is_compiling():
         return module._call_impl(*args, **kwargs)  # noqa: SLF001
-    after = [observer() for observer in tuple(_of_models.get(id(module), ()))]
+    # One may bring others for this very call.
+    after = [observer() for observer in _of_modules.get(id(module), ())]
+    output = None
     try:
-        return module._call_impl(*args, **kwargs)  # noqa: SLF001
+        output = module._call_impl(*args, **kwargs)  # noqa: SLF001
+        return output
     finally:
-        for end in reversed(after):
-            if end:
-                end()
+        for tell in reversed(after):
+            if tell:
+                tell(output)
 
 
 def _scale(original: Callable[..., object]) -> Callable[..., object]:

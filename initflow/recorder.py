@@ -40,6 +40,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from initflow import observed
 from initflow.errors import SettingError
 from initflow.signals import Firing, Layer, Moments, Signals, signals
 
@@ -121,8 +122,8 @@ def harmless(
 class Recorder:
     """What the layers of ``model`` do in the forwards from :meth:`begin` to :meth:`close`.
 
-    Its hooks stand on the layers during a forward alone, and on the tensors that gradients are
-    asked of until it is closed. What fails in one of them is kept as
+    The layers are observed during a forward alone, and hooks stand on the tensors that gradients
+    are asked of until it is closed. What fails in one of them is kept as
     ``failure``: what was recorded is not whole then.
     """
 
@@ -139,7 +140,7 @@ class Recorder:
         self._scales: dict[int, float] = {}  # of the loss, by the backward pass under way
         self._functions = _Functions(self)
         self._depth, self._thread = 0, 0
-        self._forward_hooks = contextlib.ExitStack()
+        self._observing = contextlib.ExitStack()
         self._gradient_hooks = contextlib.ExitStack()
 
     @property
@@ -148,7 +149,7 @@ class Recorder:
         return list(self._layers)
 
     @harmless
-    def begin(self) -> Callable[[], object] | None:
+    def begin(self) -> Callable[[object], object] | None:
         """Record the forward that starts now; what is to be called at its end."""
         if self.is_busy_elsewhere():
             return None
@@ -163,15 +164,18 @@ class Recorder:
         self._forwards.append([])
         self._functions = _Functions(self)
         self._functions.enter()
-        for name, module in self._layers.items():
-            hook = functools.partial(self._called, name)
-            self._forward_hooks.enter_context(module.register_forward_hook(hook))
+        calls = [(m, self._layer_observer(name, m)) for name, m in self._layers.items()]
+        self._observing.enter_context(observed.forwards(calls))
+
+    def _layer_observer(self, name: str, module: nn.Module) -> observed.ForwardObserver:
+        called = functools.partial(self._called, name, module)
+        return lambda: called
 
     @harmless
-    def _end(self) -> None:
+    def _end(self, _output: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._forward_hooks.close()
+            self._observing.close()
             self._functions.leave()
 
     @harmless
@@ -189,8 +193,8 @@ class Recorder:
         return self._depth > 0 and self._is_elsewhere()
 
     def close(self) -> None:
-        """Take every hook away."""
-        self._forward_hooks.close()
+        """Observe no more, and take every hook away."""
+        self._observing.close()
         self._functions.leave()
         self._gradient_hooks.close()
 
@@ -223,7 +227,7 @@ class Recorder:
         return threading.get_ident() != self._thread
 
     @harmless
-    def _called(self, name: str, module: nn.Module, _inputs: object, output: object) -> None:
+    def _called(self, name: str, module: nn.Module, output: object) -> None:
         if self._is_elsewhere() or not _is_plain(output) or is_traced():
             return
         # A parametrized layer would compute its weight anew when asked, and might change it.

@@ -68,7 +68,7 @@ def watch(
     steps = _Steps(model, every, log)
     steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
     with (
-        observed.forwards(model, steps.forward),
+        observed.forwards([(model, steps.forward)]),
         observed.scaled(steps.scaled),
         register_optimizer_step_post_hook(steps.updated),
     ):
@@ -100,7 +100,7 @@ class _Steps:
         self._log.begin(self._recorder.names, missed, is_tagged=is_tagged)
 
     @harmless
-    def forward(self) -> Callable[[], object] | None:
+    def forward(self) -> Callable[[object], object] | None:
         """Before a forward; what is to be called after it, if it is recorded."""
         is_busy = self._recorder and self._recorder.is_busy_elsewhere()
         if is_busy or not torch.is_grad_enabled() or is_traced():

@@ -493,7 +493,7 @@ def hooks_on(net):
     found = [hooks for name, hooks in modules if name.endswith("_hooks") and hooks]
     found += [p._backward_hooks for p in net.parameters() if p._backward_hooks]
     found += _global_optimizer_post_hooks.values()
-    found += [*observed._of_models, *observed._of_scalers, *observed._in_place]
+    found += [*observed._of_modules, *observed._of_scalers, *observed._in_place]
     return found + torch.overrides._get_current_function_mode_stack()
 
 

@@ -475,6 +475,15 @@ class OwnScaler(torch.amp.GradScaler):
     """As someone's subclass."""
 
 
+class OverridingScaler(torch.amp.GradScaler):
+    """As someone's that scales by itself."""
+
+    def scale(self, outputs):
+        if self._scale is None:
+            self._lazy_init_scale_growth_tracker(outputs.device)
+        return self._scale * outputs
+
+
 def scaler(kind=torch.amp.GradScaler, scale=65536.0):
     return kind("cpu", init_scale=scale, growth_interval=2)
 
@@ -484,7 +493,7 @@ def wide():
     return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
 
 
-@pytest.mark.parametrize("kind", [torch.amp.GradScaler, OwnScaler])
+@pytest.mark.parametrize("kind", [torch.amp.GradScaler, OwnScaler, OverridingScaler])
 def test_gradients_are_those_of_the_loss(logged, kind):
     """Not of a scaled one: with a scale that changes, they are the same to the bit."""
     found = []
@@ -1016,3 +1025,17 @@ def test_replicas_of_a_model_are_themselves(logged):
         replica = net._replicate_for_data_parallel()
         replica._modules = {"0": nn.Linear(4, 2)}
         assert replica(*data()).shape == (8, 2)
+
+
+def test_a_forward_that_copies_its_own_layers(logged):
+    """As meta-learning does: the copies are copies of what is not watched."""
+
+    def forward(net, x):
+        copies = [copy.deepcopy(net.fc), pickle.loads(pickle.dumps(net.fc))]  # noqa: S301
+        assert not any(one._forward_hooks or one._forward_pre_hooks for one in copies)
+        return net.fc(x) + sum(one(x) for one in copies)
+
+    net = Net(forward, fc=nn.Linear(4, 4))
+    with initflow.watch(net, every=1):
+        squared(net(*data())).backward()
+    assert steps(logged)
