@@ -13,7 +13,7 @@ from initflow.errors import SettingError
 
 SWITCH = "INITFLOW_CONTEXT_TAGS"
 # Whatever computes something imports one of these; and all of them import torch.
-AT_WORK = ("activations", "data", "observed", "signals", "studies", "track")
+AT_WORK = ("activations", "data", "layers", "observed", "signals", "studies", "track")
 
 
 class EnvironmentTags:

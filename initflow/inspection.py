@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from initflow import observed
+from initflow import layers, observed
 from initflow.errors import SettingError, cause
-from initflow.recorder import Recorder, check, has_layers
+from initflow.recorder import Recorder
 from initflow.signals import Signals
 
 
@@ -31,12 +31,12 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
     The model is measured in the mode that it is in, training or evaluation; its parameters,
     their gradients, its buffers and torch's random state are left as they were.
     """
-    check(model)
+    layers.check(model)
     kind = type(model).__name__
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not any(True for _ in model.parameters()):
         raise SettingError(f"model must have parameters; {kind} has none")
-    if not has_layers(model):
+    if not layers.named(model):
         raise SettingError(f"model must hold a Linear or a convolution; {kind} has none")
     given = _given(model, batch)
     recorder = Recorder(model)

@@ -1,13 +1,8 @@
 """What the layers of any ``nn.Module`` do over a step, recorded while it runs.
 
-The layers are its modules of type ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and
-``nn.ConvTranspose1d`` to ``nn.ConvTranspose3d`` that are called, by their first names in
-``model.named_modules()``. What else holds weights is named as not measured
-(:func:`not_measured`), ``nn.MultiheadAttention`` for one, which applies its projections without
-calling a module.
-
-A layer's activation is the first of :data:`ACTIVATIONS` that is applied to what the layer gave,
-as a module, function or method, in place or not, at once or after what :data:`BETWEEN` names.
+Measured are those of its :mod:`initflow.layers` that are called. A layer's activation is the first
+of :data:`ACTIVATIONS` that is applied to what the layer gave, as a module, function or method, in
+place or not, at once or after what :data:`BETWEEN` names.
 
 A layer that is called several times has the moments of all its calls together. Its weights are
 those that it multiplies by, parametrized or not; their gradient is the sum over the step, and
@@ -35,26 +30,13 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from initflow import observed
-from initflow.errors import SettingError
+from initflow import layers, observed
 from initflow.signals import Firing, Layer, Moments, Signals, signals
 
-# And the axis of what they give that the units lie along.
-LAYERS: dict[type[nn.Module], int] = {
-    nn.Linear: -1,
-    nn.Conv1d: -2,
-    nn.Conv2d: -3,
-    nn.Conv3d: -4,
-    nn.ConvTranspose1d: -2,
-    nn.ConvTranspose2d: -3,
-    nn.ConvTranspose3d: -4,
-}
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRODUCT = re.compile(r"linear|conv(_transpose)?[123]d")
 # Names in torch, torch.nn.functional and Tensor; elementwise functions without chance.
 ACTIVATIONS = {
@@ -82,8 +64,6 @@ BETWEEN = re.compile(
     r"|(adaptive_)?(max|avg)_pool[123]d"
     r"|contiguous|to|float"
 )
-# Types whose weights scale each unit by itself and mix none: they are no layers, and not missed.
-NORMALIZATION = re.compile(r".*Norm([123]d)?")
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 T = TypeVar("T", Moments, Firing)
@@ -123,30 +103,22 @@ class Recorder:
     """What the layers of ``model`` do in the forwards from :meth:`begin` to :meth:`close`.
 
     The layers are observed during a forward alone, and hooks stand on the tensors that gradients
-    are asked of until it is closed. What fails in one of them is kept as
-    ``failure``: what was recorded is not whole then.
+    are asked of until it is closed.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        check(model)
-        self.failure: Exception | None = None
+        layers.check(model)
+        self._failures: list[Exception] = []
         self._model = model
-        self._layers = {
-            name: module for name, module in _named(model).items() if _units_axis(module)
-        }
+        self._layers = layers.named(model)
         self._forwards: list[list[_Call]] = []
         self._weights: dict[str, Tensor] = {}
         self._weight_gradients: dict[str, Tensor] = {}
         self._scales: dict[int, float] = {}  # of the loss, by the backward pass under way
-        self._functions = _Functions(self)
+        self._functions = _Functions(self._failures.append)
         self._depth, self._thread = 0, 0
         self._observing = contextlib.ExitStack()
         self._gradient_hooks = contextlib.ExitStack()
-
-    @property
-    def names(self) -> list[str]:
-        """Of all layers, also of those that are never called."""
-        return list(self._layers)
 
     @harmless
     def begin(self) -> Callable[[object], object] | None:
@@ -162,7 +134,7 @@ class Recorder:
     def _open(self) -> None:
         self._scales.clear()  # of passes that an error ended
         self._forwards.append([])
-        self._functions = _Functions(self)
+        self._functions = _Functions(self._failures.append)
         self._functions.enter()
         calls = [(m, self._layer_observer(name, m)) for name, m in self._layers.items()]
         self._observing.enter_context(observed.forwards(calls))
@@ -199,7 +171,12 @@ class Recorder:
         self._gradient_hooks.close()
 
     def failed(self, error: Exception) -> None:
-        self.failure = self.failure or error
+        self._failures.append(error)
+
+    @property
+    def failure(self) -> Exception | None:
+        """What went wrong first: what was recorded is not whole then."""
+        return next(iter(self._failures), None)
 
     def signals(self) -> Signals | None:
         """Of the forwards that a gradient came back through; None where there is none."""
@@ -211,7 +188,7 @@ class Recorder:
         if not calls:
             return None
         found = signals({name: self._layer(name, of) for name, of in calls.items()})
-        return dataclasses.replace(found, not_measured=not_measured(self._model))
+        return dataclasses.replace(found, not_measured=layers.not_measured(self._model))
 
     def _layer(self, name: str, calls: list[_Call]) -> Layer:
         return Layer(
@@ -233,7 +210,7 @@ class Recorder:
         # A parametrized layer would compute its weight anew when asked, and might change it.
         own = dict(module.named_parameters(recurse=False)).get("weight")
         weight = self._functions.weights.get(output, own)
-        unit = _units_axis(module)
+        unit = layers.units_axis(module)
         if not _is_plain(weight) or weight.dim() < 2 or output.dim() < -unit:
             return
         call = _Call(name, unit, Moments.of(output, unit))
@@ -247,7 +224,7 @@ class Recorder:
             hook = functools.partial(self._gave_back, call)
             self._gradient_hooks.enter_context(_on_gradient(base, hook))
         if name not in self._weights:
-            self._weights[name] = _rows(module, weight).clone()
+            self._weights[name] = layers.rows(module, weight).clone()
             if weight.is_leaf and weight.requires_grad:
                 hook = functools.partial(self._weight_gave_back, name, module)
                 self._gradient_hooks.enter_context(_on_gradient(weight, hook))
@@ -260,7 +237,7 @@ class Recorder:
     @harmless
     def _weight_gave_back(self, name: str, module: nn.Module, gradient: Tensor) -> None:
         so_far = self._weight_gradients.get(name)
-        rows = _rows(module, self._unscaled(gradient))
+        rows = layers.rows(module, self._unscaled(gradient))
         self._weight_gradients[name] = rows.clone() if so_far is None else so_far + rows
 
     @harmless
@@ -307,11 +284,11 @@ class _Call:
 class _Functions(TorchFunctionMode):
     """Sees every torch function: which weights gave a tensor, and whose activation it becomes."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
         super().__init__()
+        self.failed = failed
         self.calls: MutableMapping[Tensor, _Call] = WeakIdKeyDictionary()
         self.weights: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
-        self.failed = recorder.failed
 
     def enter(self) -> None:
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -367,47 +344,6 @@ class _Functions(TorchFunctionMode):
             del self.calls[result]
 
 
-def check(model: object) -> None:
-    """Raise what a user is to change before a model can be looked into."""
-    if not isinstance(model, nn.Module):
-        raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if any(map(_is_compiled, model.modules())):
-        raise SettingError(
-            "model must not be compiled: fused kernels have no layers to look into; give the model "
-            "as it was before compiling"
-        )
-    if any(map(is_lazy, model.parameters())):
-        kind = type(model).__name__
-        raise SettingError(f"model must have its weights; {kind} is lazy: call it on a batch first")
-
-
-def has_layers(model: nn.Module) -> bool:
-    return any(map(_units_axis, model.modules()))
-
-
-def not_measured(model: nn.Module) -> dict[str, str]:
-    """The types of those modules that hold parameters and are no layers, by name.
-
-    Normalizations are left out, and the parts of a parametrized weight, which is its layer's. Of
-    a model with nothing to measure, the model itself is told.
-    """
-    modules = _named(model)
-    found = {name: type(module).__name__ for name, module in modules.items() if _is_missed(module)}
-    found = {
-        name: kind for name, kind in found.items() if "parametrizations" not in name.split(".")
-    }
-    nothing = {next(iter(modules)): type(model).__name__}
-    return found or ({} if has_layers(model) else nothing)
-
-
-def _is_missed(module: nn.Module) -> bool:
-    kinds = (kind.__name__ for kind in type(module).__mro__)
-    if _units_axis(module) or any(map(NORMALIZATION.fullmatch, kinds)):
-        return False
-    its = next(module.parameters(recurse=False), None)
-    return its is not None or nn.utils.parametrize.is_parametrized(module)
-
-
 def is_traced() -> bool:
     """Whether a forward that runs now is one that is written down, and computes no numbers."""
     return (
@@ -417,33 +353,6 @@ def is_traced() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
         or torch._guards.active_fake_mode() is not None  # noqa: SLF001
     )
-
-
-def rows_by_unit(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's weight, (in, out/groups, …), as (out, in/groups, …).
-
-    Each group of inputs gives a group of the units, and no other.
-    """
-    by_group = weight.view(groups, -1, *weight.shape[1:])
-    return by_group.transpose(1, 2).flatten(0, 1)
-
-
-def _rows(module: nn.Module, weight: Tensor) -> Tensor:
-    """A layer's weight, or the gradient by it, with the units along the first axis."""
-    weight = weight.detach()
-    return rows_by_unit(weight, module.groups) if isinstance(module, TRANSPOSED) else weight
-
-
-def _named(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by their first names, which are different; the model's own is its type's."""
-    (_, root), *others = model.named_modules()
-    found: dict[str, nn.Module] = {}
-    for given, module in (*others, (type(model).__name__.lower(), root)):
-        name = given
-        while name in found:
-            name += "_"
-        found[name] = module
-    return {name: root, **found}  # the model comes first
 
 
 def _is_plain(x: object) -> TypeGuard[Tensor]:
@@ -501,17 +410,3 @@ def _sum(parts: Iterable[T | None]) -> T | None:
     """Of those that are there."""
     there = [part for part in parts if part is not None]
     return functools.reduce(operator.add, there) if there else None
-
-
-def _units_axis(module: nn.Module) -> int:
-    """0 for a module that is no layer."""
-    return next((axis for kind, axis in LAYERS.items() if isinstance(module, kind)), 0)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    # By name, because importing torch._dynamo takes seconds.
-    return (
-        isinstance(module, torch.jit.ScriptModule)
-        or type(module).__name__ == "OptimizedModule"
-        or vars(module).get("_compiled_call_impl") is not None
-    )

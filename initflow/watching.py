@@ -12,9 +12,9 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from initflow import context, environment, observed, track, unsent
+from initflow import context, environment, layers, observed, track, unsent
 from initflow.errors import LONGEST, SettingError, cause, unknown, without_credentials
-from initflow.recorder import Recorder, check, harmless, is_traced, not_measured
+from initflow.recorder import Recorder, harmless, is_traced
 from initflow.signals import QUANTITIES, Signals
 
 TAG = "initflow.nonfinite"  # what was not finite, and how often
@@ -64,7 +64,7 @@ def watch(
         raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
     run = _active()
     log = _Log(run, _known(quantities), name)
-    check(model)
+    _check(model)
     steps = _Steps(model, every, log)
     steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
     with (
@@ -96,8 +96,8 @@ class _Steps:
         self._parameters = {id(parameter): parameter for parameter in known}
         self._state = self._version()
         self._recorder = Recorder(self._model)
-        missed = not_measured(self._model)
-        self._log.begin(self._recorder.names, missed, is_tagged=is_tagged)
+        missed = layers.not_measured(self._model)
+        self._log.begin([*layers.named(self._model)], missed, is_tagged=is_tagged)
 
     @harmless
     def forward(self) -> Callable[[object], object] | None:
@@ -170,9 +170,9 @@ class _Log:
         self._is_tagged = self._has_failed = False
 
     @harmless
-    def begin(self, layers: list[str], missed: dict[str, str], *, is_tagged: bool) -> None:
+    def begin(self, measured: list[str], missed: dict[str, str], *, is_tagged: bool) -> None:
         """Settle the names, give the run its tags, and tell which modules are not measured."""
-        self._take([*layers, *missed])
+        self._take([*measured, *missed])
         tags = environment.tags() if is_tagged else {}
         if missed:
             listed = _listed(f"{self._names[name]} ({kind})" for name, kind in missed.items())
@@ -231,6 +231,16 @@ def _listed(parts: Iterable[str]) -> str:
     text = ", ".join([*first[:NAMED], *["…" for _ in first[NAMED:]]])
     text = text.encode(errors="replace").decode()
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what a user is to change; what else fails there is told of when watching begins."""
+    try:
+        layers.check(model)
+    except SettingError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - a model may fail in any way
+        pass
 
 
 def _active() -> track.Run:

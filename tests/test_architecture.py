@@ -56,6 +56,7 @@ ORDER = [
     "tuning_figures",
     "bundle",
     "observed",
+    "layers",
     "recorder",
     "inspection",
     "sampler_state",

@@ -18,9 +18,9 @@ import initflow
 from initflow import data, measure, model, observed
 from initflow.activations import ACTIVATIONS
 from initflow.errors import SettingError
+from initflow.layers import rows_by_unit
 from initflow.plugins import find
 from initflow.recorder import ACTIVATIONS as KNOWN
-from initflow.recorder import rows_by_unit
 from initflow.signals import QUANTITIES
 
 

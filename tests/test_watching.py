@@ -22,7 +22,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow import errors, track, unsent
+from initflow import errors, observed, track, unsent
+from initflow.recorder import Recorder
 from initflow.signals import QUANTITIES, Firing, Layer, Moments, signals
 from tests.test_inspection import Net, cnn, hooks_on, normal, squared
 
@@ -324,12 +325,14 @@ def test_nothing_is_kept_alive(logged):
     layer = net[0]
     layer.register_forward_hook(lambda _, __, output: alive.append(weakref.ref(output)))
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    gc.collect()
     gc.disable()
     try:
         with initflow.watch(net, every=2):
-            for x in data(4):
+            for step, x in enumerate(data(4)):
                 train(net, [x], optimizer)
                 assert alive.pop()() is None
+                assert sum(type(one) is Recorder for one in gc.get_objects()) == 1 - step % 2
         alive = [weakref.ref(net), weakref.ref(layer), weakref.ref(layer.weight)]
     finally:
         gc.enable()
@@ -1039,3 +1042,15 @@ def test_a_forward_that_copies_its_own_layers(logged):
     with initflow.watch(net, every=1):
         squared(net(*data())).backward()
     assert steps(logged)
+
+
+def test_a_model_that_cannot_be_looked_through(logged, caplog):
+    """Is trained all the same, and what it fails with is told once."""
+    net = mlp()
+    net._modules[5] = nn.Linear(3, 3)
+    with initflow.watch(net, every=1):
+        for x in data(3):
+            squared(net(x)).backward()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("watching failed, and the training goes on: step 0: TypeError: ")
+    assert not observed._of_modules
