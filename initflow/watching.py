@@ -90,9 +90,8 @@ class _Steps:
     @harmless
     def start(self, *, is_tagged: bool) -> None:
         """Record the first step, and tell the run of what is watched."""
-        known = (
-            p for p in self._model.parameters() if not p.is_inference()
-        )  # as it has no version
+        # Tensors of inference mode count no versions.
+        known = (p for p in self._model.parameters() if not p.is_inference())
         self._parameters = {id(parameter): parameter for parameter in known}
         self._state = self._version()
         self._recorder = Recorder(self._model)

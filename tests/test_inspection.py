@@ -21,7 +21,7 @@ from initflow.errors import SettingError
 from initflow.layers import rows_by_unit
 from initflow.plugins import find
 from initflow.recorder import ACTIVATIONS as KNOWN
-from initflow.signals import QUANTITIES
+from initflow.signals import QUANTITIES, Moments
 
 
 class Layer:
@@ -660,6 +660,15 @@ def test_wrong_batches():
         "argument: 'x'",
         *(net, {"y": x}, squared),
     )
+    assert not hooks_on(net)
+
+
+def test_what_fails_in_looking_is_one_line(monkeypatch):
+    """With its own reason, once the model has run; nothing is left behind."""
+    net = cnn()
+    monkeypatch.setattr(Moments, "of", lambda *_: 1 / 0)
+    reason = "model cannot be measured: ZeroDivisionError: division by zero"
+    fails(reason, net, normal(5, 1, 8, 8), squared)
     assert not hooks_on(net)
 
 

@@ -759,6 +759,17 @@ def test_a_model_that_is_compiled_while_it_is_watched(logged):
     assert list(steps(logged)) == [0]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
+def test_a_forward_of_which_a_part_is_compiled(logged):
+    """Without a break in it for what watches; the layers around it are measured."""
+    compiled = torch.compile(lambda h: torch.relu(h) * 2, backend="eager", fullgraph=True)
+    net = Net(lambda net, x: net.b(compiled(net.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 2))
+    with initflow.watch(net, every=1):
+        train(net, data(2))
+    for values in steps(logged).values():
+        assert {"gradient_variance/a", "gradient_variance/b"} < set(values)
+
+
 class Tokens(nn.Module):
     """A head on what is not measured, with a normalization."""
 
