@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from initflow import idx
+from initflow import idx, paths
 from initflow.config import TrainConfig
 from initflow.errors import DataError, SettingError
 from initflow.seeds import stream_seed
@@ -190,7 +190,7 @@ def data_dir(given: Path | None) -> Path:
     if given is not None:
         return given
     if os.environ.get("INITFLOW_DATA_DIR"):
-        return Path(os.path.expanduser(os.environ["INITFLOW_DATA_DIR"]))  # noqa: PTH111 - as given
+        return paths.own(os.environ["INITFLOW_DATA_DIR"])
     return _cache()
 
 
