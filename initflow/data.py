@@ -257,6 +257,12 @@ def _idx(name: str, folder: Path) -> _Pixels:
     """A data set of four IDX files in ``folder``, downloaded where there is none of them."""
     found = _found(name, folder)
     if found.is_empty:
+        beside = idx.related(folder, TORCHVISION[name])
+        if beside:
+            raise DataError(
+                f"{name} in '{folder}' is in no form that is read: {idx.listed(beside)}; nothing "
+                "is downloaded beside files of a set"
+            )
         _download(name, folder)
         found = _found(name, folder)
     try:
@@ -335,10 +341,8 @@ def _download(name: str, folder: Path) -> None:
                 lock.unlink(missing_ok=True)
                 for path in made:
                     path.rmdir()
-        beside = idx.related(idx.places(folder, TORCHVISION[name]))
-        not_taken = f" (not taken: {idx.listed(beside)})" if beside else ""
         raise DataError(
-            f"{name} is not in '{folder}'{', which is not there,' if made else ''}{not_taken} "
+            f"{name} is not in '{folder}'{', which is not there,' if made else ''} "
             f"and cannot be downloaded "
             f"({' '.join(str(error).split())}); point data_dir or INITFLOW_DATA_DIR to a folder "
             f"that holds {TORCHVISION[name]}/raw, or use dataset=digits, which needs no download"

@@ -49,6 +49,13 @@ _PACKED = (".gz", ".gzip")
 _ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 _OTHERS = (".npz", ".npy", ".csv", ".pkl", ".pkl.gz", ".pt", ".mat", ".h5", ".parquet", ".arff")
 UNPACK = "unpack it"
+# By which a name tells of a set, and by which of any.
+_WORDS = {
+    "MNIST": r"(?<![a-z])(?<!fashion[-_ ])mnist",
+    "FashionMNIST": r"fashion",
+    "KMNIST": r"kmnist|kuzushiji",
+}
+_SETS = r"mnist|fashion|kuzushiji"
 
 
 @dataclass(frozen=True)
@@ -123,19 +130,20 @@ def find(where: Sequence[Path]) -> Found:
     return Found(files, refused)
 
 
-def related(where: Sequence[Path]) -> dict[Path, str]:
-    """What else there may hold the set, and why it is not taken."""
+def related(folder: Path, name: str) -> dict[Path, str]:
+    """What else in the :func:`places` of the set may hold it, and why it is not taken."""
     found = {}
-    for place in where:
+    for place in places(folder, name):
         for entry in _entries(place):
-            name, named = entry.lower(), _NAME.search(entry)
+            lower, named = entry.lower(), _NAME.search(entry)
+            of_any = named or lower.startswith("archive")
+            if not (re.search(_WORDS[name], lower) or (of_any and not re.search(_SETS, lower))):
+                continue
             if named:  # somewhere in its name, or it would be one of the set
                 found[place / entry] = f"call it {NAMES[_part(named[0]) or '']}"
-            elif "mnist" not in name and not name.startswith("archive"):
-                continue
-            elif name.endswith(_OTHERS):
+            elif lower.endswith(_OTHERS):
                 found[place / entry] = "only IDX files are read"
-            elif name.endswith(_ARCHIVES):
+            elif lower.endswith(_ARCHIVES):
                 found[place / entry] = UNPACK
     return found
 

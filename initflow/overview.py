@@ -97,7 +97,8 @@ def addresses(population: Population) -> dict[str, str]:
 
 def warnings(population: Population) -> list[str]:
     """What failed and why, and what else is not as one would expect."""
-    lines = [f"{name} failed: {reason}" for name, reason in population.failed.items()]
+    lines = [population.remark] if population.remark else []
+    lines += [f"{name} failed: {reason}" for name, reason in population.failed.items()]
     if not all(member.is_exact for member in population.members):
         lines.append(
             "Here networks that train together are not bit-identical to each one alone: the "

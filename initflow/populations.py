@@ -68,11 +68,15 @@ class Trained:
 
 @dataclass(kw_only=True)
 class Population(Trained):
-    """What came of the networks below ``run``, one or more in each of ``cells``."""
+    """What came of the networks below ``run``, one or more in each of ``cells``.
+
+    ``remark`` is a sentence on the data, where there is something odd to say of it.
+    """
 
     run: track.Run
     device: str
     cells: Sequence[Cell]
+    remark: str = ""
 
     def by_cell(self) -> dict[Cell, list[Member]]:
         """The networks of each scheme and activation, in the order of their seeds."""
@@ -195,7 +199,7 @@ def grown(
             run.log_json("config", settings.as_text() | resolved)
             run.log_data(splits)
             experiments.log_uncommitted(run)
-            population = Population(run=run, device=device, cells=cells)
+            population = Population(run=run, device=device, cells=cells, remark=splits.remark)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [

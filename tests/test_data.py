@@ -591,7 +591,7 @@ def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
     ("name", "reason"),
     [
         ("archive.zip", "unpack it"),
-        ("emnist-letters-train-images-idx3-ubyte.gz", "call it train-images-idx3-ubyte"),
+        ("my-train-images-idx3-ubyte.gz", "call it train-images-idx3-ubyte"),
         ("MNIST/raw/mnist.tar.gz", "unpack it"),
         ("mnist.npz", "only IDX files are read"),
         ("raw/mnist_train.csv", "only IDX files are read"),
@@ -599,13 +599,37 @@ def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
     ],
 )
 def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch, name, reason):
-    """With the reason, where the set can neither be found nor downloaded."""
-    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    """With the reason, and nothing is downloaded beside it."""
+    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("it was downloaded"))
     lay(tmp_path, name, b"", place=".")
     lay(tmp_path, "notes.zip", b"", place=".")
-    message = f"mnist is not in '{tmp_path}' (not taken: '{tmp_path / name}' ({reason})) and cannot"
+    message = f"mnist in '{tmp_path}' is in no form that is read: '{tmp_path / name}' ({reason});"
     with pytest.raises(DataError, match=re.escape(message)):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("mnist", "fashion-mnist.zip"),
+        ("mnist", "FashionMNIST.tar.gz"),
+        ("mnist", "emnist-letters-train-images-idx3-ubyte.gz"),
+        ("mnist", "kmnist.npz"),
+        ("mnist", "notes.zip"),
+        ("fashion-mnist", "mnist.npz"),
+        ("kmnist", "fashion_mnist.csv"),
+    ],
+)
+def test_another_set_in_the_folder_is_in_nobodys_way(tmp_path, monkeypatch, dataset, name):
+    """A folder may hold several."""
+    lay(tmp_path, name, b"", place=".")
+
+    def downloaded(*_):
+        raise DataError("downloading")
+
+    monkeypatch.setattr(data, "_download", downloaded)
+    with pytest.raises(DataError, match="downloading"):
+        load(tmp_path, dataset=dataset)
 
 
 def test_a_download_with_the_wrong_checksum_is_refused(server, tmp_path):
@@ -683,7 +707,7 @@ def test_every_run_tells_what_its_images_are(store, alone, folder, command):
     """By two tags; of the user's own, its description says so, and names the digest."""
     run, settings, own = OF_COMMANDS[command]
     network = {} if command == "diagnose" else {"hidden": "9", "epochs": 1, "log_model": False}
-    result = run(settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own))
+    run(settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own))
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     digest = load(folder).digest
     assert len(runs) >= {"train": 1, "compare": 3, "tune": 3, "diagnose": 2}[command]
@@ -694,5 +718,4 @@ def test_every_run_tells_what_its_images_are(store, alone, folder, command):
     assert logged
     said = f"The data is the user's own, not the published mnist: its SHA-256 is {digest}."
     for one in logged:
-        if command != "compare" or one.info.run_id != result.population.run.id:
-            assert said in one.data.tags["mlflow.note.content"]
+        assert said in one.data.tags["mlflow.note.content"]
