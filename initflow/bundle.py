@@ -187,7 +187,7 @@ def commands(past: Provenance) -> dict[str, str]:
         "Train it again and compare, bit for bit": verifying(past, "."),
         "Train it": config.command("train", ("init",)),
         "Train it as an MLflow Project, in a checkout of initflow": config.command(
-            "train", ("init",), ("--env-manager", "local")
+            "train", ("init",), (".", "--env-manager", "local")
         ),
     }
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gzip
 import io
+import logging
 import os
 import struct
 import sys
@@ -73,6 +74,15 @@ init = "he"
 activation = "relu"
 published = { 10 = 85.0 }
 """
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    """The command line quietens our log for its process, which here has more to do."""
+    logger = logging.getLogger("initflow")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

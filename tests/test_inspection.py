@@ -1,6 +1,7 @@
 """Looking into any module, against a forward pass written out and numpy's statistics."""
 
 import copy
+import sys
 from collections import UserDict
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -561,6 +562,14 @@ class Pair(NamedTuple):
     y: torch.Tensor
 
 
+def data_parallel(net):
+    """On the CPU, also after a test has brought a device of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules[nn.DataParallel.__module__]  # a function has its name in the package
+        patch.setattr(module, "_get_available_device_type", lambda: None)
+        return nn.DataParallel(net)
+
+
 @pytest.mark.parametrize(
     ("batch", "loss"),
     [
@@ -581,7 +590,7 @@ class Pair(NamedTuple):
 def test_batches_as_they_come(batch, loss, wrapped):
     """Tensors, tuples of any length, mappings; also where DataParallel passes them on."""
     net = Several()
-    found = initflow.inspect(nn.DataParallel(net) if wrapped else net, batch, against)
+    found = initflow.inspect(data_parallel(net) if wrapped else net, batch, against)
     loss(net).backward()
     variance = np.var(net.fc.weight.grad.double().numpy())
     values = found.layers["module.fc" if wrapped else "fc"]
@@ -621,7 +630,7 @@ def test_buffers_that_are_shared_or_replaced_are_left_as_they_were():
 
     handle = net[0].register_forward_hook(replace)
     before = {name: (id(b), b.clone()) for name, b in net.named_buffers(remove_duplicate=False)}
-    initflow.inspect(nn.DataParallel(net), X, squared)
+    initflow.inspect(data_parallel(net), X, squared)
     handle.remove()
     after = {name: (id(b), b) for name, b in net.named_buffers(remove_duplicate=False)}
     assert same(after, before)
