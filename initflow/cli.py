@@ -409,8 +409,8 @@ def sync() -> None:
         from initflow import track, unsent
 
         _quieten_libraries()
-        track.close_left_open(everywhere=True)
         done = unsent.sync(lambda sent, of: progress("sending", sent, of))
+        track.close_left_open(everywhere=True)  # some of them may just have been made
     _say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
     if done.left:
         *lines, last = [line for left in done.left for line in unsent.left_lines(left)]

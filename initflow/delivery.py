@@ -428,16 +428,25 @@ def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
 def close_orphan(uri: str, run: str) -> None:
     """Close a run, by id or key, whose process died: as KILLED, with the tag that says so.
 
-    One that is closed by now is left as it is, and so is a key that stands for none.
+    One that is closed, deleted or gone by now is left as it is, and so is a key that stands for
+    none.
     """
     client = client_of(uri)
     try:
         id_ = looked_up(client, run) if run.startswith(KEY) else run
+        info = client.get_run(id_).info
     except UnknownKeyError:
         if paths():  # it may wait there to be made
             raise
         return
-    if client.get_run(id_).info.status in ("RUNNING", "SCHEDULED"):
+    except RefusedError:
+        return
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return
+    is_open = info.status in ("RUNNING", "SCHEDULED")
+    if is_open and info.lifecycle_stage == LifecycleStage.ACTIVE:
         client.set_tag(id_, ORPHANED, "true")
         client.set_terminated(id_, "KILLED")
 

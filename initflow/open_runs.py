@@ -103,7 +103,7 @@ def left_open() -> Iterator[LeftOpen]:
             found = _read(path)
             for tracking in dict.fromkeys(where for where, _ in found):
                 yield LeftOpen(path, tracking, tuple(run for at, run in found if at == tracking))
-            if not found and _is_of_here(path):
+            if not found and (_is_of_here(path) or not path.exists()):
                 _remove(path)
         finally:
             lock.release()

@@ -8,12 +8,14 @@ holds the runs, in the user's data folder.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 import platformdirs
 
 STORE = "sqlite:///"
+MADE = re.compile(r"tmp[a-z0-9_]{8}")  # as MLflow's tempfile.mkdtemp names a folder
 
 
 def in_clone() -> bool:
@@ -26,8 +28,7 @@ def in_clone() -> bool:
     if "MLFLOW_TRACKING_URI" not in os.environ or above not in here.parents:
         return False
     top = here.relative_to(above).parts[0]
-    # As tempfile.mkdtemp names it.
-    return top.startswith(tempfile.gettempprefix()) and (above / top / ".git").is_dir()
+    return bool(MADE.fullmatch(top)) and (above / top / ".git").is_dir()
 
 
 def home() -> Path:

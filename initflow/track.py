@@ -371,8 +371,8 @@ def close_left_open(*, everywhere: bool = False) -> None:
                     delivery.close_orphan(where, run)
             except OutageError:
                 break
-            except TrackingError:  # it is there no more
-                pass
+            except TrackingError:  # such as of a lack of rights
+                continue
             left.forget(run)
 
 

@@ -182,6 +182,23 @@ def test_where_nothing_answers_it_is_left_for_the_next(store, monkeypatch):
     assert left() == []
 
 
+def test_what_is_refused_for_lack_of_rights_is_left_for_later(store, monkeypatch):
+    """With the password it may be closed; others are."""
+    client, ids = ended(store, "RUNNING", "by key")
+    dead(*((delivery.sender(store).tracking, one, True) for one in ids))
+    real = delivery.close_orphan
+
+    def refuse(where, run):
+        if run == ids[0]:
+            raise mlflow.MlflowException("no rights")
+        real(where, run)
+
+    monkeypatch.setattr(delivery, "close_orphan", refuse)
+    track.close_left_open()
+    assert [runs for _, runs in left()] == [(ids[0],)]
+    assert client.get_run(ids[1]).info.status == "KILLED"
+
+
 def test_elsewhere_is_for_sync(store, tmp_path):
     """Runs in another store are closed by the command that sends everything."""
     other = f"sqlite:///{tmp_path}/other.db"

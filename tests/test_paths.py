@@ -15,7 +15,7 @@ from tests.test_finder import project
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """The working folder, as `mlflow run https://…` makes it, and the user's beside it."""
-    made = tmp_path / "tmpabc"
+    made = tmp_path / "tmpab_c012d"
     (made / ".git").mkdir(parents=True)
     (tmp_path / "user").mkdir()
     monkeypatch.setattr(paths.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -28,12 +28,15 @@ def test_elsewhere_paths_are_as_they_are(tmp_path, monkeypatch):
     """A checkout in the folder for temporary files is none of MLflow's clones."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/user/mlflow.db")
     monkeypatch.setattr(paths.tempfile, "gettempdir", lambda: str(tmp_path))
-    for name in ("checkout", "tmpabc"):
-        (tmp_path / name).mkdir()
+    for name in ("checkout", "tmp.AbC0123456"):  # as the command mktemp names one
+        (tmp_path / name / ".git").mkdir(parents=True)
         monkeypatch.chdir(tmp_path / name)
         assert not paths.in_clone()
         assert paths.own("a/b") == Path("a/b")
         assert paths.own_or_of_project("a.toml") == Path("a.toml")
+    (tmp_path / "tmpab_c012d").mkdir()
+    monkeypatch.chdir(tmp_path / "tmpab_c012d")
+    assert not paths.in_clone()
     monkeypatch.setenv("HOME", "/home/me")
     assert paths.own("~/b") == Path("/home/me/b")
 
