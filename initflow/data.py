@@ -309,7 +309,8 @@ def _incomplete(name: str, folder: Path, found: idx.Found) -> DataError:
     refused = f"; not taken: {idx.listed(found.refused)}" if found.refused else ""
     return DataError(
         f"{name} in '{folder}' lacks {' and '.join(found.missing)}, looked for there and in "
-        f"{home}/raw, {home} and raw{refused}; nothing is downloaded beside files of a set"
+        f"{home}/raw, {home} and raw, all four in one of them{refused}; nothing is downloaded "
+        "beside files of a set"
     )
 
 

@@ -62,12 +62,14 @@ _SETS = r"mnist|fashion|kuzushiji"
 class Found:
     """What lies in the places of a data set.
 
-    ``files`` has for each part of :data:`NAMES` all that can be read, the one to take first: that
-    of the first place; there, what is not packed, in no folder of its own, and first by name.
-    ``refused`` says of what else bears such a name why it cannot be, in words.
+    ``files`` has for each part of :data:`NAMES` all that can be read. ``taken`` are those of one
+    place, the first that has all four or else the most, so that no two sets are mixed; there, what
+    is not packed, in no folder of its own, and first by name. ``refused`` says of what else bears
+    such a name why it cannot be, in words.
     """
 
     files: Mapping[str, Sequence[Path]]
+    taken: Mapping[str, Path]
     refused: Mapping[Path, str]
 
     @property
@@ -76,13 +78,8 @@ class Found:
 
     @property
     def missing(self) -> list[str]:
-        """The published names of the parts that nothing holds."""
-        return [NAMES[part] for part, paths in self.files.items() if not paths]
-
-    @property
-    def taken(self) -> dict[str, Path]:
-        """The file of each part that is there."""
-        return {part: paths[0] for part, paths in self.files.items() if paths}
+        """The published names of the parts that are not taken."""
+        return [name for part, name in NAMES.items() if part not in self.taken]
 
 
 def places(folder: Path, name: str) -> list[Path]:
@@ -109,6 +106,7 @@ def find(where: Sequence[Path]) -> Found:
     Raises :class:`DataError` where a folder cannot be looked into.
     """
     files: dict[str, list[Path]] = {part: [] for part in NAMES}
+    taken: dict[str, Path] = {}
     refused: dict[Path, str] = {}
     for place in where:
         here: list[tuple[tuple[bool, int, str], str, Path]] = []
@@ -125,9 +123,12 @@ def find(where: Sequence[Path]) -> Found:
                 else:
                     is_packed = file.name.lower().endswith(_PACKED)
                     here.append(((is_packed, len(file.parts), file.name.lower()), part, file))
+        firsts: dict[str, Path] = {}
         for _, part, file in sorted(here):
             files[part].append(file)
-    return Found(files, refused)
+            firsts.setdefault(part, file)
+        taken = max(taken, firsts, key=len)  # of equals the first
+    return Found(files, taken, refused)
 
 
 def related(folder: Path, name: str) -> dict[Path, str]:

@@ -214,13 +214,13 @@ WAY = st.fixed_dictionaries(
 )
 
 
-@given(st.tuples(*[st.lists(WAY, min_size=1, max_size=2)] * 4))
-def test_any_mixture_of_names_places_and_packing_is_the_same_set(alone, ways):
-    """Each of the four in ways of its own, also in two at once."""
+@given(st.sampled_from(PLACES), st.tuples(*[st.lists(WAY, min_size=1, max_size=2)] * 4))
+def test_any_mixture_of_names_places_and_packing_is_the_same_set(alone, place, ways):
+    """Each of the four in a way of its own in one place; also in another way, anywhere."""
     files = small_mnist(train=12, test=11, side=3)
     with tempfile.TemporaryDirectory() as name:
-        for item, of_file in zip(files.items(), ways, strict=True):
-            for way in of_file:
+        for item, (first, *others) in zip(files.items(), ways, strict=True):
+            for way in ({**first, "place": place}, *others):
                 # What one is a file in, the other is a folder in: the first stays.
                 with contextlib.suppress(FileExistsError, IsADirectoryError, NotADirectoryError):
                     lay(Path(name), *item, **way)
@@ -265,6 +265,29 @@ def test_of_several_files_the_first_in_order_is_taken(alone, tmp_path):
         for item in small_mnist(train=10 * n).items():
             lay(tmp_path, *item, **way)
         assert len(load(tmp_path).train) == 10 * n
+
+
+@pytest.mark.parametrize("strays", [1, 3])
+def test_files_of_two_sets_are_never_mixed(alone, tmp_path, strays):
+    """Strays where one looks first do not stand in for those of a whole set elsewhere."""
+    whole, other = small_mnist(), small_mnist()
+    other["train-labels-idx1-ubyte"] = idx_file(np.zeros(200))
+    for item in whole.items():
+        lay(tmp_path, *item, place=".")
+    expected = load(tmp_path).digest
+    for item in sorted(other.items(), reverse=True)[:strays]:
+        lay(tmp_path, *item, place="MNIST/raw")
+    assert load(tmp_path).digest == expected
+
+
+def test_four_files_in_two_places_are_no_set(alone, tmp_path):
+    """Nobody knows whether they belong together; the error says where they are to be."""
+    items = sorted(small_mnist().items())
+    for n, item in enumerate(items):
+        lay(tmp_path, *item, place="raw" if n == 3 else ".")
+    lacking = f"lacks {items[3][0]}, looked for there and in .*all four in one of them"
+    with pytest.raises(DataError, match=lacking):
+        load(tmp_path)
 
 
 def test_a_link_to_a_file_elsewhere_is_followed(alone, folder, tmp_path):
@@ -466,7 +489,7 @@ def test_the_published_mnist_is_known_by_its_content(mnist, tmp_path):
     assert splits.remark == ""
     assert splits.tags == {"initflow.data": "published", "initflow.data_sha256": splits.digest}
     images = (raw / "t10k-images-idx3-ubyte").read_bytes()
-    lay(tmp_path, "t10k-images-idx3-ubyte", images[:-1] + b"\1")
+    lay(tmp_path, "t10k-images-idx3-ubyte", images[:-1] + b"\1", place=".")
     own = load(tmp_path)
     assert own.edition == data.OWN
     assert own.remark == (
