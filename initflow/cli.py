@@ -170,12 +170,13 @@ def diagnose(experiment: str | None, **settings: str) -> None:
     console.print(report.diagnosis_table(diagnosis, console.width))
     _say(console, *report.advice_lines(diagnosis.readings))
     _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run_id}.")
+    error = None
     if diagnosis.failed:
         cells = "; ".join(
             f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
         )
-        raise VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
-    _finish(console, diagnosis.failures)
+        error = VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
+    _finish(console, diagnosis.failures, error)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -204,8 +205,7 @@ def compare(experiment: str | None, **settings: str) -> None:
     console.print(report.comparison_table(result.rows, console.width))
     _say(console, *result.sentences)
     _say(console, *overview.closing_lines(result.population))
-    _finish(console, result.population.failures)
-    _fail_if_any(result.population.failed)
+    _finish(console, result.population.failures, _of_networks(result.population.failed))
 
 
 @cli.command(context_settings=CONTEXT)
@@ -235,8 +235,7 @@ def tune(experiment: str | None, **settings: str) -> None:
     console.print(report.tuning_table(result.rows, console.width))
     _say(console, *result.sentences)
     _say(console, *tuning.closing_lines(result))
-    _finish(console, result.failures)
-    _fail_if_any(result.failed)
+    _finish(console, result.failures, _of_networks(result.failed))
 
 
 @cli.command(context_settings=CONTEXT)
@@ -263,8 +262,7 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     console.print(report.reproduction_table(result, console.width))
     _say(console, *result.sentences, *result.table.notes)
     _say(console, *overview.closing_lines(result.population))
-    _finish(console, result.population.failures)
-    _fail_if_any(result.population.failed)
+    _finish(console, result.population.failures, _of_networks(result.population.failed))
 
 
 @cli.command(context_settings=CONTEXT)
@@ -330,8 +328,11 @@ def export(run_id: str, folder: Path) -> None:
     _say(console, f"Next, try it: {following}")
 
 
-def _finish(console: Console, failed: Failures) -> None:
-    """Say where things are that nobody would look for in a clone; what failed is the error."""
+def _finish(console: Console, failed: Failures, error: InitflowError | None = None) -> None:
+    """Say where things are that nobody would look for in a clone, and raise what went wrong.
+
+    In one line: ``error`` if there is one, and what ``failed`` besides.
+    """
     from initflow import failures, paths, track
 
     if paths.in_clone():
@@ -340,6 +341,8 @@ def _finish(console: Console, failed: Failures) -> None:
             f"This ran in a clone that MLflow made. Runs are kept in {track.shown()}; studies, "
             f"plugins of your own and files by relative paths are in {paths.home().resolve()}.",
         )
+    if error:
+        raise type(error)("; ".join([str(error), *failures.lines(failed)]))
     failures.check(failed)
 
 
@@ -348,9 +351,11 @@ def _warn_of_one_seed(console: Console, seeds: int) -> None:
         _say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
 
 
-def _fail_if_any(failed: Mapping[str, str]) -> None:
-    if failed:
-        raise PluginError(f"{len(failed)} of the networks failed: {', '.join(failed)}")
+def _of_networks(failed: Mapping[str, str]) -> PluginError | None:
+    """The error where some could not be trained."""
+    if not failed:
+        return None
+    return PluginError(f"{len(failed)} of the networks failed: {', '.join(failed)}")
 
 
 @cli.command(context_settings=CONTEXT)

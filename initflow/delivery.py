@@ -70,6 +70,7 @@ from initflow.outbox import (
     experiment_key,
     paths,
 )
+from initflow.paths import STORE, store_file
 from initflow.sender import SLOW_S, Sender, Way
 
 KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
@@ -91,9 +92,9 @@ LOADER = "initflow_model"  # the module of a logged model by which MLflow loads 
 def uri() -> str:
     """Where the runs are kept: a tracking server or a store, whose path is whole."""
     where = str(mlflow.get_tracking_uri())
-    file = where.removeprefix("sqlite:///")
+    file = where.removeprefix(STORE)
     is_relative = file != where and not os.path.isabs(file)  # noqa: PTH117 - text as it is
-    return f"sqlite:///{Path(file).absolute()}" if is_relative else where
+    return f"{STORE}{Path(file).absolute()}" if is_relative else where
 
 
 def is_served(uri: str) -> bool:
@@ -376,9 +377,9 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
 
 def store_lock(uri: str) -> contextlib.AbstractContextManager[object]:
     """Held while a store that is a file is made."""
-    if not uri.startswith("sqlite:///"):
+    store = store_file(uri)
+    if not store:
         return contextlib.nullcontext()
-    store = Path(uri.removeprefix("sqlite:///"))
     store.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
 

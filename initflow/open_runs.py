@@ -33,8 +33,9 @@ class LeftOpen:
     runs: tuple[str, ...]
 
     def forget(self, run: str) -> None:
-        """Note that it is closed; a file with nothing open is removed."""
-        _write(self.path, self.tracking, run, is_open=False)
+        """Note that it is closed, as far as the disk has room; with nothing open, the file goes."""
+        with contextlib.suppress(OSError):
+            _write(self.path, self.tracking, run, is_open=False)
         if not _read(self.path):
             _remove(self.path)
 

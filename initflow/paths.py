@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import platformdirs
 
@@ -35,10 +36,15 @@ def home() -> Path:
     """Where the user's own files are: the working folder, but for a clone."""
     if not in_clone():
         return Path()
-    tracking = os.environ["MLFLOW_TRACKING_URI"]
-    if tracking.startswith(STORE):
-        return Path(tracking.removeprefix(STORE)).parent
-    return platformdirs.user_data_path("initflow")
+    store = store_file(os.environ["MLFLOW_TRACKING_URI"])
+    return store.parent if store else platformdirs.user_data_path("initflow")
+
+
+def store_file(uri: str) -> Path | None:
+    """The file of MLflow's store at ``uri``, which quotes spaces and the like; None of others."""
+    if not uri.startswith(STORE):
+        return None
+    return Path(unquote(uri.removeprefix(STORE).partition("?")[0]))
 
 
 def own(path: str | os.PathLike[str]) -> Path:

@@ -239,7 +239,7 @@ class Run:
 
     def end(self, status: str) -> None:
         self._write("status", status=status, ended=_now())
-        open_runs.closed(delivery.sender(uri()).tracking, self.id)
+        open_runs.closed(shown(), self.id)
 
     @contextlib.contextmanager
     def nested(
@@ -262,7 +262,7 @@ class Run:
         try:
             if resumed:
                 run = Run(resumed, self.experiment_id, ())
-                open_runs.opened(delivery.sender(uri()).tracking, resumed)
+                open_runs.opened(shown(), resumed)
                 run._write("status", status="RUNNING")
                 run.set_tags({**tags, ORPHANED: "false"})
             else:
@@ -360,9 +360,11 @@ def close_left_open(*, everywhere: bool = False) -> None:
 
     Or ``everywhere``: where else they were written to. What does not answer is left for the next.
     """
-    own = delivery.sender(uri()).tracking
+    own, away = shown(), set[str]()
     for left in open_runs.left_open():
         if left.tracking != own and not (everywhere and _is_there(left.tracking)):
+            continue
+        if left.tracking in away:
             continue
         where = uri() if left.tracking == own else left.tracking
         for run in left.runs:
@@ -370,6 +372,7 @@ def close_left_open(*, everywhere: bool = False) -> None:
                 with _translated(where):
                     delivery.close_orphan(where, run)
             except OutageError:
+                away.add(left.tracking)
                 break
             except TrackingError:  # such as of a lack of rights
                 continue
@@ -389,7 +392,7 @@ def _close(run: Run | None, error: BaseException) -> bool:
 
 def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) -> Run:
     """A new run in the experiment that ``where`` tells by ``experiment_id`` or ``experiment``."""
-    key, tracking = outbox.new_key(), delivery.sender(uri()).tracking
+    key, tracking = outbox.new_key(), shown()
     values = {"name": name, "tags": _texts(tags), "started": _now(), **where}
     open_runs.opened(tracking, key)  # before it is made: it may be the last thing that we do
     try:
@@ -422,8 +425,9 @@ def follow(uri: str) -> None:
 def folder() -> Path:
     """Where files belong that go with the runs: beside a store that is one, else the user's."""
     where = mlflow.get_tracking_uri()
-    if where.startswith(paths.STORE):
-        return Path(where.removeprefix(paths.STORE)).parent
+    store = paths.store_file(where)
+    if store:
+        return store.parent
     return paths.home() if "://" in where else Path(where).parent
 
 
@@ -547,8 +551,8 @@ def serve(port: int) -> int:
     By one process, without those that judge language models: it is up in a third of the time.
     """
     uri = mlflow.get_tracking_uri()
-    local = uri.startswith(paths.STORE)
-    folder = Path(uri.removeprefix(paths.STORE)).parent if local else Path()
+    store = paths.store_file(uri)
+    folder = store.parent if store else Path()
     options = {
         "--host": HOST,
         "--port": str(port),
@@ -631,7 +635,7 @@ def _open(
         )
     if launched:
         run = _launched(launched)
-        open_runs.opened(delivery.sender(uri()).tracking, run.id)
+        open_runs.opened(shown(), run.id)
         run.set_tags({**environment.tags(), **tags})
         del os.environ["MLFLOW_RUN_ID"]  # as MLflow does: what is opened next is another run
     else:
@@ -661,7 +665,8 @@ def _launched(id: str) -> Run:  # noqa: A002 - as a run's own
         project: tuple[str, ...] = (".",)
         if paths.in_clone():
             tags = found.data.tags
-            project = (tags[MLFLOW_SOURCE_NAME], "-v", tags.get(MLFLOW_GIT_COMMIT, "HEAD"))
+            address = without_credentials(tags[MLFLOW_SOURCE_NAME])
+            project = (address, "-v", tags.get(MLFLOW_GIT_COMMIT, "HEAD"))
         launcher = (*project, "--env-manager", manager, "--experiment-name", experiment)
     return Run(id, experiment_id, launcher)
 
@@ -709,8 +714,8 @@ def read_run(run_id: str) -> Kept | None:
 
 def _is_there(where: str) -> bool:
     """False for a store whose file is missing, which asking would make."""
-    file = where.removeprefix("sqlite:///")
-    return file == where or os.path.exists(file)  # noqa: PTH110 - never raises
+    store = paths.store_file(where)
+    return not store or os.path.exists(store)  # noqa: PTH110 - never raises
 
 
 def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:

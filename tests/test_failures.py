@@ -154,6 +154,16 @@ def test_what_fails_is_noted_with_its_traceback_in_the_log(caplog):
     failures.check({})
 
 
+def test_a_verdict_and_a_figure_that_failed_are_told_in_one_line(store, capsys, monkeypatch):
+    """The verdict first, which the user asked for."""
+    monkeypatch.setattr(failures, "png", fail)
+    arguments, _, _ = COMMANDS["diagnose"]
+    assert cli.main([*arguments, "--fail-on", "stable,vanishing"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: fail_on=stable,vanishing: he relu is ")
+    assert "; schemes_by_layer.png could not be made: RuntimeError: no room for" in line
+
+
 def test_an_interruption_is_no_failure():
     """Ctrl-C in the middle of drawing ends it."""
     failed = {}

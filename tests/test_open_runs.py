@@ -1,5 +1,6 @@
 """Runs that processes left open when they died: known to the next one, and closed by it."""
 
+import errno
 import json
 import os
 import signal
@@ -178,6 +179,38 @@ def test_where_nothing_answers_it_is_left_for_the_next(store, monkeypatch):
         patch.setattr(delivery, "close_orphan", away)
         track.close_left_open()
     assert asked == ids[:1]
+    track.close_left_open()
+    assert left() == []
+
+
+def test_a_server_that_does_not_answer_is_asked_once(store, monkeypatch):
+    """However many processes died."""
+    for _ in range(3):
+        dead((delivery.sender(store).tracking, "0" * 32, True))
+    asked = []
+
+    def away(_, run):
+        asked.append(run)
+        raise OutageError("away")
+
+    monkeypatch.setattr(delivery, "close_orphan", away)
+    track.close_left_open()
+    assert len(asked) == 1
+    assert len(left()) == 3
+
+
+def test_a_full_disk_ends_no_command(store, monkeypatch):
+    """What cannot be noted as closed is looked at again the next time."""
+    client, (id_,) = ended(store, "RUNNING")
+    dead((delivery.sender(store).tracking, id_, True))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(open_runs, "_write", full)
+        track.close_left_open()
+    assert client.get_run(id_).info.status == "KILLED"
     track.close_left_open()
     assert left() == []
 

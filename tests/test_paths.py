@@ -1,14 +1,16 @@
 """What is the user's own, in the working folder and in a clone that MLflow made."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import platformdirs
 import pytest
 
-from initflow import finder, outbox, paths, track
+from initflow import delivery, finder, outbox, paths, track
 from initflow.config import TrainConfig, TuneConfig
 from initflow.errors import SettingError
 from initflow.plugins import find
+from tests.conftest import new_store
 from tests.test_finder import project
 
 
@@ -54,6 +56,43 @@ def test_in_a_clone_relative_paths_are_the_users(clone, below, monkeypatch):
     assert TrainConfig(data_dir="/data").data_dir == Path("/data")
     assert TuneConfig(storage="a.journal").storage == str(user / "a.journal")
     assert TuneConfig(storage="sqlite:///a.db").storage == "sqlite:///a.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:////a%20b/mlflow.db", "/a b/mlflow.db"),
+        ("sqlite:////a b/mlflow.db", "/a b/mlflow.db"),
+        ("sqlite:////a/mlflow.db?timeout=9", "/a/mlflow.db"),
+        ("sqlite:///mlflow.db", "mlflow.db"),
+        ("http://host/a", None),
+        ("postgresql://me@host/mlflow", None),
+    ],
+)
+def test_the_file_of_a_store(clone, monkeypatch, uri, file):
+    """As SQLAlchemy opens it: MLflow quotes the spaces of the folder that it was started in."""
+    assert paths.store_file(uri) == (file and Path(file))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    if file:
+        assert paths.home() == Path(file).parent
+        monkeypatch.setattr(track.mlflow, "get_tracking_uri", lambda: uri)
+        assert track.folder() == Path(file).parent
+
+
+def test_in_a_folder_with_a_space_the_store_is_found(tmp_path, monkeypatch):
+    """By the address that MLflow makes of it, and nothing of ours is elsewhere."""
+    place = tmp_path / "my data"
+    place.mkdir()
+    new_store(place)
+    uri = f"sqlite:///{quote(str(place))}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(track.mlflow, "get_tracking_uri", lambda: uri)
+    assert track.read_run("0" * 32) is None
+    assert track._is_there(uri)
+    with delivery.store_lock(uri):
+        assert (place / "mlflow.db.lock").exists()
+    # MLflow itself makes an empty folder by the quoted name.
+    assert {path.parent.name for path in tmp_path.glob("*/*")} == {"my data"}
 
 
 def test_with_a_server_the_users_data_folder_is_the_place(clone, monkeypatch):
