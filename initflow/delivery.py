@@ -75,6 +75,7 @@ from initflow.sender import SLOW_S, Sender, Way
 
 KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
 ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
+OPENER = "initflow.opener"  # the tag of the process that has a run open: see open_runs
 STORE_TIMEOUT_S = 120
 TIMEOUT_S = 10
 LATER = (429, 500, 502, 503, 504)  # HTTP's words for: not now
@@ -426,16 +427,16 @@ def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
                 client.delete_run(twin.info.run_id)
 
 
-def close_orphan(uri: str, run: str) -> None:
+def close_orphan(uri: str, run: str, opener: str) -> None:
     """Close a run, by id or key, whose process died: as KILLED, with the tag that says so.
 
-    One that is closed, deleted or gone by now is left as it is, and so is a key that stands for
-    none.
+    One that is closed, deleted or gone by now, or that another than ``opener`` has opened since, is
+    left as it is, and so is a key that stands for none.
     """
     client = client_of(uri)
     try:
         id_ = looked_up(client, run) if run.startswith(KEY) else run
-        info = client.get_run(id_).info
+        found = client.get_run(id_)
     except UnknownKeyError:
         if paths():  # it may wait there to be made
             raise
@@ -446,8 +447,9 @@ def close_orphan(uri: str, run: str) -> None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return
-    is_open = info.status in ("RUNNING", "SCHEDULED")
-    if is_open and info.lifecycle_stage == LifecycleStage.ACTIVE:
+    is_open = found.info.status in ("RUNNING", "SCHEDULED")
+    is_its = found.data.tags.get(OPENER) == opener
+    if is_open and is_its and found.info.lifecycle_stage == LifecycleStage.ACTIVE:
         client.set_tag(id_, ORPHANED, "true")
         client.set_terminated(id_, "KILLED")
 

@@ -1,7 +1,9 @@
 """The runs that processes of this machine have open, so that those of one that died are closed.
 
 A process notes its runs in a file of its own, and holds a lock on it while it lives. A run goes by
-its key from before it is made until its id is known. What cannot be noted ends no training.
+its key from before it is made until its id is known, and is tagged with the file's name: one that
+another process has opened again meanwhile, perhaps on another machine, is that one's. What cannot
+be noted ends no training.
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ class LeftOpen:
     path: Path
     tracking: str
     runs: tuple[str, ...]
+
+    @property
+    def opener(self) -> str:
+        """What the runs are tagged with that no other process has opened since."""
+        return self.path.stem
 
     def forget(self, run: str) -> None:
         """Note that it is closed, as far as the disk has room; with nothing open, the file goes."""
@@ -68,13 +75,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def opened(tracking: str, run: str) -> None:
-    """Note that this process has the run open, in ``tracking``, an address without credentials."""
+def opened(tracking: str, run: str) -> str:
+    """Note that this process has the run open, in ``tracking``, an address without credentials.
+
+    What the run is to be tagged with; nothing where it could not be noted.
+    """
     global _own  # noqa: PLW0603 - as above
     with _turn, contextlib.suppress(OSError, NotImplementedError, Timeout):
         _own = _own or _Notes()
         _write(_own.path, tracking, run, is_open=True)
         _own.open.add(run)
+        return _own.path.stem
+    return ""
 
 
 def closed(tracking: str, run: str) -> None:

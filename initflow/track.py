@@ -35,7 +35,7 @@ from torch import Tensor
 
 from initflow import delivery, environment, mlflow_page, open_runs, outbox, paths, unsent
 from initflow.data import Splits
-from initflow.delivery import KEY_TAG, ORPHANED, uri
+from initflow.delivery import KEY_TAG, OPENER, ORPHANED, uri
 from initflow.errors import (
     OutageError,
     SettingError,
@@ -262,9 +262,10 @@ class Run:
         try:
             if resumed:
                 run = Run(resumed, self.experiment_id, ())
-                open_runs.opened(shown(), resumed)
+                # Whose it is comes first: the process that had it may be taken for dead just now.
+                own = {OPENER: open_runs.opened(shown(), resumed), ORPHANED: "false"}
+                run.set_tags({**tags, **own})
                 run._write("status", status="RUNNING")
-                run.set_tags({**tags, ORPHANED: "false"})
             else:
                 run = _created(name, tags, {"experiment_id": self.experiment_id})
                 run.log_params(params)
@@ -370,7 +371,7 @@ def close_left_open(*, everywhere: bool = False) -> None:
         for run in left.runs:
             try:
                 with _translated(where):
-                    delivery.close_orphan(where, run)
+                    delivery.close_orphan(where, run, left.opener)
             except OutageError:
                 away.add(left.tracking)
                 break
@@ -393,8 +394,9 @@ def _close(run: Run | None, error: BaseException) -> bool:
 def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) -> Run:
     """A new run in the experiment that ``where`` tells by ``experiment_id`` or ``experiment``."""
     key, tracking = outbox.new_key(), shown()
-    values = {"name": name, "tags": _texts(tags), "started": _now(), **where}
-    open_runs.opened(tracking, key)  # before it is made: it may be the last thing that we do
+    opener = open_runs.opened(tracking, key)  # before it is made: we may do nothing after it
+    tags = {**_texts(tags), OPENER: opener}
+    values = {"name": name, "tags": tags, "started": _now(), **where}
     try:
         _send(Entry("create", key, values))
     except TrackingError:
@@ -635,8 +637,8 @@ def _open(
         )
     if launched:
         run = _launched(launched)
-        open_runs.opened(shown(), run.id)
-        run.set_tags({**environment.tags(), **tags})
+        opener = open_runs.opened(shown(), run.id)
+        run.set_tags({**environment.tags(), **tags, OPENER: opener})
         del os.environ["MLFLOW_RUN_ID"]  # as MLflow does: what is opened next is another run
     else:
         outer = mlflow.active_run()

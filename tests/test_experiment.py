@@ -16,7 +16,7 @@ import initflow
 from initflow import data, experiment, model, provenance, train
 from initflow.activations import ACTIVATIONS
 from initflow.config import TrainConfig
-from initflow.delivery import KEY_TAG
+from initflow.delivery import KEY_TAG, OPENER
 from initflow.errors import InitflowError, SettingError, TrackingError
 from initflow.signals import QUANTITIES
 
@@ -100,7 +100,7 @@ def test_tags_name_version_scheme_outcome_and_weights(finished):
     """The hashes are those of the network that was trained, before and after."""
     result, run, _ = finished
     tags = {k: v for k, v in run.data.tags.items() if k.startswith("initflow.")}
-    tags = {k: v for k, v in tags.items() if not k.startswith(("initflow.env.", KEY_TAG))}
+    tags = {k: v for k, v in tags.items() if not k.startswith(("initflow.env.", KEY_TAG, OPENER))}
     initial = model.initialize(
         (64, 32, 16, 10), result.scheme, ACTIVATIONS["relu"], bias_init="pytorch", seed=3
     )

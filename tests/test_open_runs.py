@@ -127,7 +127,8 @@ def ended(store, *names):
     client = mlflow.MlflowClient(store)
     found = []
     for name in names:
-        made = client.create_run("0", run_name=name, tags={delivery.KEY_TAG: f"{outbox.KEY}{name}"})
+        tags = {delivery.KEY_TAG: f"{outbox.KEY}{name}", delivery.OPENER: "dead0"}
+        made = client.create_run("0", run_name=name, tags=tags)
         if name == "deleted":
             client.delete_run(made.info.run_id)
         elif name not in ("RUNNING", "by key"):
@@ -157,6 +158,31 @@ def test_only_what_is_open_is_closed(store):
     assert files() == []
 
 
+def test_a_run_that_another_process_has_opened_since_is_that_ones(store):
+    """As a tuning does that goes on, on another machine, too: it is RUNNING, but not ours."""
+    client, ids = ended(store, "RUNNING", "RUNNING")
+    client.set_tag(ids[0], delivery.OPENER, "another")
+    dead(*((delivery.sender(store).tracking, one, True) for one in ids))
+    track.close_left_open()
+    assert [client.get_run(one).info.status for one in ids] == ["RUNNING", "KILLED"]
+    assert left() == []
+
+
+def test_a_run_that_is_opened_again_is_tagged_anew(store):
+    """Before it is RUNNING."""
+    with track.start(name="parent", description="", params={}, tags={}) as parent:
+        settings = {"name": "nested", "description": "", "params": {}, "tags": {}}
+        with parent.nested(**settings) as first:
+            pass
+        mlflow.MlflowClient().set_tag(first.id, delivery.OPENER, "another")
+        with parent.nested(**settings, resumed=first.id) as again:
+            tags = mlflow.get_run(again.id).data.tags
+            (path,) = outbox.folder().glob(f"*{open_runs.SUFFIX}")
+            assert tags[delivery.OPENER] == path.stem
+            assert mlflow.get_run(parent.id).data.tags[delivery.OPENER] == path.stem
+    assert files() == []
+
+
 def test_a_run_that_waits_to_be_made_is_not_forgotten(store, monkeypatch):
     """Its process died while the server was away."""
     dead((delivery.sender(store).tracking, f"{outbox.KEY}{'0' * 32}", True))
@@ -171,7 +197,7 @@ def test_where_nothing_answers_it_is_left_for_the_next(store, monkeypatch):
     dead(*((delivery.sender(store).tracking, one, True) for one in ids))
     asked = []
 
-    def away(_, run):
+    def away(_, run, _opener):
         asked.append(run)
         raise OutageError("away")
 
@@ -189,7 +215,7 @@ def test_a_server_that_does_not_answer_is_asked_once(store, monkeypatch):
         dead((delivery.sender(store).tracking, "0" * 32, True))
     asked = []
 
-    def away(_, run):
+    def away(_, run, _opener):
         asked.append(run)
         raise OutageError("away")
 
@@ -221,10 +247,10 @@ def test_what_is_refused_for_lack_of_rights_is_left_for_later(store, monkeypatch
     dead(*((delivery.sender(store).tracking, one, True) for one in ids))
     real = delivery.close_orphan
 
-    def refuse(where, run):
+    def refuse(where, run, opener):
         if run == ids[0]:
             raise mlflow.MlflowException("no rights")
-        real(where, run)
+        real(where, run, opener)
 
     monkeypatch.setattr(delivery, "close_orphan", refuse)
     track.close_left_open()

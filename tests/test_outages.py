@@ -37,7 +37,7 @@ OF_MANY = {
     "probe": 0,
     "threads": 1,
 }
-OWN = {delivery.KEY_TAG, "mlflow.source.name"}  # what tells runs apart
+OWN = {delivery.KEY_TAG, delivery.OPENER, "mlflow.source.name"}  # what tells runs apart
 
 
 class Site:

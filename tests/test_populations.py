@@ -30,7 +30,7 @@ from initflow import (
 )
 from initflow.activations import ACTIVATIONS
 from initflow.config import CompareConfig, TrainConfig
-from initflow.delivery import KEY_TAG
+from initflow.delivery import KEY_TAG, OPENER
 from initflow.errors import InitflowError, TrackingError
 from initflow.plugins import find
 from initflow.signals import Signals
@@ -114,7 +114,7 @@ def train_one(config, name):
 def own_tags(run):
     """Those that we give, but for the one that tells any two runs apart."""
     tags = run.data.tags.items()
-    return {k: v for k, v in tags if k.startswith("initflow.") and k != KEY_TAG}
+    return {k: v for k, v in tags if k.startswith("initflow.") and k not in (KEY_TAG, OPENER)}
 
 
 def assert_carries_all_of(run, alone):
