@@ -64,6 +64,9 @@ BETWEEN = re.compile(
     r"|(adaptive_)?(max|avg)_pool[123]d"
     r"|contiguous|to|float"
 )
+# Units of all calls that are kept of a step, some 200 bytes each: without an update it would never
+# end, and take all memory.
+MOST_UNITS = 2_000_000
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 T = TypeVar("T", Moments, Firing)
@@ -116,15 +119,20 @@ class Recorder:
         self._weight_gradients: dict[str, Tensor] = {}
         self._scales: dict[int, float] = {}  # of the loss, by the backward pass under way
         self._functions = _Functions(self._failures.append)
-        self._depth, self._thread = 0, 0
+        self._depth, self._thread, self._units = 0, 0, 0
         self._observing = contextlib.ExitStack()
         self._gradient_hooks = contextlib.ExitStack()
 
     @harmless
     def begin(self) -> Callable[[object], object] | None:
         """Record the forward that starts now; what is to be called at its end."""
-        if self.is_busy_elsewhere():
+        if self.is_busy_elsewhere() or self.failure:
             return None
+        if self._depth == 0 and self._units > MOST_UNITS:
+            forwards = len(self._forwards)
+            self.close()
+            self._forwards.clear()
+            raise RuntimeError(f"no update was seen in {forwards:,} forwards: too much to keep")
         if self._depth == 0:
             self._thread = threading.get_ident()
             self._open()
@@ -215,6 +223,7 @@ class Recorder:
             return
         call = _Call(name, unit, Moments.of(output, unit))
         self._forwards[-1].append(call)
+        self._units += len(call.preactivation.mean)
         self._functions.calls[output] = call
         if output.requires_grad:
             # A view that is changed in place gets another place in the graph; its base does not.

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import initflow
 from initflow import (
@@ -132,10 +132,6 @@ def tune(
             progress("drawing and logging", 1, 1)
             of_trials = {arm.cell: arm.study.trials(config.trials) for arm in arms}
             of_tests = dict(zip(of_trials, tests, strict=True))
-            versions: dict[Cell, str] = {}
-            unregistered = ""
-            with noted(trained.failures, "the versions in the registry"):
-                versions, unregistered = _registered(plan, arms, of_tests, of_trials)
             result = Tuning(
                 plan,
                 run,
@@ -152,11 +148,15 @@ def tune(
                 seconds,
                 spent,
                 trained.failed,
-                versions,
-                unregistered,
+                {},
+                "",
                 trained.failures,
             )
             _log_table(result)
+            with noted(result.failures, "the versions in the registry"):
+                versions, unregistered = _registered(plan, arms, of_tests, of_trials)
+                result = replace(result, versions=versions, unregistered=unregistered)
+            _describe(result)
             for arm, row in zip(arms, result.rows, strict=True):
                 with noted(result.failures, f"the run of {arm.cell}"):
                     _log_arm(arm, row, of_trials[arm.cell])
@@ -474,7 +474,7 @@ def closing_lines(result: Tuning) -> list[str]:
 
 
 def _log_table(result: Tuning) -> None:
-    """All numbers, and in words."""
+    """All numbers."""
     run, rows, failed = result.run, result.rows, result.failures
     with noted(failed, "tuning.csv"):
         run.log_text("tuning.csv", trials.as_csv(rows))
@@ -488,10 +488,14 @@ def _log_table(result: Tuning) -> None:
                 for cell, found in result.trials.items()
             }
         )
-    with noted(failed, "the description"):
+
+
+def _describe(result: Tuning) -> None:
+    """In words, with what is not as one would expect."""
+    with noted(result.failures, "the description"):
         links = " · ".join(f"[{text}]({address})" for text, address in _relative(result).items())
         paragraphs = [*result.sentences, result.plan.summary, *warnings(result)]
-        run.describe("\n\n".join(paragraphs), links)
+        result.run.describe("\n\n".join(paragraphs), links)
 
 
 def _title(plan: Plan) -> str:

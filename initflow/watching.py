@@ -110,7 +110,10 @@ class _Steps:
             self._step, self._state = self._step + 1, state
             if self._step % self._every == 0 and self._failures < PATIENCE:
                 self._recorder = Recorder(self._model)
-        return self._recorder.begin() if self._recorder else None
+        after = self._recorder.begin() if self._recorder else None
+        if self._recorder and self._recorder.failure:
+            self.finish()  # which leaves the step out
+        return after
 
     @harmless
     def updated(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:

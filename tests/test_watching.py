@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow import errors, observed, track, unsent
+from initflow import errors, observed, recorder, track, unsent
 from initflow.recorder import Recorder
 from initflow.signals import QUANTITIES, Firing, Layer, Moments, signals
 from tests.test_inspection import Net, cnn, hooks_on, normal, squared
@@ -909,6 +909,25 @@ def test_a_step_that_fails_is_left_out_and_told(store, monkeypatch, caplog):
     tags = client.get_run(run.info.run_id).data.tags
     assert tags["initflow.watch_failed"] == "step 2: ZeroDivisionError: odd"
     assert len([record for record in caplog.records if record.name == "initflow"]) == 1
+
+
+def test_a_step_without_an_end_takes_no_more_than_so_much(logged, monkeypatch, caplog):
+    """An update through parameter.data goes unseen: what was kept is let go of, and it is told."""
+    monkeypatch.setattr(recorder, "MOST_UNITS", 100)
+    net = mlp()
+    kept = []
+    with initflow.watch(net, every=1):
+        for x in data(40):
+            net(x).square().mean().backward()
+            for parameter in net.parameters():
+                parameter.data -= 0.01 * parameter.grad
+                parameter.grad = None
+            gc.collect()
+            kept.append(len([o for o in gc.get_objects() if type(o) is recorder._Call]))
+    (told,) = [r.getMessage() for r in caplog.records if "watching failed" in r.getMessage()]
+    assert "no update was seen" in told
+    assert max(kept) < 60
+    assert kept[-1] == 0
 
 
 def test_it_gives_up_after_some_steps_that_fail(logged, monkeypatch):
