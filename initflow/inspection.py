@@ -46,6 +46,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         _buffers_apart(model),
+        _on_one_device(model),
         contextlib.closing(recorder),
         observed.forwards([(model, recorder.begin)]),
     ):
@@ -123,6 +124,20 @@ def _taken(model: nn.Module, batch: Mapping[str, object]) -> dict[str, object]:
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     return {name: value for name, value in batch.items() if name in named}
+
+
+@contextlib.contextmanager
+def _on_one_device(model: nn.Module) -> Iterator[None]:
+    """Let DataParallel call the module that it has, whose layers are known, and no copies of it."""
+    if not isinstance(model, nn.DataParallel):
+        yield
+        return
+    devices = model.device_ids
+    model.device_ids = devices[:1]
+    try:
+        yield
+    finally:
+        model.device_ids = devices
 
 
 @contextlib.contextmanager

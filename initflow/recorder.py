@@ -186,6 +186,11 @@ class Recorder:
         """What went wrong first: what was recorded is not whole then."""
         return next(iter(self._failures), None)
 
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether the model's layers were called in none of its forwards."""
+        return bool(self._layers and self._forwards and not any(self._forwards))
+
     def signals(self) -> Signals | None:
         """Of the forwards that a gradient came back through; None where there is none."""
         calls: dict[str, list[_Call]] = {}

@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import initflow
-from initflow import bundle, data, delivery, experiment, finder, machine, plugins, provenance, track
+from initflow import (
+    bundle,
+    data,
+    delivery,
+    experiment,
+    finder,
+    machine,
+    paths,
+    plugins,
+    provenance,
+    track,
+)
 from initflow.config import VerifyConfig
 from initflow.errors import ReplayError, SettingError, without_credentials
 from initflow.initializers import BUILT_IN
@@ -43,7 +54,7 @@ def verify(
     is_folder = _is_folder(what)
     named = f"folder '{what}'" if is_folder else f"run {what}"
     progress(f"reading {named}", 0, 1)
-    evidence = bundle.opened(Path(what)) if is_folder else _of_run(what)
+    evidence = bundle.opened(paths.own(what)) if is_folder else _of_run(what)
     past = evidence.provenance
     if is_folder:  # what somebody else wrote chooses neither a path nor the code that is run
         own = replace(past.config, data_dir=None, plugins_dir=None)
@@ -93,7 +104,7 @@ def export(run_id: str, folder: Path) -> str:
 
 def _is_folder(what: str) -> bool:
     try:
-        is_folder = bool(what) and Path(what).is_dir()
+        is_folder = bool(what) and paths.own(what).is_dir()
     except (OSError, ValueError):  # a name that no system has
         is_folder = False
     if not is_folder and not RUN_ID.fullmatch(what):

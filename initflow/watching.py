@@ -131,6 +131,8 @@ class _Steps:
         recorder = self._abandon()
         if recorder and recorder.failure:
             raise recorder.failure
+        if recorder and recorder.saw_nothing:
+            raise RuntimeError("none of its layers was called: copies of a model have others")
         found = recorder.signals() if recorder else None
         if found:
             self._log(self._step, found)

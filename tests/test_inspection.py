@@ -597,6 +597,23 @@ def test_batches_as_they_come(batch, loss, wrapped):
     assert values["weight_gradient_variance"] == pytest.approx(variance, rel=1e-4)
 
 
+def test_data_parallel_on_several_devices_calls_its_own_module():
+    """On one of them, as its copies on the others have layers that nobody knows."""
+    net, seen = nn.Linear(4, 2), []
+
+    class OnDevices(nn.DataParallel):
+        def forward(self, *inputs):
+            seen.append(self.device_ids)
+            return self.module(*inputs)
+
+    model = OnDevices(net)
+    model.device_ids = [0, 1]
+    found = initflow.inspect(model, X, squared)
+    assert list(found.layers) == ["module"]
+    assert seen == [[0]]
+    assert model.device_ids == [0, 1]
+
+
 def test_a_model_that_gives_its_own_loss():
     """With all entries of the batch, which it takes by any name."""
 

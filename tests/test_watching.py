@@ -1060,6 +1060,22 @@ def test_replicas_of_a_model_are_themselves(logged):
         assert replica(*data()).shape == (8, 2)
 
 
+def test_a_model_that_calls_copies_alone_is_told_of(logged, caplog):
+    """As DataParallel does on several devices: there is nothing of the model's own to measure."""
+
+    def forward(net, x):
+        copied = copy.copy(net.fc)
+        copied._parameters = dict(net.fc._parameters)
+        return copied(x)
+
+    net = Net(forward, fc=nn.Linear(4, 4))
+    with initflow.watch(net, every=1):
+        train(net, data(2))
+    told = "step 0: RuntimeError: none of its layers was called: copies of a model have others"
+    assert [tag.value for _, tags in logged for tag in tags] == [told]
+    assert not steps(logged)
+
+
 def test_a_forward_that_copies_its_own_layers(logged):
     """As meta-learning does: the copies are copies of what is not watched."""
 
