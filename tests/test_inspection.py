@@ -562,12 +562,12 @@ class Pair(NamedTuple):
     y: torch.Tensor
 
 
-def data_parallel(net):
+def data_parallel(net, kind=nn.DataParallel):
     """On the CPU, also after a test has brought a device of its own."""
     with pytest.MonkeyPatch.context() as patch:
         module = sys.modules[nn.DataParallel.__module__]  # a function has its name in the package
         patch.setattr(module, "_get_available_device_type", lambda: None)
-        return nn.DataParallel(net)
+        return kind(net)
 
 
 @pytest.mark.parametrize(
@@ -606,7 +606,7 @@ def test_data_parallel_on_several_devices_calls_its_own_module():
             seen.append(self.device_ids)
             return self.module(*inputs)
 
-    model = OnDevices(net)
+    model = data_parallel(net, OnDevices)
     model.device_ids = [0, 1]
     found = initflow.inspect(model, X, squared)
     assert list(found.layers) == ["module"]

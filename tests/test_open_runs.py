@@ -296,9 +296,10 @@ def test_the_next_command_closes_the_runs_of_killed_ones(tmp_path):
 
     def by_experiment():
         client = mlflow.MlflowClient(shell["MLFLOW_TRACKING_URI"])
+        there, found = runs(tmp_path), {}
+        # After them, as each is made after its experiment.
         names = {e.experiment_id: e.name for e in client.search_experiments()}
-        found = {}
-        for one in runs(tmp_path):
+        for one in there:
             found.setdefault(names[one.info.experiment_id], []).append(one)
         return found
 

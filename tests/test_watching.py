@@ -914,16 +914,24 @@ def test_a_step_that_fails_is_left_out_and_told(store, monkeypatch, caplog):
 def test_a_step_without_an_end_takes_no_more_than_so_much(logged, monkeypatch, caplog):
     """An update through parameter.data goes unseen: what was kept is let go of, and it is told."""
     monkeypatch.setattr(recorder, "MOST_UNITS", 100)
-    net = mlp()
-    kept = []
+    alive = weakref.WeakSet()
+
+    class Call(recorder._Call):
+        def __init__(self, *args):
+            super().__init__(*args)
+            alive.add(self)
+
+    monkeypatch.setattr(recorder, "_Call", Call)
+    net, kept = mlp(), []
     with initflow.watch(net, every=1):
         for x in data(40):
             net(x).square().mean().backward()
             for parameter in net.parameters():
                 parameter.data -= 0.01 * parameter.grad
                 parameter.grad = None
-            gc.collect()
-            kept.append(len([o for o in gc.get_objects() if type(o) is recorder._Call]))
+            kept.append(len(alive))
+        gc.collect()
+        kept.append(len(alive))
     (told,) = [r.getMessage() for r in caplog.records if "watching failed" in r.getMessage()]
     assert "no update was seen" in told
     assert max(kept) < 60
