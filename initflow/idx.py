@@ -45,10 +45,13 @@ SHOWN = 3  # files that a message names
 _NAME = re.compile(
     r"(train|t10k|test)[-_. ]?(images|labels)[-_. ]?idx\d?([-_. ]?ubyte)?", re.IGNORECASE | re.ASCII
 )
+_BEGINNING = re.compile(r"(train|t10k|test)[-_. ]?(images|labels)", re.IGNORECASE | re.ASCII)
 _PACKED = (".gz", ".gzip")
 _ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 _OTHERS = (".npz", ".npy", ".csv", ".pkl", ".pkl.gz", ".pt", ".mat", ".h5", ".parquet", ".arff")
+_NOTES = (".md5", ".sha1", ".sha256", ".asc", ".sig", ".txt")  # of files, and none themselves
 UNPACK = "unpack it"
+NOT_READ = "only IDX files are read"
 # By which a name tells of a set, and by which of any.
 _WORDS = {
     "MNIST": r"(?<![a-z])(?<!fashion[-_ ])mnist",
@@ -133,19 +136,25 @@ def find(where: Sequence[Path]) -> Found:
 
 def related(folder: Path, name: str) -> dict[Path, str]:
     """What else in the :func:`places` of the set may hold it, and why it is not taken."""
+    looked_into = places(folder, name)
+    homes = [
+        place for place in looked_into if place.parent == folder and place.name.lower() != "raw"
+    ]
     found = {}
-    for place in places(folder, name):
+    for place in looked_into:
         for entry in _entries(place):
-            lower, named = entry.lower(), _NAME.search(entry)
+            path, lower, named = place / entry, entry.lower(), _BEGINNING.search(entry)
             of_any = named or lower.startswith("archive")
-            if not (re.search(_WORDS[name], lower) or (of_any and not re.search(_SETS, lower))):
+            of_set = re.search(_WORDS[name], lower) or (of_any and not re.search(_SETS, lower))
+            # In a folder called like the set whatever there is may be it.
+            if path in looked_into or not (of_set or place in homes) or lower.startswith("."):
                 continue
-            if named:  # somewhere in its name, or it would be one of the set
-                found[place / entry] = f"call it {NAMES[_part(named[0]) or '']}"
-            elif lower.endswith(_OTHERS):
-                found[place / entry] = "only IDX files are read"
+            if path.is_dir() or lower.endswith(_OTHERS):
+                found[path] = NOT_READ
+            elif named:
+                found[path] = f"call it {NAMES[_part_of(named)]}"
             elif lower.endswith(_ARCHIVES):
-                found[place / entry] = UNPACK
+                found[path] = UNPACK
     return found
 
 
@@ -213,8 +222,10 @@ def _entries(folder: Path) -> list[str]:
 def _part(name: str) -> str | None:
     """The part whose name ``name`` is, or begins with."""
     found = _NAME.match(name)
-    if not found:
-        return None
+    return _part_of(found) if found and not name.lower().endswith(_NOTES) else None
+
+
+def _part_of(found: re.Match[str]) -> str:
     return f"{'train' if found[1].lower() == 'train' else 'test'}_{found[2].lower()}"
 
 

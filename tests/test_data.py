@@ -619,6 +619,9 @@ def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
         ("mnist.npz", "only IDX files are read"),
         ("raw/mnist_train.csv", "only IDX files are read"),
         ("mnist.pkl.gz", "only IDX files are read"),
+        ("MNIST/train.csv", "only IDX files are read"),
+        ("train-images.bin", "call it train-images-idx3-ubyte"),
+        ("t10k-labels-ubyte", "call it t10k-labels-idx1-ubyte"),
     ],
 )
 def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch, name, reason):
@@ -629,6 +632,28 @@ def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch
     message = f"mnist in '{tmp_path}' is in no form that is read: '{tmp_path / name}' ({reason});"
     with pytest.raises(DataError, match=re.escape(message)):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", ["MNIST/processed/training.pt", "mnist_png/0/1.png", "MNIST/MNIST/raw/train-images"]
+)
+def test_a_folder_of_the_set_that_is_not_read_is_named(tmp_path, monkeypatch, file):
+    """As another program has it; nothing is downloaded beside it."""
+    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("it was downloaded"))
+    lay(tmp_path, file, b"", place=".")
+    folder = "/".join(file.split("/")[: 2 if file.startswith("MNIST/") else 1])
+    with pytest.raises(DataError, match=re.escape(f"'{tmp_path / folder}' (only IDX files are")):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("note", ["train-images-idx3-ubyte.gz.md5", "train-images-idx3-ubyte.txt"])
+def test_a_note_beside_the_files_is_none_of_them(alone, folder, note):
+    """It is not in the way, nor in that of a download."""
+    expected = load(folder).digest
+    lay(folder, note, b"", place="MNIST/raw")
+    assert load(folder).digest == expected
+    found = idx.find(idx.places(lay(folder / "new", note, b"", place="raw").parents[1], "MNIST"))
+    assert found.is_empty
 
 
 @pytest.mark.parametrize(
