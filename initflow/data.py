@@ -131,11 +131,12 @@ class _Pixels:
     """A data set as it comes.
 
     ``tensors`` holds ``{train,test}_{images,labels}``, all uint8, the images as (n, pixels)
-    with values from 0 to ``white``; ``edition`` is as in :class:`Splits`.
+    with values from 0 to ``white``; ``digest`` and ``edition`` are as in :class:`Splits`.
     """
 
     tensors: dict[str, Tensor]
     white: int
+    digest: str
     source: str
     edition: str
 
@@ -174,7 +175,7 @@ def load(config: TrainConfig) -> Splits:
         test=split(tensors["test_images"], tensors["test_labels"]),
         mean=mean,
         std=std,
-        digest=_content_digest(tensors),
+        digest=loaded.digest,
         source=loaded.source,
         edition=loaded.edition,
     )
@@ -250,7 +251,7 @@ def _digits() -> _Pixels:
         name: torch.from_numpy(array.astype("uint8"))
         for name, array in zip(names, split, strict=True)
     }
-    return _Pixels(tensors, 16, "sklearn.datasets.load_digits", PUBLISHED)
+    return _Pixels(tensors, 16, _content_digest(tensors), "sklearn.datasets.load_digits", PUBLISHED)
 
 
 def _idx(name: str, folder: Path) -> _Pixels:
@@ -285,7 +286,7 @@ def _idx(name: str, folder: Path) -> _Pixels:
             f"data_dir to another folder"
         )
     own = OWN if name in DIGESTS else UNCHECKED
-    return _Pixels(tensors, 255, source, PUBLISHED if known else own)
+    return _Pixels(tensors, 255, digest, source, PUBLISHED if known else own)
 
 
 def _known(found: idx.Found, arrays: Mapping[str, idx.Array], digest: str) -> str | None:
