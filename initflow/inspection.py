@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect as introspection
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
     found = recorder.signals()
     if found is None:
         raise SettingError("loss must depend on a Linear or a convolution that the model calls")
-    return found
+    return replace(found, not_measured=layers.not_measured(model))
 
 
 @dataclass(frozen=True)

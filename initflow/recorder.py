@@ -17,7 +17,6 @@ meta one, one of a type with rules of its own) are left out.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 import operator
@@ -112,7 +111,6 @@ class Recorder:
     def __init__(self, model: nn.Module) -> None:
         layers.check(model)
         self._failures: list[Exception] = []
-        self._model = model
         self._layers = layers.named(model)
         self._forwards: list[list[_Call]] = []
         self._weights: dict[str, Tensor] = {}
@@ -200,8 +198,7 @@ class Recorder:
                     calls.setdefault(call.layer, []).append(call)
         if not calls:
             return None
-        found = signals({name: self._layer(name, of) for name, of in calls.items()})
-        return dataclasses.replace(found, not_measured=layers.not_measured(self._model))
+        return signals({name: self._layer(name, of) for name, of in calls.items()})
 
     def _layer(self, name: str, calls: list[_Call]) -> Layer:
         return Layer(
