@@ -113,6 +113,10 @@ class Splits:
             f"{self.digest}."
         )
 
+    def described(self, sentence: str) -> str:
+        """A sentence on what is trained on them, with the remark."""
+        return f"{sentence} {self.remark}".rstrip()
+
     def to(self, device: torch.device) -> Splits:
         return replace(
             self,

@@ -15,7 +15,7 @@ from initflow import data, failures, figures, machine, measure, model, plugins, 
 from initflow.activations import ACTIVATIONS
 from initflow.config import DiagnoseConfig, format_shape
 from initflow.errors import SettingError
-from initflow.experiment import verdict_sentence, verdict_tags
+from initflow.experiment import log_setting, resolved_params, verdict_sentence, verdict_tags
 from initflow.failures import Failures, noted
 from initflow.reading import Reading, as_json, read
 from initflow.record import Progress
@@ -91,16 +91,15 @@ def diagnose(
     readings: dict[Cell, Reading] = {}
     failed: Failures = {}
     with machine.threads(config.threads) as threads:
-        resolved = {"resolved.device": device, "resolved.threads": str(threads)}
+        resolved = resolved_params(device, threads)
         with track.start(
             name=f"diagnose {format_shape(widths)} {config.dataset} seed {config.seed}",
-            description=f"{summary} {splits.remark}".rstrip(),
+            description=splits.described(summary),
             params=config.as_text() | resolved,
             tags={"initflow.version": initflow.__version__, **splits.tags},
             experiment=experiment,
         ) as run:
-            run.log_json("config", config.as_text() | resolved)
-            run.log_data(splits)
+            log_setting(run, config, splits, resolved)
             for done, (init, activation) in enumerate(cells):
                 progress(f"{init} with {activation}", done, len(cells))
                 scheme, initial = schemes[init], initialized(init, activation)

@@ -21,7 +21,7 @@ from initflow import (
     provenance,
     track,
 )
-from initflow.config import TrainConfig, format_shape
+from initflow.config import Settings, TrainConfig, format_shape
 from initflow.errors import InitflowError, cause
 from initflow.failures import Failures, noted
 from initflow.reading import Reading, as_json
@@ -178,11 +178,11 @@ def log_failed(
 
 
 def log_setting(
-    run: track.Run, config: TrainConfig, splits: data.Splits, resolved: Mapping[str, str]
+    run: track.Run, settings: Settings, splits: data.Splits, resolved: Mapping[str, str]
 ) -> None:
-    """The configuration and the data."""
+    """The settings of a run, and the data."""
     # Params may hold MLflow's own spelling of what it was given; this is ours.
-    run.log_json("config", {**config.as_text(), **resolved})
+    run.log_json("config", {**settings.as_text(), **resolved})
     run.log_data(splits)
 
 
@@ -269,7 +269,7 @@ def summary(record: Record, splits: data.Splits) -> str:
         f"{config.batch_size}, SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."
     )
-    return f"{sentence} {splits.remark}".rstrip()
+    return splits.described(sentence)
 
 
 def description(record: Record, splits: data.Splits) -> str:

@@ -92,13 +92,12 @@ class Plan:
         """The settings as a sentence."""
         config = self.config
         settings = "1 setting" if config.trials == 1 else f"{config.trials} settings"
-        sentence = (
+        return (
             f"{settings} tried for each scheme, lr from {config.lr_low:g} to {config.lr_high:g} "
             f"and gamma from {config.gamma_low:g} to {config.gamma_high:g}, for {self.title}; "
             f"chosen by {self.validation:,} validation images, tested under "
             f"{seeds_of(config.seeds)}."
         )
-        return f"{sentence} {self.remark}".rstrip()
 
     @property
     def untuned(self) -> str:

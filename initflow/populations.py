@@ -191,13 +191,12 @@ def grown(
         resolved = experiments.resolved_params(device, crew.threads)
         with track.start(
             name=name,
-            description=f"{summary} {splits.remark}".rstrip(),
+            description=splits.described(summary),
             params=settings.as_text() | resolved,
             tags={"initflow.version": initflow.__version__, **splits.tags},
             experiment=experiment,
         ) as run:
-            run.log_json("config", settings.as_text() | resolved)
-            run.log_data(splits)
+            experiments.log_setting(run, settings, splits, resolved)
             experiments.log_uncommitted(run)
             population = Population(run=run, device=device, cells=cells, remark=splits.remark)
             groups = mlflow_page.group_names(cells)

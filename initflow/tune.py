@@ -101,15 +101,17 @@ def tune(
         with (
             track.start(
                 name=f"tune {config.activation} {config.dataset} {len(schemes)} schemes",
-                description=plan.summary,
+                description=" ".join(filter(None, (plan.summary, plan.remark))),
                 params=config.as_text() | resolved,
                 tags=plan.tags("study", *of_cells.values()) | version,
                 experiment=experiment,
             ) as run,
             contextlib.ExitStack() as runs,
         ):
-            run.log_json("config", config.as_text() | resolved)
-            run.log_data(supplies.splits(plan.trial(config.inits[0])))
+            # Not kept in a name: the finals have another split, and memory for one is enough.
+            experiments.log_setting(
+                run, config, supplies.splits(plan.trial(config.inits[0])), resolved
+            )
             experiments.log_uncommitted(run)
             _close_orphans(run, of_cells)
             arms = [
@@ -429,7 +431,8 @@ def links(result: Tuning) -> dict[str, str]:
 
 def warnings(result: Tuning) -> list[str]:
     """What is not as one would expect."""
-    lines = [f"{name} failed: {reason}" for name, reason in result.failed.items()]
+    lines = [result.plan.remark] if result.plan.remark else []
+    lines += [f"{name} failed: {reason}" for name, reason in result.failed.items()]
     if result.unregistered:
         lines.append(f"no model was registered ({result.unregistered}); the same command does it")
     for row in result.rows:

@@ -5,6 +5,7 @@ import errno
 import functools
 import gzip
 import hashlib
+import html
 import http.server
 import os
 import re
@@ -752,7 +753,7 @@ OF_COMMANDS = {
 
 @pytest.mark.parametrize("command", OF_COMMANDS)
 def test_every_run_tells_what_its_images_are(store, alone, folder, command):
-    """By two tags; of the user's own, its description says so, and names the digest."""
+    """By two tags; of the user's own, its description and its report say so, with the digest."""
     run, settings, own = OF_COMMANDS[command]
     network = {} if command == "diagnose" else {"hidden": "9", "epochs": 1, "log_model": False}
     run(settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own))
@@ -766,4 +767,8 @@ def test_every_run_tells_what_its_images_are(store, alone, folder, command):
     assert logged
     said = f"The data is the user's own, not the published mnist: its SHA-256 is {digest}."
     for one in logged:
-        assert said in one.data.tags["mlflow.note.content"]
+        assert one.data.tags["mlflow.note.content"].count(said) == 1
+    if command in ("compare", "tune"):
+        parent = min(logged, key=lambda one: one.info.start_time).info.run_id
+        report = mlflow.artifacts.load_text(f"runs:/{parent}/report.html")
+        assert said in html.unescape(report)
