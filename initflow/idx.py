@@ -149,7 +149,9 @@ def related(folder: Path, name: str) -> dict[Path, str]:
             # In a folder called like the set whatever there is may be it.
             if path in looked_into or not (of_set or place in homes) or lower.startswith("."):
                 continue
-            if path.is_dir() or lower.endswith(_OTHERS):
+            if path.is_dir() and any(find(places(path, name)).files.values()):
+                found[path] = "point data_dir to it"
+            elif path.is_dir() or lower.endswith(_OTHERS):
                 found[path] = NOT_READ
             elif named:
                 found[path] = f"call it {NAMES[_part_of(named)]}"

@@ -647,6 +647,16 @@ def test_a_folder_of_the_set_that_is_not_read_is_named(tmp_path, monkeypatch, fi
         load(tmp_path)
 
 
+@pytest.mark.parametrize("deeper", ["MNIST/MNIST", "mnist_files"])
+def test_a_set_one_folder_too_deep_is_told_where_it_is(alone, folder, tmp_path, deeper):
+    """And there it is used."""
+    (tmp_path / "data" / deeper).mkdir(parents=True)
+    (folder / "MNIST" / "raw").rename(tmp_path / "data" / deeper / "raw")
+    with pytest.raises(DataError, match=re.escape(f"{deeper}' (point data_dir to it)")):
+        load(tmp_path / "data")
+    load(tmp_path / "data" / deeper)
+
+
 @pytest.mark.parametrize("note", ["train-images-idx3-ubyte.gz.md5", "train-images-idx3-ubyte.txt"])
 def test_a_note_beside_the_files_is_none_of_them(alone, folder, note):
     """It is not in the way, nor in that of a download."""
