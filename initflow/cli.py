@@ -141,6 +141,7 @@ def train(experiment: str | None, **settings: str) -> None:
     _say(console, experiments.outcome_sentence(result))
     if result.reading:
         _say(console, experiments.verdict_sentence(result.reading))
+    _say(console, *filter(None, [result.remark]))
     _say(console, f"Next, hold it against: {following}")
     _finish(console, result.failures)
 
@@ -168,7 +169,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
         diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
     _widen(console)
     console.print(report.diagnosis_table(diagnosis, console.width))
-    _say(console, *report.advice_lines(diagnosis.readings))
+    _say(console, *report.advice_lines(diagnosis.readings), *filter(None, [diagnosis.remark]))
     _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run_id}.")
     error = None
     if diagnosis.failed:

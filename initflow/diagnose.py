@@ -27,12 +27,14 @@ Cell = tuple[str, str]  # a scheme and an activation function
 class Diagnosis:
     """What was read of each network, by scheme and activation, in the order asked for.
 
-    ``failures`` is what could not be made of it.
+    ``remark`` is a sentence on the data, where there is something odd to say of it; ``failures`` is
+    what could not be made.
     """
 
     config: DiagnoseConfig
     run: track.Run
     readings: dict[Cell, Reading]
+    remark: str = ""
     failures: Failures = field(default_factory=dict)
 
     @property
@@ -134,7 +136,7 @@ def diagnose(
             networks = {cell: (its.predicted, its.signals) for cell, its in readings.items()}
             draw = partial(figures.schemes_by_layer, networks, title)
             failures.log_figures(run, {"schemes_by_layer": draw}, failed)
-    return Diagnosis(config, run, readings, failed)
+    return Diagnosis(config, run, readings, splits.remark, failed)
 
 
 def _log_network(run: track.Run, reading: Reading, title: str, failed: Failures) -> None:

@@ -33,9 +33,13 @@ LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores
 
 @dataclass(kw_only=True)
 class Result(Record):
-    """What came of a training, the run that it is in, and what could not be made of it."""
+    """What came of a training, the run that it is in, and what could not be made of it.
+
+    ``remark`` is a sentence on the data, where there is something odd to say of it.
+    """
 
     run: track.Run
+    remark: str = ""
     failures: Failures = field(default_factory=dict)
 
     @property
@@ -69,7 +73,7 @@ def train_one(
             tags=start_tags(record, splits),
             experiment=experiment,
         ) as run:
-            result = Result(run=run, **vars(record))
+            result = Result(run=run, remark=splits.remark, **vars(record))
             log_setting(run, config, splits, resolved)
             log_uncommitted(run)
             train_together(
@@ -261,12 +265,13 @@ def log_figures(run: track.Run, record: Record, failed: Failures) -> None:
 def summary(record: Record, splits: data.Splits) -> str:
     """The settings as a sentence."""
     config = record.config
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     sentence = (
         f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
         f"{record.scheme.spec}, on {len(splits.train):,} images of {config.dataset}: "
-        f"{config.epochs} epochs of batches of "
-        f"{config.batch_size}, SGD with lr {config.lr:g}, gamma {config.gamma:g}"
+        f"{epochs} of batches of {config.batch_size}, "
+        f"SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."
     )
     return splits.described(sentence)

@@ -9,6 +9,7 @@ import html
 import http.server
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision import datasets, transforms
 
-from initflow import compare, data, diagnose, experiment, idx, tune
+from initflow import cli, data, idx
 from initflow.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig
 from initflow.errors import DataError, SettingError
 from tests.conftest import ROOT, small_mnist, write_raw
@@ -754,19 +755,20 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 OF_COMMANDS = {
-    "train": (experiment.train_one, TrainConfig, {}),
-    "compare": (compare.compare, CompareConfig, {"inits": "he", "activations": "relu", "seeds": 2}),
-    "tune": (tune.tune, TuneConfig, {"inits": "he", "trials": 1, "seeds": 1}),
-    "diagnose": (diagnose.diagnose, DiagnoseConfig, {"inits": "he", "depth": 2, "width": 9}),
+    "train": (TrainConfig, {}),
+    "compare": (CompareConfig, {"inits": "he", "activations": "relu", "seeds": 2}),
+    "tune": (TuneConfig, {"inits": "he", "trials": 1, "seeds": 1}),
+    "diagnose": (DiagnoseConfig, {"inits": "he", "depth": 2, "width": 9}),
 }
 
 
 @pytest.mark.parametrize("command", OF_COMMANDS)
-def test_every_run_tells_what_its_images_are(store, alone, folder, command):
-    """By two tags; of the user's own, its description and its report say so, with the digest."""
-    run, settings, own = OF_COMMANDS[command]
+def test_every_run_tells_what_its_images_are(store, alone, folder, command, capsys):
+    """By tags; of the user's own, description, report and last lines say so, with its digest."""
+    settings, own = OF_COMMANDS[command]
     network = {} if command == "diagnose" else {"hidden": "9", "epochs": 1, "log_model": False}
-    run(settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own))
+    config = settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own)
+    assert cli.main(shlex.split(config.command(command))[1:]) == 0
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     digest = load(folder).digest
     assert len(runs) >= {"train": 1, "compare": 3, "tune": 3, "diagnose": 2}[command]
@@ -782,3 +784,4 @@ def test_every_run_tells_what_its_images_are(store, alone, folder, command):
         parent = min(logged, key=lambda one: one.info.start_time).info.run_id
         report = mlflow.artifacts.load_text(f"runs:/{parent}/report.html")
         assert said in html.unescape(report)
+    assert capsys.readouterr().out.splitlines().count(said) == 1
