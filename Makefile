@@ -48,8 +48,9 @@ test: $(READY) ## the whole test suite, on all cores
 test-gpu: $(READY) ## the tests that need a GPU
 	python -m pytest -m gpu
 
-lint: $(READY) ## the linter
+lint: $(READY) ## the linter, and the order of the rooms
 	ruff check .
+	lint-imports --no-logo
 
 format: $(READY) ## is everything formatted? (ruff format . does it)
 	ruff format --check --diff .
@@ -89,4 +90,4 @@ lock: $(READY) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
 
 clean: ## remove the environment and the tools' caches, keep the runs
-	rm -rf $(VENV) .mlflow-envs .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .mlflow-envs .pytest_cache .hypothesis .import_linter_cache .mypy_cache .ruff_cache build *.egg-info

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from bench import populations, study, training, watching
-from initflow import data
-from initflow.finder import GROUP
+from initflow.initializers.finder import GROUP
+from initflow.training import data
 
 ROUNDS = 3
 PLUGINS = 200

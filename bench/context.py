@@ -13,8 +13,8 @@ import time
 import mlflow
 from mlflow.tracking.context import registry
 
-import initflow.scheme  # noqa: F401 - now this process uses initflow
-from initflow.context import EnvironmentTags
+import initflow.initializers.scheme  # noqa: F401 - now this process uses initflow
+from initflow.tracking.context import EnvironmentTags
 
 RUNS = 100  # on each side
 

@@ -20,7 +20,8 @@ import mlflow.pytorch  # noqa: E402
 clock.append(time.perf_counter())
 
 from bench.training import CONFIG, ours, start_of  # noqa: E402
-from initflow import data, track  # noqa: E402
+from initflow.tracking import track  # noqa: E402
+from initflow.training import data  # noqa: E402
 
 
 def main() -> None:

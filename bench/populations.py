@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import training
-from initflow import data, measure, model, populations, record, train
-from initflow.config import TrainConfig
-from initflow.plugins import find
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.experiments import populations, record
+from initflow.initializers.plugins import find
+from initflow.training import data, model, train
 
 TUTORIAL = (
     ("normal", "tanh"),

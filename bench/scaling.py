@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, event
 
-from initflow.studies import Search, Study, Trying, is_database, shown
+from initflow.experiments.tuning.studies import Search, Study, Trying, is_database, shown
 
 TRIALS = 1_000
 BATCH = 5

@@ -1,7 +1,7 @@
 """The tutorial's script as a user would run it, imports and all: ``python -m bench.script``."""
 
 from bench import training
-from initflow import data, train
+from initflow.training import data, train
 
 
 def main() -> None:

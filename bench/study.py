@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bench import reference, training
-from initflow import data, train
+from initflow.training import data, train
 
 TRIALS = 30
 USUAL_TRIALS = 3  # of as many, by which the others are reckoned

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from bench import reference
-from initflow import data, measure, model, record, train
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.plugins import find
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.experiments import record
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.training import data, model, train
 
 CONFIG = TrainConfig()  # the defaults are the tutorial's he: relu
 

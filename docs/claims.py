@@ -28,12 +28,16 @@ from matplotlib.ticker import (
 )
 from torch import Tensor
 
-from initflow import data, machine, measure, model, plugins, record, train
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.data import Splits
-from initflow.drawing import CYCLE, MARKS, log_scale, tidy
-from initflow.signals import Signals
+from initflow.core import machine
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.diagnostics.signals import Signals
+from initflow.experiments import record
+from initflow.initializers import plugins
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.reporting.drawing import CYCLE, MARKS, log_scale, tidy
+from initflow.training import data, model, train
+from initflow.training.data import Splits
 
 FIGURES = Path(__file__).parent / "images" / "claims"
 CHANCE = math.log(data.CLASSES)

@@ -7,22 +7,23 @@ loaded until something that needs it is called.
 import importlib
 from typing import TYPE_CHECKING
 
-from initflow.config import TrainConfig
-from initflow.errors import InitflowError
-
 if TYPE_CHECKING:
-    from initflow.inspection import inspect
-    from initflow.scheme import initializer
-    from initflow.watching import watch
+    from initflow.core.config import TrainConfig
+    from initflow.diagnostics.inspection import inspect
+    from initflow.errors import InitflowError
+    from initflow.initializers.scheme import initializer
+    from initflow.tracking.watching import watch
 
 __version__ = "0.1.0"
 
 __all__ = ["InitflowError", "TrainConfig", "__version__", "initializer", "inspect", "watch"]
 
 _HOMES = {
-    "initializer": "initflow.scheme",
-    "inspect": "initflow.inspection",
-    "watch": "initflow.watching",
+    "InitflowError": "initflow.errors",
+    "TrainConfig": "initflow.core.config",
+    "initializer": "initflow.initializers.scheme",
+    "inspect": "initflow.diagnostics.inspection",
+    "watch": "initflow.tracking.watching",
 }
 
 

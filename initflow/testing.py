@@ -20,13 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from initflow import contract, importing, model, plugins
-from initflow.activations import ACTIVATIONS, Activation
-from initflow.contract import RULES, Breach
-from initflow.data import Split
+from initflow.core import importing
 from initflow.errors import InitflowError, PluginError, SettingError, cause, first_line
-from initflow.scheme import Place, Scheme, fans, parse
-from initflow.signature import write
+from initflow.initializers import contract, plugins
+from initflow.initializers.activations import ACTIVATIONS, Activation
+from initflow.initializers.contract import RULES, Breach
+from initflow.initializers.scheme import Place, Scheme, fans, parse
+from initflow.initializers.signature import write
+from initflow.training import model
+from initflow.training.data import Split
 
 # Shapes of weights: wide, tall, square, tiny, and those of convolutions.
 SHAPES = [

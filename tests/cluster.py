@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from initflow import workers
+from initflow.core import workers
 from tests.test_end_to_end import environment, free_port
 
 TIMEOUT_S = 120

@@ -90,7 +90,7 @@ def _forget_plugins(tmp_path_factory):
     """What a test imported from a folder of plugins, and where from, is gone in the next."""
     path, before = list(sys.path), set(sys.modules)
     yield
-    importing = sys.modules.get("initflow.importing")
+    importing = sys.modules.get("initflow.core.importing")
     for source in list(importing._used_in_place) if importing else ():
         importing._forget(source)
     sys.path[:] = path
@@ -185,7 +185,7 @@ def tracked(tmp_path_factory):
     """A working folder whose store a module's tests share, each with experiments of its own."""
     import mlflow
 
-    from initflow import machine
+    from initflow.core import machine
 
     folder = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch, machine.threads(1):

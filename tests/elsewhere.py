@@ -11,7 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from initflow import environment, machine, provenance
+from initflow.core import environment, machine
+from initflow.experiments.replay import provenance
 
 DEVICE = "privateuseone:0"  # the one that PyTorch keeps free for such
 aten = torch.ops.aten

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
-from initflow import data, machine, provenance, record
-from initflow.config import TrainConfig
-from initflow.plugins import find
+from initflow.core import machine
+from initflow.core.config import TrainConfig
+from initflow.experiments import record
+from initflow.experiments.replay import provenance
+from initflow.initializers.plugins import find
+from initflow.training import data
 
 QUICK = {
     "dataset": "digits",

@@ -20,9 +20,12 @@ from pathlib import Path
 import cmaes
 import numpy as np
 
-from initflow import bundle, data, finder, plugins, provenance, sampler_state, scheme, studies
-from initflow.config import TrainConfig, TuneConfig
+from initflow.core.config import TrainConfig, TuneConfig
 from initflow.errors import InitflowError, without_credentials
+from initflow.experiments.replay import bundle, provenance
+from initflow.experiments.tuning import sampler_state, studies
+from initflow.initializers import finder, plugins, scheme
+from initflow.training import data
 from tests import replaying
 from tests.conftest import small_mnist
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bench.reference import MODULES
-from initflow.activations import ACTIVATIONS
-from initflow.config import ACTIVATION_NAMES
+from initflow.core.config import ACTIVATION_NAMES
+from initflow.initializers.activations import ACTIVATIONS
 
 ALL = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 

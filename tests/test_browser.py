@@ -14,8 +14,8 @@ import mlflow
 import pytest
 from playwright.sync_api import expect
 
-from initflow import mlflow_page
-from initflow.overview import SECTIONS
+from initflow.experiments.overview import SECTIONS
+from initflow.tracking import mlflow_page
 from tests.browser import SCREENSHOTS, SIZE, browser, screenshot, served, visitor
 from tests.conftest import MNIST, new_store
 from tests.test_end_to_end import run

@@ -14,10 +14,10 @@ from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from initflow import bundle, provenance
-from initflow.bundle import MANIFEST, README, REPORT
 from initflow.errors import ReplayError, SettingError
-from initflow.provenance import REPLAY, TRACE, UNCOMMITTED, WEIGHTS
+from initflow.experiments.replay import bundle, provenance
+from initflow.experiments.replay.bundle import MANIFEST, README, REPORT
+from initflow.experiments.replay.provenance import REPLAY, TRACE, UNCOMMITTED, WEIGHTS
 from tests.replaying import config, evidence, stated
 
 HISTORY = {"accuracy/test": [(0, 0.1), (30, 0.87654)], "loss/test": [(0, 2.3), (30, 0.4)]}

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from docs import claims
-from initflow import cli, data
-from initflow.config import TrainConfig
+from initflow.cli import cli
+from initflow.core.config import TrainConfig
+from initflow.training import data
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "claims.md").read_text()

@@ -8,8 +8,10 @@ from dataclasses import fields
 
 import pytest
 
-from initflow import __version__, cli
-from initflow.config import (
+from initflow import __version__
+from initflow.cli import cli
+from initflow.cli.report import next_command
+from initflow.core.config import (
     SCHEME_NAMES,
     CompareConfig,
     DiagnoseConfig,
@@ -19,7 +21,6 @@ from initflow.config import (
     TuneConfig,
     VerifyConfig,
 )
-from initflow.report import next_command
 from tests.test_finder import project
 
 QUICK = ["--dataset", "digits", "--log-model", "false", "--probe", "0"]
@@ -374,7 +375,7 @@ def test_without_a_command_there_is_help(capsys):
 
 def test_an_interruption_is_told_with_the_run(capsys, store, monkeypatch):
     """Exit 130, and where the measurements are."""
-    from initflow import experiment
+    from initflow.experiments import experiment
 
     def interrupted(*_, **__):
         error = KeyboardInterrupt()
@@ -436,8 +437,8 @@ def test_the_table_of_a_diagnosis_fits_the_terminal(store, columns):
     """No column is lost at 80; predictions stand in brackets where there is room."""
     from rich.console import Console
 
-    from initflow.diagnose import diagnose
-    from initflow.report import diagnosis_table
+    from initflow.cli.report import diagnosis_table
+    from initflow.experiments.diagnose import diagnose
 
     config = DiagnoseConfig(
         inits="normal,he_uniform", activations="leaky_relu", depth=30, dataset="digits", probe=50
@@ -561,7 +562,8 @@ def test_schemes_fit_a_narrow_terminal(store, plugins_here):
     """No column is lost at 80."""
     from rich.console import Console
 
-    from initflow import catalogue, report
+    from initflow.cli import report
+    from initflow.diagnostics import catalogue
 
     shown = io.StringIO()
     entries = catalogue.entries(NetworkConfig())
@@ -718,7 +720,7 @@ def test_one_seed_is_told_to_claim_nothing_before_it_trains(
     capsys, store, tmp_path, monkeypatch, command
 ):
     """Whoever wants intervals can still stop it; then the numbers are shown without any."""
-    from initflow import populations
+    from initflow.experiments import populations
 
     told, train = [], populations.train_together
 
@@ -786,7 +788,7 @@ def test_the_page_is_opened_at_the_newest_view(capsys, store, monkeypatch):
     """Of all experiments, whatever else is in their tags."""
     import mlflow
 
-    from initflow import track
+    from initflow.tracking import track
 
     empty = track.page(5001)
     assert empty.startswith("http://127.0.0.1:5001/#/experiments")
@@ -809,7 +811,7 @@ def test_the_page_is_opened_at_the_newest_view(capsys, store, monkeypatch):
 
 def test_ui_serves_a_local_store(capsys, store, monkeypatch):
     """At its port, whose address is printed first; the exit code is the server's."""
-    from initflow import track
+    from initflow.tracking import track
 
     served = []
     monkeypatch.setattr(track, "serve", lambda port: served.append(port) or 3)
@@ -831,7 +833,7 @@ def test_ui_only_tells_where_a_tracking_server_is(capsys, store, monkeypatch, se
     """It serves its page itself; of its password nothing is printed."""
     import mlflow
 
-    from initflow import track
+    from initflow.tracking import track
 
     monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", lambda *_: [])
     monkeypatch.setattr(track, "serve", lambda _: pytest.fail("a second server was started"))

@@ -21,9 +21,11 @@ import psycopg
 import pytest
 from optuna.trial import TrialState
 
-from initflow import cli, studies, track
-from initflow.compare import compare
-from initflow.config import CompareConfig
+from initflow.cli import cli
+from initflow.core.config import CompareConfig
+from initflow.experiments.compare import compare
+from initflow.experiments.tuning import studies
+from initflow.tracking import track
 from tests.cluster import (
     HOST,
     PASSWORD,

@@ -15,11 +15,14 @@ import pytest
 from scipy import stats
 
 import initflow
-from initflow import compare, data, machine, mlflow_page, propagation, record
-from initflow.comparison import Cell
-from initflow.config import CompareConfig, TrainConfig
+from initflow.core import machine
+from initflow.core.config import CompareConfig, TrainConfig
 from initflow.errors import InitflowError, PluginError, SettingError
-from initflow.plugins import find
+from initflow.experiments import compare, record
+from initflow.initializers.plugins import find
+from initflow.reporting.comparison import Cell
+from initflow.tracking import mlflow_page
+from initflow.training import data, propagation
 
 QUICK = {
     "dataset": "digits",
@@ -457,7 +460,7 @@ def test_where_they_do_not_nothing_is_said(compared):
 
 def test_threads_are_those_that_are_asked_for_and_put_back(tracked, monkeypatch):
     """While the networks are drawn, too: an orthogonal matrix depends on them."""
-    from initflow import populations
+    from initflow.experiments import populations
 
     seen, real = [], populations.start
 

@@ -14,8 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from initflow import comparison
-from initflow.comparison import Cell, Difference, Outcome, as_csv, as_json, differences, rows
+from initflow.reporting import comparison
+from initflow.reporting.comparison import (
+    Cell,
+    Difference,
+    Outcome,
+    as_csv,
+    as_json,
+    differences,
+    rows,
+)
 
 IMAGES = 10_000  # whose counts the accuracies are
 
@@ -651,7 +659,7 @@ def test_plain_values_for_json():
 
 def test_starting_is_light():
     """Scipy is imported only where something is compared."""
-    code = "import sys, initflow.comparison; sys.exit('scipy' in sys.modules)"
+    code = "import sys, initflow.reporting.comparison; sys.exit('scipy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

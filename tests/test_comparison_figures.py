@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from initflow import comparison_figures, drawing
-from initflow.comparison import Cell, Outcome, Row
-from initflow.signals import Signals
+from initflow.diagnostics.signals import Signals
+from initflow.reporting import comparison_figures, drawing
+from initflow.reporting.comparison import Cell, Outcome, Row
 from tests.drawn import legend, saved, shown
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 
-from initflow import cli
-from initflow.config import (
+from initflow.cli import cli
+from initflow.core.config import (
     ACTIVATION_NAMES,
     VERDICTS,
     CompareConfig,

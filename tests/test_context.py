@@ -10,11 +10,13 @@ import pytest
 from mlflow.tracking.context import registry
 from torch import nn
 
-import initflow.signals  # with which this process uses initflow
-from initflow import context, environment, errors
-from initflow.context import AT_WORK, EnvironmentTags
+import initflow.diagnostics.signals  # with which this process uses initflow
+from initflow import errors
+from initflow.core import environment
+from initflow.tracking import context
+from initflow.tracking.context import AT_WORK, EnvironmentTags
 from tests.conftest import ROOT
-from tests.test_architecture import MODULES, ORDER, imports
+from tests.test_architecture import MODULES, imports
 
 TAGS = environment.tags().keys()
 
@@ -89,14 +91,18 @@ def test_whatever_fails_here_the_run_starts(store, monkeypatch, warned, failure)
 def test_a_process_that_only_has_mlflow_is_left_alone(monkeypatch):
     """What MLflow's asking loads of initflow is not its use; any work is."""
     loaded = {name: m for name, m in sys.modules.items() if not name.startswith("initflow.")}
-    idle = ["context", "config", "errors", "environment", "machine", "seeds", "finder", "cli"]
+    idle = ["tracking", "errors", "cli.cli", "initializers.finder", *NO_WORK]
     monkeypatch.setattr(sys, "modules", loaded | {f"initflow.{name}": None for name in idle})
     assert not EnvironmentTags().in_context()
     for name in AT_WORK:
+        assert f"initflow.{name}" in MODULES
         monkeypatch.setattr(sys, "modules", loaded | {f"initflow.{name}": None})
         assert EnvironmentTags().in_context()
 
 
+# They load torch to tell of the machine, to keep its state, or for one of its generators.
+TOOLS = ("environment", "isolation", "importing", "machine", "seeds", "workers")
+NO_WORK = ["tracking.context", *(f"core.{name}" for name in TOOLS)]
 read = functools.cache(lambda name: list(imports(MODULES[name])))
 
 
@@ -105,22 +111,34 @@ def loads(name):
     found, heavy, waiting = set(), False, [name]
     while waiting:
         one = waiting.pop()
-        if one in found or one not in MODULES:
+        module = one if one in MODULES else one.rpartition(".")[0]
+        if module in found or module not in MODULES:
             continue
-        found.add(one)
-        for module in read(one):
-            head, _, rest = module.partition(".")
-            heavy = heavy or head == "torch"
-            waiting += [rest.split(".")[0]] * (head == "initflow")
+        found.add(module)
+        for imported in read(module):
+            heavy = heavy or imported.partition(".")[0] == "torch"
+            waiting += [imported] * (imported.startswith("initflow.") and module != "initflow")
     return found, heavy
 
 
 def test_every_module_that_computes_counts_as_use():
     """It loads torch, and one of those that the provider looks for, which all load torch."""
-    for name in ORDER[ORDER.index("workers") + 1 : -1]:
-        found, heavy = loads(name)
-        assert bool(found & set(AT_WORK)) == heavy, name
-    assert all(loads(name)[1] for name in AT_WORK)
+    at_work = {f"initflow.{name}" for name in AT_WORK}
+    for name in MODULES.keys() - {f"initflow.{idle}" for idle in NO_WORK}:
+        if not name.startswith("initflow.cli"):  # it loads them when a command runs
+            found, heavy = loads(name)
+            assert bool(found & at_work) == heavy, name
+    assert all(loads(name)[1] for name in at_work)
+
+
+def test_what_mlflow_loads_of_its_room_is_nothing():
+    """The room's own file imports nothing, and the module nothing heavy."""
+    program = "import sys, initflow.tracking.context; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    ours = {name for name in done.stdout.split() if name.startswith("initflow")}
+    assert ours <= {"initflow", "initflow.errors", "initflow.tracking", "initflow.tracking.context"}
 
 
 def test_watching_tags_the_run_that_is_open_already(store, monkeypatch):
@@ -159,7 +177,7 @@ def test_mlflow_alone_loads_no_torch(tmp_path):
         "import sys, mlflow\n"
         "with mlflow.start_run() as run: pass\n"
         "print(sorted(t for t in run.data.tags if t.startswith('initflow')))\n"
-        "print('torch' in sys.modules, 'initflow.context' in sys.modules)\n"
+        "print('torch' in sys.modules, 'initflow.tracking.context' in sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from initflow import contract, model
-from initflow.activations import ACTIVATIONS
-from initflow.contract import RULES, Breach, attempt
-from initflow.data import Split
+from initflow.core.seeds import generator
 from initflow.errors import PluginError, SettingError
-from initflow.initializers import BUILT_IN
-from initflow.plugins import find
-from initflow.scheme import Place, Scheme
-from initflow.seeds import generator
+from initflow.initializers import contract
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.contract import RULES, Breach, attempt
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import Place, Scheme
+from initflow.training import model
+from initflow.training.data import Split
 
 RELU = ACTIVATIONS["relu"]
 AT = Place(5, 4)

@@ -24,9 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision import datasets, transforms
 
-from initflow import cli, data, idx
-from initflow.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig
+from initflow.cli import cli
+from initflow.core.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig
 from initflow.errors import DataError, SettingError
+from initflow.training import data, idx
 from tests.conftest import ROOT, small_mnist, write_raw
 from tests.conftest import idx as idx_file
 from tests.serving import QuietServer

@@ -6,12 +6,18 @@ import torch
 from torch import nn
 
 import initflow
-from initflow import experiment
-from initflow.compare import compare
-from initflow.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig, VerifyConfig
-from initflow.diagnose import diagnose
-from initflow.tune import tune
-from initflow.verify import verify
+from initflow.core.config import (
+    CompareConfig,
+    DiagnoseConfig,
+    TrainConfig,
+    TuneConfig,
+    VerifyConfig,
+)
+from initflow.experiments import experiment
+from initflow.experiments.compare import compare
+from initflow.experiments.diagnose import diagnose
+from initflow.experiments.tuning.tune import tune
+from initflow.experiments.verify import verify
 from tests import elsewhere
 
 SMALL = {"dataset": "digits", "hidden": "12,8", "epochs": 1, "eval_every": 10, "threads": 1}

@@ -7,12 +7,14 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow import data, diagnose, measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.config import DiagnoseConfig
+from initflow.core.config import DiagnoseConfig
+from initflow.diagnostics import measure
 from initflow.errors import SettingError
-from initflow.plugins import find
-from initflow.prediction import PREDICTED
+from initflow.experiments import diagnose
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.theory.prediction import PREDICTED
+from initflow.training import data, model
 
 SETTINGS = {
     "inits": "zero,lecun,he:mode=fan_out",

@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from initflow import drawing
-from initflow.comparison import Cell
+from initflow.reporting import drawing
+from initflow.reporting.comparison import Cell
 
 
 def test_32_schemes_can_be_told_apart():

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import initflow
-from initflow import environment, machine
-from initflow.environment import VARIABLES, Difference, Environment
+from initflow.core import environment, machine
+from initflow.core.environment import VARIABLES, Difference, Environment
 from tests.conftest import ROOT
 
 PASSWORD = "hunter2-planted"  # noqa: S105 - it opens nothing
@@ -251,12 +251,13 @@ def test_source_is_told_apart_by_any_change_of_any_module(tmp_path, monkeypatch,
         environment.source_sha256.cache_clear()
         digests.append(environment.source_sha256())
 
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
-    one, two = tmp_path / "a.py", tmp_path / "b.py"
+    monkeypatch.setattr(initflow, "__file__", str(tmp_path / "__init__.py"))
+    one, two = tmp_path / "a.py", tmp_path / "room" / "b.py"
+    two.parent.mkdir()
     one.write_text("x = 1\ny = 2\n")
     two.write_text("z = 3\n")
     look()
-    by_hand = b"a.py 12\nx = 1\ny = 2\nb.py 6\nz = 3\n"
+    by_hand = b"a.py 12\nx = 1\ny = 2\nroom/b.py 6\nz = 3\n"
     assert digests == [hashlib.sha256(by_hand).hexdigest()]
     two.write_text("z = 4\n")
     look()
@@ -276,10 +277,13 @@ def test_source_is_told_apart_by_any_change_of_any_module(tmp_path, monkeypatch,
 
 
 def test_source_is_that_of_this_package(afresh):
-    """All of its modules."""
+    """All of its modules, in whatever room."""
     digest = hashlib.sha256()
-    for name in sorted(n for n in os.listdir(ROOT / "initflow") if n.endswith(".py")):  # noqa: PTH208
-        content = (ROOT / "initflow" / name).read_bytes()
+    there = [
+        str(Path(folder, name)) for folder, _, names in os.walk(ROOT / "initflow") for name in names
+    ]
+    for path in sorted(path for path in there if path.endswith(".py")):
+        content, name = Path(path).read_bytes(), os.path.relpath(path, ROOT / "initflow")
         digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)
     assert facts()["source_sha256"] == digest.hexdigest()

@@ -13,12 +13,14 @@ import torch
 from mlflow.exceptions import MlflowException
 
 import initflow
-from initflow import data, experiment, model, provenance, train
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.delivery import KEY_TAG, OPENER
+from initflow.core.config import TrainConfig
+from initflow.diagnostics.signals import QUANTITIES
 from initflow.errors import InitflowError, SettingError, TrackingError
-from initflow.signals import QUANTITIES
+from initflow.experiments import experiment
+from initflow.experiments.replay import provenance
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.tracking.delivery import KEY_TAG, OPENER
+from initflow.training import data, model, train
 
 QUICK = {"dataset": "digits", "log_model": False, "eval_every": 20, "probe": 0}
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow import cli, environment, experiment, failures
+from initflow.cli import cli
+from initflow.core import environment
 from initflow.errors import ReportError
+from initflow.experiments import experiment, failures
 from tests.conftest import SMALL_TABLE
 
 SMALL = ("--dataset", "digits", "--hidden", "8", "--epochs", "1", "--eval-every", "15")
@@ -86,8 +88,8 @@ def test_numbers_are_kept_where_nothing_can_be_drawn_or_reported(
 
 def test_a_tuning_is_kept_where_the_registry_refuses_its_model(store, capsys, monkeypatch):
     """Told in one line, exit code 1, the table printed and logged."""
-    from initflow import track
     from initflow.errors import TrackingError
+    from initflow.tracking import track
 
     def refuse(*_):
         raise TrackingError("no room in the registry")
@@ -105,9 +107,9 @@ def test_a_tuning_is_kept_where_the_registry_refuses_its_model(store, capsys, mo
 
 def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):
     """And says of the others that they are missing, and why."""
-    from initflow import comparison_figures
-    from initflow.compare import compare
-    from initflow.config import CompareConfig
+    from initflow.core.config import CompareConfig
+    from initflow.experiments.compare import compare
+    from initflow.reporting import comparison_figures
 
     monkeypatch.setattr(comparison_figures, "comparison_curves", fail)
     small = {"dataset": "digits", "hidden": "8", "epochs": 1, "log_model": False, "probe": 20}
@@ -123,9 +125,9 @@ def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):
 @pytest.mark.parametrize("what", ["model", "figures"])
 def test_a_network_is_none_the_worse_for_its_model_or_figures(store, monkeypatch, what):
     """Of many, too: it is named, and the comparison has it."""
-    from initflow import delivery
-    from initflow.compare import compare
-    from initflow.config import CompareConfig
+    from initflow.core.config import CompareConfig
+    from initflow.experiments.compare import compare
+    from initflow.tracking import delivery
 
     if what == "model":
         monkeypatch.setattr(delivery, "_save_model", fail)

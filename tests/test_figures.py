@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from initflow import figures
-from initflow.activations import ACTIVATIONS
-from initflow.prediction import Interval
-from initflow.signals import Signals
+from initflow.diagnostics.signals import Signals
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.reporting import figures
+from initflow.theory.prediction import Interval
 from tests.drawn import saved
 
 HISTORY = {

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 import initflow
-from initflow import finder
-from initflow.config import SCHEME_NAMES
+from initflow.core.config import SCHEME_NAMES
 from initflow.errors import SettingError
-from initflow.finder import GROUP, found
-from initflow.initializers import BUILT_IN
+from initflow.initializers import finder
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.finder import GROUP, found
 from tests.conftest import ROOT
 
 
@@ -279,8 +279,8 @@ def test_two_hundred_plugins_are_listed_and_none_is_imported(tmp_path):
         info = install(tmp_path / "site", f"plugin-{n}", {f"scheme-{n}": f"plugin_{n}:fill"})
         (info.parent / f"plugin_{n}.py").write_text("raise SystemExit('imported')\n")
     program = (
-        "import sys, initflow.cli\n"
-        "code = initflow.cli.main(['plugins', 'list', '--json'])\n"
+        "import sys, initflow.cli.cli\n"
+        "code = initflow.cli.cli.main(['plugins', 'list', '--json'])\n"
         "heavy = {m for m in sys.modules if m.startswith(('plugin_', 'torch', 'mlflow'))}\n"
         "print(code, sorted(heavy), file=sys.stderr)"
     )

@@ -29,11 +29,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from initflow import data, finder, idx, plugins, sampler_state, scheme, studies
-from initflow.config import TrainConfig, TuneConfig
+from initflow.core.config import TrainConfig, TuneConfig
 from initflow.errors import DataError, InitflowError, SettingError, StudyError, without_credentials
-from initflow.finder import GROUP
-from initflow.mlflow_page import plain
+from initflow.experiments.tuning import sampler_state, studies
+from initflow.initializers import finder, plugins, scheme
+from initflow.initializers.finder import GROUP
+from initflow.tracking.mlflow_page import plain
+from initflow.training import data, idx
 from tests import targets
 from tests.conftest import ROOT, small_mnist, write_raw
 from tests.serving import QuietServer

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow import track
+from initflow.tracking import track
 from tests.test_inspection import hooks_on
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from initflow.initializers import BUILT_IN, TRUNCATED_STD, draw
-from initflow.plugins import find
-from initflow.scheme import Place, fans
+from initflow.initializers.built_in import BUILT_IN, TRUNCATED_STD, draw
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import Place, fans
 
 NAMES = [
     *("zero", "constant", "normal", "random", "uniform", "truncated_normal"),

@@ -16,13 +16,14 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow import data, measure, model, observed
-from initflow.activations import ACTIVATIONS
+from initflow.diagnostics import measure, observed
+from initflow.diagnostics.layers import rows_by_unit
+from initflow.diagnostics.recorder import ACTIVATIONS as KNOWN
+from initflow.diagnostics.signals import QUANTITIES, Moments
 from initflow.errors import SettingError
-from initflow.layers import rows_by_unit
-from initflow.plugins import find
-from initflow.recorder import ACTIVATIONS as KNOWN
-from initflow.signals import QUANTITIES, Moments
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.training import data, model
 
 
 class Layer:

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from torchvision import datasets
 
-from initflow import bundle, data, delivery, studies
-from initflow.outbox import Entry, Outbox
-from initflow.studies import Search, Study, Trying
+from initflow.experiments.replay import bundle
+from initflow.experiments.tuning import studies
+from initflow.experiments.tuning.studies import Search, Study, Trying
+from initflow.tracking import delivery
+from initflow.tracking.outbox import Entry, Outbox
+from initflow.training import data
 from tests.conftest import small_mnist, write_raw
 
 KILLS = 50

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from initflow import machine
+from initflow.core import machine
 from initflow.errors import SettingError
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from bench import reference
-from initflow import measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.plugins import find
+from initflow.diagnostics import measure
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.training import model
 from tests.test_train import images
 
 

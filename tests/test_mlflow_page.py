@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 import numpy as np
 import pytest
 
-from initflow import mlflow_page
-from initflow.mlflow_page import Section
+from initflow.tracking import mlflow_page
+from initflow.tracking.mlflow_page import Section
 
 PARENT = "0123456789abcdef0123456789abcdef"
 GROUPS = [f"{init} {act}" for act in ("tanh", "relu") for init in ("normal", "lecun", "he")]

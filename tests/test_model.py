@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bench import reference
-from initflow import model
-from initflow.activations import ACTIVATIONS
-from initflow.plugins import find
-from initflow.scheme import Place
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import Place
+from initflow.training import model
 
 WIDTHS = (20, 8, 6, 4)
 

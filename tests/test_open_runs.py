@@ -12,8 +12,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow import delivery, open_runs, outbox, track
 from initflow.errors import OutageError
+from initflow.tracking import delivery, open_runs, outbox, track
 from tests.conftest import ROOT
 from tests.test_end_to_end import TIMEOUT_S, run, runs, warm_environment
 

@@ -18,10 +18,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow import cli, delivery, experiment, machine, outbox, track, unsent
-from initflow.compare import compare
-from initflow.config import CompareConfig, TrainConfig, TuneConfig
-from initflow.tune import tune
+from initflow.cli import cli
+from initflow.core import machine
+from initflow.core.config import CompareConfig, TrainConfig, TuneConfig
+from initflow.experiments import experiment
+from initflow.experiments.compare import compare
+from initflow.experiments.tuning.tune import tune
+from initflow.tracking import delivery, outbox, track, unsent
 from tests.cluster import missing, wait
 from tests.network import Road, Server
 from tests.test_end_to_end import free_port
@@ -117,7 +120,7 @@ def road(site, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INITFLOW_OUTBOX", str(tmp_path / "outbox"))
     monkeypatch.setattr(unsent, "CLOSING_PATIENCE_S", 0.5)
-    monkeypatch.setattr("initflow.sender.PAUSES_S", (0.05, 0.3))
+    monkeypatch.setattr("initflow.tracking.sender.PAUSES_S", (0.05, 0.3))
     site.road.mode = "open"
     mlflow.set_tracking_uri(site.road.address)
     yield site.road
@@ -344,7 +347,7 @@ def test_where_nothing_can_be_kept_it_is_an_error(site, road, monkeypatch, capsy
     """Said at the end, after what came of the training; the exit code is 1."""
     road.mode = "closed"
     monkeypatch.setattr(outbox, "LIMIT", 0)
-    monkeypatch.setattr("initflow.sender.IN_MEMORY", 0)
+    monkeypatch.setattr("initflow.tracking.sender.IN_MEMORY", 0)
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
     assert cli.main(["train", *small, "--experiment", "lost"]) == 1
     out, err = capsys.readouterr()

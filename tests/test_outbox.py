@@ -17,10 +17,10 @@ from filelock import Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initflow import outbox
 from initflow.errors import OutboxError
-from initflow.outbox import Entry, Outbox, RefusedError, UnknownKeyError
-from initflow.sender import Sender, Way, drained
+from initflow.tracking import outbox
+from initflow.tracking.outbox import Entry, Outbox, RefusedError, UnknownKeyError
+from initflow.tracking.sender import Sender, Way, drained
 from tests.cluster import missing, wait
 
 TRACKING = "http://127.0.0.1:5000"
@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
     """Where outboxes lie."""
     place = tmp_path / "outbox"
     monkeypatch.setenv("INITFLOW_OUTBOX", str(place))
-    monkeypatch.setattr("initflow.sender.PAUSES_S", (0.001, 0.01))
+    monkeypatch.setattr("initflow.tracking.sender.PAUSES_S", (0.001, 0.01))
     return place
 
 
@@ -279,7 +279,7 @@ def test_while_the_server_is_away_nobody_waits(folder):
 
 def test_a_slow_server_is_not_waited_for(monkeypatch):
     """After it was found to be: but for ids, which only it can give."""
-    monkeypatch.setattr("initflow.sender.SLOW_FOR_S", 60)
+    monkeypatch.setattr("initflow.tracking.sender.SLOW_FOR_S", 60)
     release, server = threading.Event(), Server()
 
     def carry_out(entry, known):
@@ -442,7 +442,7 @@ def test_bytes_that_were_changed_are_not_sent(folder):
 def test_it_is_bounded(monkeypatch):
     """Then memory takes some, and the rest is counted as lost, with the reason."""
     monkeypatch.setattr(outbox, "LIMIT", 1_000)
-    monkeypatch.setattr("initflow.sender.IN_MEMORY", 2_000)
+    monkeypatch.setattr("initflow.tracking.sender.IN_MEMORY", 2_000)
     server = Server()
     server.is_up.clear()
     sender = server.sender()

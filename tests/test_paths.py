@@ -6,10 +6,12 @@ from urllib.parse import quote
 import platformdirs
 import pytest
 
-from initflow import delivery, finder, outbox, paths, track
-from initflow.config import TrainConfig, TuneConfig
+from initflow.core import paths
+from initflow.core.config import TrainConfig, TuneConfig
 from initflow.errors import SettingError
-from initflow.plugins import find
+from initflow.initializers import finder
+from initflow.initializers.plugins import find
+from initflow.tracking import delivery, outbox, track
 from tests.conftest import new_store
 from tests.test_finder import project
 

@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import initflow
-from initflow import TrainConfig, importing, model, plugins
-from initflow.activations import ACTIVATIONS
-from initflow.config import DiagnoseConfig
+from initflow import TrainConfig
+from initflow.core import importing
+from initflow.core.config import DiagnoseConfig
 from initflow.errors import InitflowError, PluginError, SettingError
-from initflow.initializers import BUILT_IN
-from initflow.plugins import find, load_all
+from initflow.initializers import plugins
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.plugins import find, load_all
+from initflow.training import model
 from tests.test_finder import install, project
 
 CODE = '''
@@ -432,8 +435,8 @@ def test_what_an_activation_cannot_have_is_refused_before_a_run_is_made(place, s
         "        raise ValueError('picky is not for tanh')\n"
         "    weight.zero_()\n",
     )
-    from initflow.diagnose import diagnose
-    from initflow.experiment import train_one
+    from initflow.experiments.diagnose import diagnose
+    from initflow.experiments.experiment import train_one
 
     before = Path(place / "mlflow.db").read_bytes()
     for run in (
@@ -452,7 +455,7 @@ def test_a_training_says_which_distribution_and_version_made_the_weights(place, 
     """In its tags; its parameters and its name have the spec, its configuration the folder."""
     import mlflow
 
-    from initflow.experiment import train_one
+    from initflow.experiments.experiment import train_one
 
     folder(place, "mine", version="0.4")
     config = TrainConfig(
@@ -472,7 +475,7 @@ def test_a_diagnosis_takes_functions_by_their_place(place, store):
     """Beside built-in schemes; its metrics have keys that MLflow takes."""
     import mlflow
 
-    from initflow.diagnose import diagnose
+    from initflow.experiments.diagnose import diagnose
 
     (place / "inits.py").write_text(CODE)
     (place / ("long" * 50)).mkdir()

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import initflow
-from initflow import cli, scheme, signature
-from initflow.contract import RULES
-from initflow.finder import found
-from initflow.importing import LIMIT_S
-from initflow.plugins import find
+from initflow.cli import cli
+from initflow.core.importing import LIMIT_S
+from initflow.initializers import scheme, signature
+from initflow.initializers.contract import RULES
+from initflow.initializers.finder import found
+from initflow.initializers.plugins import find
 from initflow.testing import MORE_RULES, assert_initializer_contract
 from tests.conftest import ROOT
 

@@ -15,25 +15,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
-from initflow import (
-    data,
-    experiment,
-    machine,
-    mlflow_page,
-    model,
-    populations,
-    propagation,
-    record,
-    supplies,
-    track,
-    train,
-)
-from initflow.activations import ACTIVATIONS
-from initflow.config import CompareConfig, TrainConfig
-from initflow.delivery import KEY_TAG, OPENER
+from initflow.core import machine
+from initflow.core.config import CompareConfig, TrainConfig
+from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, TrackingError
-from initflow.plugins import find
-from initflow.signals import Signals
+from initflow.experiments import experiment, populations, record
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.tracking import mlflow_page, track
+from initflow.tracking.delivery import KEY_TAG, OPENER
+from initflow.training import data, model, propagation, supplies, train
 
 QUICK = {
     "dataset": "digits",

@@ -7,13 +7,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from initflow import data, measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.plugins import find
-from initflow.prediction import PREDICTED, Ends, Interval, Layer, layers_of, predict
-from initflow.propagation import Pass
-from initflow.scheme import Place, Scheme, fans
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import Place, Scheme, fans
+from initflow.theory.prediction import PREDICTED, Ends, Interval, Layer, layers_of, predict
+from initflow.training import data, model
+from initflow.training.propagation import Pass
 
 NETWORKS = 400
 

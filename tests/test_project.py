@@ -14,7 +14,7 @@ from mlflow.projects import utils
 from mlflow.utils.environment import _PythonEnv
 from packaging.requirements import Requirement
 
-from initflow.config import (
+from initflow.core.config import (
     CompareConfig,
     DiagnoseConfig,
     ReproduceConfig,
@@ -86,7 +86,7 @@ def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
         given = {"init": "normal:std=0.05"}
     required = dict.fromkeys(REQUIRED.get(name, []), "x y")
     command = entry_point.compute_command(given | required, str(tmp_path))
-    from initflow import cli
+    from initflow.cli import cli
 
     words = shlex.split(command)
     context = cli.cli.commands[words[3]].make_context(words[3], words[4:])
@@ -123,9 +123,10 @@ def test_every_import_is_declared():
     """No package is used that only another one happens to bring."""
     declared = {Requirement(d).name for d in PYPROJECT["project"]["dependencies"]}
     modules = {
-        name.split(".")[0] for path in (ROOT / "initflow").glob("*.py") for name in imports(path)
+        name.split(".")[0] for path in (ROOT / "initflow").rglob("*.py") for name in imports(path)
     }
-    used = {module.replace("sklearn", "scikit-learn") for module in modules - STANDARD}
+    names = {"sklearn": "scikit-learn", "lazy_loader": "lazy-loader"}
+    used = {names.get(module, module) for module in modules - STANDARD}
     assert used <= declared
     assert declared == used
 

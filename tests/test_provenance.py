@@ -13,10 +13,13 @@ from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from initflow import __version__, initializers, model, provenance
+from initflow import __version__
 from initflow.errors import ReplayError
-from initflow.plugins import find
-from initflow.provenance import REPLAY, TRACE, WEIGHTS
+from initflow.experiments.replay import provenance
+from initflow.experiments.replay.provenance import REPLAY, TRACE, WEIGHTS
+from initflow.initializers import built_in as initializers
+from initflow.initializers.plugins import find
+from initflow.training import model
 from tests.replaying import config, evidence, reader, stated, trained
 from tests.test_finder import project
 

@@ -10,11 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from initflow import published
-from initflow.comparison import Outcome
-from initflow.config import ReproduceConfig, TrainConfig
+from initflow.core.config import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError
-from initflow.published import Check, PublishedRow, PublishedTable, checks, explained, sentence
+from initflow.reporting import published
+from initflow.reporting.comparison import Outcome
+from initflow.reporting.published import (
+    Check,
+    PublishedRow,
+    PublishedTable,
+    checks,
+    explained,
+    sentence,
+)
 from tests.test_reference_experiments import ASSIGNMENT, ASSIGNMENT_RANGES, TUTORIAL
 
 MINE = """
@@ -63,7 +70,7 @@ def test_the_two_published_tables_come_with_the_package():
     """Each is read from its file, and says where it is from."""
     assert published.names() == ["assignment", "tutorial"]
     for name in published.names():
-        assert files("initflow").joinpath("tables", f"{name}.toml").is_file()
+        assert files("initflow.reporting").joinpath("tables", f"{name}.toml").is_file()
         table = published.load(name)
         assert table.name == name
         assert "published" in table.source.lower()

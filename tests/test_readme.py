@@ -16,8 +16,7 @@ import mlflow
 import pytest
 
 import initflow
-from initflow import track
-from initflow.config import (
+from initflow.core.config import (
     ACTIVATION_NAMES,
     DATASET_NAMES,
     VERDICTS,
@@ -28,9 +27,10 @@ from initflow.config import (
     TuneConfig,
     VerifyConfig,
 )
-from initflow.initializers import BUILT_IN
-from initflow.plugins import load_all
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.plugins import load_all
 from initflow.testing import assert_initializer_contract
+from initflow.tracking import track
 from tests.conftest import ROOT
 from tests.test_end_to_end import environment, free_port, run, runs
 

@@ -8,11 +8,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from initflow import data, machine, measure, model, propagation, record, train
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.plugins import find
-from initflow.signals import QUANTITIES
+from initflow.core import machine
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.diagnostics.signals import QUANTITIES
+from initflow.experiments import record
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.training import data, model, propagation, train
 
 SETTINGS = {
     "dataset": "digits",

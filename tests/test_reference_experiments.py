@@ -2,8 +2,8 @@
 
 import pytest
 
-from initflow.config import ReproduceConfig
-from initflow.reproduce import reproduce
+from initflow.core.config import ReproduceConfig
+from initflow.experiments.reproduce import reproduce
 
 # Scheme and activation, and the accuracies published at 500, 1000, …, 3000 iterations. The row
 # that its text calls LeCun's trains PyTorch's default, so it is reproduced with `pytorch`.

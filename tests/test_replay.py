@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from initflow import data, model, provenance, replay
 from initflow.errors import DataError, ReplayError
-from initflow.plugins import find
-from initflow.replay import DIFFERENT, EXIT_CODES, IDENTICAL, TOLERABLE, sentence
+from initflow.experiments.replay import provenance, replay
+from initflow.experiments.replay.replay import DIFFERENT, EXIT_CODES, IDENTICAL, TOLERABLE, sentence
+from initflow.initializers.plugins import find
+from initflow.training import data, model
 from tests.replaying import config, elsewhere, evidence, reader, stated, trained
 from tests.test_finder import project
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from initflow import report
-from initflow.comparison import Cell, Outcome, Row, rows
-from initflow.config import ACTIVATION_NAMES, SCHEME_NAMES
-from initflow.published import PublishedRow, checks
-from initflow.trials import Trial, tuned
+from initflow.cli import report
+from initflow.core.config import ACTIVATION_NAMES, SCHEME_NAMES
+from initflow.reporting.comparison import Cell, Outcome, Row, rows
+from initflow.reporting.published import PublishedRow, checks
+from initflow.reporting.trials import Trial, tuned
 
 COLUMNS = 100
 ODD = "[red]my[/red] [/file.py:f[bold]:a=1,b=[x]"

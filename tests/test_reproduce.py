@@ -10,10 +10,10 @@ import mlflow
 import pytest
 from scipy import stats
 
-from initflow import experiment
-from initflow.config import ReproduceConfig, TrainConfig
+from initflow.core.config import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError
-from initflow.reproduce import reproduce
+from initflow.experiments import experiment
+from initflow.experiments.reproduce import reproduce
 
 TABLE = """
 title = "Handwritten <digits>"

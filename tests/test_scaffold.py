@@ -8,9 +8,9 @@ import tomllib
 
 import pytest
 
-from initflow import plugins, scaffold
 from initflow.errors import SettingError
-from initflow.scheme import Place
+from initflow.initializers import plugins, scaffold
+from initflow.initializers.scheme import Place
 from initflow.testing import assert_initializer_contract
 from tests.conftest import ROOT
 

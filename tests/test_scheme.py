@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from initflow.activations import ACTIVATIONS
 from initflow.errors import InitflowError, SettingError
-from initflow.initializers import BUILT_IN
-from initflow.model import initialize
-from initflow.plugins import find
-from initflow.scheme import fans
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import fans
+from initflow.training.model import initialize
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from initflow.seeds import generator, stream_seed
+from initflow.core.seeds import generator, stream_seed
 
 
 def test_streams_of_a_seed_differ_and_repeat():

@@ -6,8 +6,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from initflow import plugins, testing
-from initflow.scheme import Scheme, write
+from initflow import testing
+from initflow.initializers import plugins
+from initflow.initializers.scheme import Scheme, write
 from initflow.testing import assert_initializer_contract
 from tests.conftest import ROOT
 

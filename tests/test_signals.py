@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench import reference
-from initflow import measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.plugins import find
-from initflow.signals import QUANTITIES, Firing, Moments, distinct_fraction
+from initflow.diagnostics import measure
+from initflow.diagnostics.signals import QUANTITIES, Firing, Moments, distinct_fraction
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.training import model
 from tests.conftest import ROOT
 from tests.test_train import images
 

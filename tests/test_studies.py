@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from initflow import studies
-from initflow.config import PRUNERS, SAMPLERS
+from initflow.core.config import PRUNERS, SAMPLERS
 from initflow.errors import GivenUpError, SettingError, StudyError
-from initflow.studies import Asked, Search, Study, Trying
+from initflow.experiments.tuning import studies
+from initflow.experiments.tuning.studies import Asked, Search, Study, Trying
 from tests.conftest import ROOT
 
 NAME = "digits"  # that a user knows the study by

@@ -4,10 +4,12 @@ import textwrap
 
 import pytest
 
-from initflow import cli, importing, testing
+from initflow import testing
+from initflow.cli import cli
+from initflow.core import importing
 from initflow.errors import SettingError
-from initflow.initializers import BUILT_IN
-from initflow.scheme import initializer
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.scheme import initializer
 from initflow.testing import ALL_RULES, assert_initializer_contract, check
 from tests.test_finder import project
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
 
-from initflow import theory
-from initflow.activations import ACTIVATIONS
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.theory import mean_field as theory
 
 TANH, RELU = ACTIVATIONS["tanh"], ACTIVATIONS["relu"]
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)

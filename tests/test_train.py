@@ -11,10 +11,12 @@ import torch
 from torch.utils.data import TensorDataset
 
 from bench import reference
-from initflow import machine, measure, model, propagation, train
-from initflow.activations import ACTIVATIONS
-from initflow.data import Split
-from initflow.plugins import find
+from initflow.core import machine
+from initflow.diagnostics import measure
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.training import model, propagation, train
+from initflow.training.data import Split
 
 
 def images(n, pixels=784, seed=0):

@@ -12,9 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initflow import comparison, trials
-from initflow.comparison import Cell, Outcome
-from initflow.trials import OUTCOMES, Trial, as_csv, as_json, best, rate, tolerance, tolerated
+from initflow.reporting import comparison, trials
+from initflow.reporting.comparison import Cell, Outcome
+from initflow.reporting.trials import (
+    OUTCOMES,
+    Trial,
+    as_csv,
+    as_json,
+    best,
+    rate,
+    tolerance,
+    tolerated,
+)
 from tests.conftest import ROOT
 
 IMAGES = 10_000  # whose counts the accuracies are

@@ -11,10 +11,12 @@ import mlflow
 import optuna
 import pytest
 
-from initflow import experiment, finals, studies, tune, workers
-from initflow.comparison import Cell
-from initflow.config import TrainConfig, TuneConfig
+from initflow.core import workers
+from initflow.core.config import TrainConfig, TuneConfig
 from initflow.errors import PluginError, SettingError, StudyError, TrackingError, WorkError
+from initflow.experiments import experiment
+from initflow.experiments.tuning import finals, studies, tune
+from initflow.reporting.comparison import Cell
 from tests import test_end_to_end
 
 QUICK = {
@@ -414,7 +416,7 @@ def test_a_wrong_setting_is_an_error_before_anything_is_made(tuned, tracked, own
 
 def test_a_server_that_does_not_answer_is_told_with_the_time(tracked, monkeypatch):
     """Instead of MLflow's minutes of silence."""
-    monkeypatch.setattr("initflow.track.SERVER_PATIENCE_S", 0.5)
+    monkeypatch.setattr("initflow.tracking.track.SERVER_PATIENCE_S", 0.5)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri("http://user:secret@127.0.0.1:9")
     try:

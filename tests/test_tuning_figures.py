@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from initflow import drawing, tuning_figures
-from initflow.comparison import Cell, Row
-from initflow.trials import Trial
+from initflow.reporting import drawing, tuning_figures
+from initflow.reporting.comparison import Cell, Row
+from initflow.reporting.trials import Trial
 from tests.drawn import saved, shown
 
 HE, XAVIER = Cell("he", "relu"), Cell("xavier", "relu")

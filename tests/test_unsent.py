@@ -7,9 +7,10 @@ from dataclasses import replace
 import mlflow
 import pytest
 
-from initflow import delivery, unsent, workers
+from initflow.core import workers
 from initflow.errors import TrackingError
-from initflow.outbox import Entry
+from initflow.tracking import delivery, unsent
+from initflow.tracking.outbox import Entry
 from tests.test_end_to_end import free_port
 
 

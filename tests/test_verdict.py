@@ -2,13 +2,14 @@
 
 import pytest
 
-from initflow import data, measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.config import VERDICTS, TrainConfig
-from initflow.initializers import BUILT_IN
-from initflow.plugins import find
-from initflow.signals import Signals
-from initflow.verdict import Verdict, advice, judge
+from initflow.core.config import VERDICTS, TrainConfig
+from initflow.diagnostics import measure
+from initflow.diagnostics.signals import Signals
+from initflow.diagnostics.verdict import Verdict, advice, judge
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.plugins import find
+from initflow.training import data, model
 
 
 def verdict(init, activation, hidden, bias_init="pytorch"):

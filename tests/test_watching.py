@@ -22,9 +22,11 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow import errors, observed, recorder, track, unsent
-from initflow.recorder import Recorder
-from initflow.signals import QUANTITIES, Firing, Layer, Moments, signals
+from initflow import errors
+from initflow.diagnostics import observed, recorder
+from initflow.diagnostics.recorder import Recorder
+from initflow.diagnostics.signals import QUANTITIES, Firing, Layer, Moments, signals
+from initflow.tracking import track, unsent
 from tests.test_inspection import Net, cnn, hooks_on, normal, squared
 
 

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import jinja2
 import pytest
 
-from initflow import webpage
-from initflow.comparison import Cell, Difference, Row
-from initflow.webpage import (
+from initflow.reporting import webpage
+from initflow.reporting.comparison import Cell, Difference, Row
+from initflow.reporting.webpage import (
     Column,
     Command,
     Links,

@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 import initflow
-from initflow import workers
+from initflow.core import workers
+from initflow.core.workers import Crew, WorkerLostError, hired, results
 from initflow.errors import DataError, SettingError
-from initflow.workers import Crew, WorkerLostError, hired, results
 from tests.conftest import ROOT
 
 PATIENCE_S = 30

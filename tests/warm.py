@@ -27,8 +27,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 IMPORTED = (
-    *("initflow.cli", "initflow.diagnose", "initflow.report", "initflow.reproduce"),
-    *("initflow.tune", "git", "matplotlib.pyplot", "mlflow.cli", "mlflow.pytorch", "networkx"),
+    *("initflow.cli.cli", "initflow.cli.report", "initflow.experiments.diagnose"),
+    *(
+        "initflow.experiments.reproduce",
+        "initflow.experiments.tuning.tune",
+        "git",
+        "matplotlib.pyplot",
+        "mlflow.cli",
+        "mlflow.pytorch",
+        "networkx",
+    ),
     *("sklearn.datasets", "sklearn.ensemble", "torch._dynamo", "torch.export"),
     "torchvision.datasets",
 )

@@ -8,12 +8,13 @@ import pytest
 import torch
 from scipy import integrate
 
-from initflow import data, measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.plugins import find
-from initflow.scheme import Place, Scheme
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import Place, Scheme
 from initflow.testing import assert_initializer_contract
+from initflow.training import data, model
 from initflow_critical import critical, edge
 
 SCHEME = Scheme.of(critical, "critical", "a test")

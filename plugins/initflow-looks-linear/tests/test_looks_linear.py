@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from initflow import data, measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.plugins import find
-from initflow.scheme import Place, Scheme, fans
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import Place, Scheme, fans
 from initflow.testing import assert_initializer_contract
+from initflow.training import data, model
 from initflow_looks_linear import looks_linear, odd_slope
 
 SCHEME = Scheme.of(looks_linear, "looks-linear", "a test")

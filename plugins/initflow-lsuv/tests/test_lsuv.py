@@ -5,12 +5,13 @@ import itertools
 import pytest
 import torch
 
-from initflow import data, measure, model
-from initflow.activations import ACTIVATIONS
-from initflow.config import TrainConfig
-from initflow.plugins import find
-from initflow.scheme import Scheme
+from initflow.core.config import TrainConfig
+from initflow.diagnostics import measure
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import find
+from initflow.initializers.scheme import Scheme
 from initflow.testing import assert_initializer_contract
+from initflow.training import data, model
 from initflow_lsuv import lsuv
 
 

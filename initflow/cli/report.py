@@ -1,0 +1,405 @@
+"""What the terminal shows of a result; nothing here prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from initflow.core.config import RECOMMENDED, TrainConfig
+from initflow.reporting import trials
+from initflow.reporting.comparison import NONE, interval, percent, whole
+from initflow.reporting.published import explained
+
+if TYPE_CHECKING:
+    from initflow.core.environment import Difference
+    from initflow.diagnostics.catalogue import Entry
+    from initflow.diagnostics.reading import Reading
+    from initflow.experiments.diagnose import Diagnosis
+    from initflow.experiments.experiment import Result
+    from initflow.experiments.replay.replay import Part, Replay
+    from initflow.experiments.reproduce import Reproduction
+    from initflow.reporting.comparison import Row as ComparisonRow
+    from initflow.reporting.trials import Tuned
+    from initflow.testing import Row
+
+FAILURES = 3  # of each rule, as many are told
+WIDE = 100  # columns of a terminal, from which on predictions have room
+NAME = 20  # letters of a name that are not folded for what stands beside it
+UNLIMITED = 10_000  # columns
+FACTS = 50  # beside packages, more than there are
+PACKAGES = 5  # that have another version, as many are told
+TOLD = 20  # letters, at least, of a value that stands beside another one
+PACKAGE = "package "
+VERDICT_STYLES = {"identical": "green", "tolerable": "yellow", "different": "red"}
+
+
+def closing_table(result: Result) -> Table:
+    """Scheme, accuracy, time and run id of one training."""
+    table = Table()
+    table.add_column("scheme", overflow="fold")
+    for column in ("test accuracy", "time", "run id"):
+        table.add_column(column, no_wrap=True)
+    accuracy = result.last("accuracy/test")
+    shown = "not measured" if accuracy is None else f"{accuracy:.2%}"
+    if result.diverged_at is not None:
+        shown = f"diverged at {result.diverged_at:,}"
+    seconds = f"{result.seconds:.2g} s" if result.seconds < 10 else f"{result.seconds:.0f} s"
+    table.add_row(Text(result.scheme.spec), shown, seconds, result.run_id)
+    return table
+
+
+def diagnosis_table(diagnosis: Diagnosis, columns: int) -> Table:
+    """The verdict and the numbers of each network, with what was predicted if there is room."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    wide = columns >= WIDE
+    bracketed = "; in brackets, predicted" if wide else ""
+    table.caption = (
+        "signal: the mean square of the pre-activations at the last hidden layer, over the first "
+        f"one's; gradient: at the first, over the last one's{bracketed}. Theory of such layers: q* "
+        "the variance they lead to, χ₁ the gradient's factor per layer, ξ_c the number of layers "
+        "over which the correlation of two images comes e-fold nearer to its limit."
+    )
+    table.add_column("scheme", overflow="fold")
+    for column in ("activation", "forward", "backward"):
+        table.add_column(column, no_wrap=True)
+    for column in ("signal", "gradient", "q*", "χ₁", "ξ_c"):
+        table.add_column(column, no_wrap=True, justify="right")
+    for (init, activation), reading in diagnosis.readings.items():
+        theory = reading.mean_field
+        table.add_row(
+            Text(init),
+            activation,
+            _coloured(reading.verdict.forward),
+            _coloured(reading.verdict.backward),
+            _factor(reading, "preactivation_second_moment", -2, 0, wide=wide),
+            _factor(reading, "gradient_second_moment", 0, -2, wide=wide),
+            *map(_number, (theory.q_star, theory.chi_1, theory.xi_c)),
+        )
+    return table
+
+
+def _coloured(verdict: str) -> Text:
+    return Text(verdict, style="green" if verdict == "stable" else "red")
+
+
+def _factor(reading: Reading, quantity: str, at: int, over: int, *, wide: bool) -> str:
+    """Measured, and if ``wide`` (predicted), second moment of one layer over that of another."""
+    measured, predicted = reading.signals.by_layer(quantity), reading.predicted[quantity]
+    shown = _ratio(measured[at], measured[over])
+    return (
+        f"{shown} ({_ratio(predicted[at].expected, predicted[over].expected)})" if wide else shown
+    )
+
+
+def _number(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.3g}"
+
+
+def _ratio(value: float | None, over: float | None) -> str:
+    if value is None or over is None or not (math.isfinite(value) and math.isfinite(over)):
+        return "∞"  # of what was measured, only finite numbers are there
+    return f"{value / over:.2g}" if over else "–"
+
+
+def advice_lines(readings: Mapping[tuple[str, str], Reading]) -> list[str]:
+    """What to try instead, once for all networks that it is said of."""
+    said: dict[str, list[str]] = {}
+    for cell, reading in readings.items():
+        if reading.advice:
+            said.setdefault(reading.advice, []).append(" ".join(cell))
+    return [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
+
+
+def schemes_table(entries: Sequence[Entry]) -> Table:
+    """A row for each scheme that can be used, then one for each broken one with its cause."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    usable = [entry for entry in entries if not entry.broken]
+    first = usable[0].layers[0]
+    table.caption = (
+        f"variance: of the weights of the first layer, {first.fan_in} inputs to {first.fan_out} "
+        "units, as the scheme states it; – where it states none. A scheme fills one layer after "
+        "the other, some with its biases, or the whole network, seeing images."
+    )
+    longest = max((len(entry.name) for entry in usable if ":" not in entry.name), default=0)
+    table.add_column("scheme", overflow="fold", min_width=longest)
+    table.add_column("from", overflow="fold")
+    table.add_column("fills", no_wrap=True)
+    table.add_column("variance", no_wrap=True, justify="right")
+    table.add_column("arguments", overflow="fold")
+    for entry in usable:
+        table.add_row(
+            Text(entry.name),
+            Text(entry.provider),
+            _fills(entry),
+            _or_dash(entry.layers[0].stated_variance),
+            Text(", ".join(f"{name}={value}" for name, value in entry.arguments.items())),
+        )
+    return table
+
+
+def broken_lines(entries: Sequence[Entry]) -> list[str]:
+    """Why each of those that cannot be used cannot."""
+    return [f"Broken: {entry.broken}" for entry in entries if entry.broken]
+
+
+def layers_table(entry: Entry) -> Table:
+    """What a scheme states of each layer's weights, and what it really gives."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layer")
+    for column in ("inputs", "units", "stated std", "std", "std of biases"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in entry.layers:
+        stated = None if layer.stated_variance is None else math.sqrt(layer.stated_variance)
+        numbers = map(_or_dash, (stated, layer.weight_std, layer.bias_std))
+        table.add_row(layer.name, str(layer.fan_in), str(layer.fan_out), *numbers)
+    return table
+
+
+def scheme_lines(entry: Entry) -> list[str]:
+    """What a scheme is, in the words of its own docstring."""
+    arguments = ", ".join(f"{name}={value}" for name, value in entry.arguments.items())
+    return [
+        f"{entry.name}, from {entry.provider}; fills {_fills(entry)}",
+        f"Arguments: {arguments or 'none'}",
+        "",
+        *(entry.description or "(its function has no docstring)").splitlines(),
+    ]
+
+
+def _fills(entry: Entry) -> str:
+    return (
+        f"{entry.fills}, bias" if entry.sets_biases and entry.fills == "layer" else str(entry.fills)
+    )
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def check_table(rows: Sequence[Row]) -> Table:
+    """The conformance table; what failed is told below it."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("rule", no_wrap=True)
+    table.add_column("cases", justify="right", no_wrap=True)
+    table.add_column("it …", overflow="fold")
+    for row in rows:
+        mark = Text("✓", style="green") if row.passed else Text("✗", style="red")
+        meaning = f"{row.meaning} ({row.note})" if row.note else row.meaning
+        table.add_row(mark, row.rule, str(row.cases) if row.cases else "–", Text(meaning))
+    return table
+
+
+def failure_lines(rows: Sequence[Row]) -> list[str]:
+    """The first failures of each rule."""
+    lines = []
+    for row in rows:
+        lines += [f"{row.rule}: {failure}" for failure in row.failures[:FAILURES]]
+        if len(row.failures) > FAILURES:
+            lines.append(f"{row.rule}: and {len(row.failures) - FAILURES} more")
+    return lines
+
+
+def comparison_table(rows: Sequence[ComparisonRow], columns: int = WIDE) -> Table:
+    """Of each scheme with each activation, the accuracies over the seeds.
+
+    On few ``columns`` without the standard deviation and the iterations to 95 %.
+    """
+    wide = columns >= WIDE
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    deviation, further = (", standard deviation", " and 95 % were") if wide else ("", " was")
+    table.caption = (
+        f"Test accuracy in percent: mean over the seeds that finished, 95 % t-interval{deviation}; "
+        f"iterations until 90 %{further} first seen, in the median over all seeds."
+    )
+    table.add_column("scheme", overflow="fold")
+    table.add_column("activation", no_wrap=True)
+    shown: dict[str, Callable[[ComparisonRow], str]] = {
+        "seeds": lambda row: str(row.n),
+        "mean": lambda row: percent(row.mean),
+        "95 % interval": lambda row: interval(row.low, row.high),
+        "std": lambda row: percent(row.std),
+        "to 90 %": lambda row: whole(row.to_90),
+        "to 95 %": lambda row: whole(row.to_95),
+    }
+    if not wide:
+        del shown["std"], shown["to 95 %"]
+    for column in (*shown, "diverged"):
+        table.add_column(column, no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(
+            Text(row.cell.init),
+            row.cell.activation,
+            *(show(row) for show in shown.values()),
+            Text(str(row.diverged), style="red" if row.diverged else ""),
+        )
+    return table
+
+
+def reproduction_table(result: Reproduction, columns: int = WIDE) -> Table:
+    """Each row's published accuracies beside ours, iteration by iteration; else its last one.
+
+    On few ``columns`` without the interval of the mean.
+    """
+    wide = columns >= WIDE
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = (
+        "Test accuracy in percent: the published one, and the mean of ours"
+        f"{' with its 95 % t-interval' if wide else ''}. A published number is of one seed: it is "
+        "explained where it lies within what 95 % of single seeds give, by the spread of ours."
+    )
+    table.add_column("row", overflow="fold")
+    intervals = ("95 % interval", "single seeds") if wide else ("single seeds",)
+    for column in ("iteration", "published", "ours", *intervals):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("explained", min_width=len("explained"))
+    for row in result.table.rows:
+        found = {check.iteration: check for check in result.checks[row.name]}
+        for iteration, theirs in row.published:
+            check = found.get(iteration)
+            table.add_row(
+                Text(row.name if iteration == row.published[0][0] else ""),
+                whole(iteration),
+                percent(theirs),
+                percent(check.mean if check else None),
+                *([interval(check.low, check.high) if check else NONE] if wide else []),
+                interval(check.seed_low, check.seed_high) if check else NONE,
+                explained(check),
+            )
+        if not row.published:
+            ours = result.rows[row.name]
+            of_mean = [interval(ours.low, ours.high)] if wide else []
+            table.add_row(Text(row.name), "last", NONE, percent(ours.mean), *of_mean, NONE, NONE)
+        table.add_section()
+    return table
+
+
+def tuning_table(rows: Sequence[Tuned], columns: int = WIDE) -> Table:
+    """Of each scheme its best setting, what it is worth, and how its trials ended.
+
+    On fewer ``columns`` than all of that takes, without the interval and the tolerance.
+    """
+    table = _tuning_table(rows, wide=True)
+    folded = max((len(row.cell.init) - NAME for row in rows), default=0)
+    room = Console(width=UNLIMITED).measure(table).maximum - max(0, folded)
+    return table if room <= columns else _tuning_table(rows, wide=False)
+
+
+def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = (
+        "Accuracy in percent: the best trial's on the validation images; on the test images the "
+        "mean over fresh seeds at that setting and untuned. Within a point: the learning rates "
+        "that came so near to the best."
+        if wide
+        else "Accuracy in percent: of the best trial on the validation images; over fresh seeds on "
+        "the test images, at that setting and untuned."
+    )
+    table.add_column("scheme", overflow="fold")
+    shown: dict[str, Callable[[Tuned], str]] = {
+        "lr": lambda row: trials.rate(row.lr),
+        "gamma": lambda row: trials.rate(row.gamma),
+        "validation": lambda row: percent(row.accuracy),
+        "test": lambda row: percent(row.tested.mean),
+        "95 % interval": lambda row: interval(row.tested.low, row.tested.high),
+        "untuned": lambda row: percent(row.untuned.mean),
+        "within a point": lambda row: trials.tolerated(row.tolerance),
+        "finished": lambda row: str(row.counts["finished"]),
+        "pruned": lambda row: str(row.counts["pruned"]),
+        "diverged": lambda row: str(row.counts["diverged"]),
+    }
+    if not wide:
+        del shown["95 % interval"], shown["within a point"]
+    for column in shown:
+        table.add_column(column, no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(Text(row.cell.init), *(show(row) for show in shown.values()))
+    return table
+
+
+def environment_table(differences: Sequence[Difference], columns: int = WIDE) -> Table:
+    """What is not as it was when a network was trained; of long values, where they part."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("not as it was", overflow="fold")
+    table.add_column("then", overflow="fold")
+    table.add_column("now", overflow="fold")
+    room = max(TOLD, (columns - 36) // 2)
+    for what, then, now in _told(differences):
+        table.add_row(*map(Text, (what, *_parted(then, now, room))))
+    return table
+
+
+def _told(differences: Sequence[Difference]) -> list[Difference]:
+    """Those that a table shows: of packages the first, and of what a stranger wrote no more."""
+    packages = [one for one in differences if one.what.startswith(PACKAGE)]
+    others = [one for one in differences if not one.what.startswith(PACKAGE)]
+    return [*others[:FACTS], *packages[:PACKAGES]]
+
+
+def _parted(one: str, other: str, room: int) -> tuple[str, str]:
+    """Of two long texts ``room`` letters each, from shortly before they part."""
+    same = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        same += 1
+    begin = max(0, same - room // 4) if max(len(one), len(other)) > room else 0
+
+    def shown(text: str) -> str:
+        cut = ("…" if begin else "") + text[begin:]
+        return cut if len(cut) <= room else f"{cut[: room - 1]}…"
+
+    return shown(one), shown(other)
+
+
+def further_differences(differences: Sequence[Difference]) -> list[str]:
+    """How many the table leaves out, most of them packages."""
+    more = len(differences) - len(_told(differences))
+    of_packages = all(one.what.startswith(PACKAGE) for one in differences[FACTS:])
+    return [f"And {more} more{' packages' if of_packages else ''}."] if more else []
+
+
+def replay_table(found: Replay, columns: int = WIDE) -> Table:
+    """Of each part that was compared, whether it is the same, and else where and how far not.
+
+    On few ``columns`` without the place of the largest difference.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("trained again", no_wrap=True)
+    table.add_column("comes out", no_wrap=True)
+    if found.verdict != "identical":
+        table.add_column("first difference", overflow="fold")
+        for column in ("then", "now", "largest"):
+            table.add_column(column, no_wrap=True, justify="right")
+        if columns >= WIDE:
+            table.add_column("at", overflow="fold")
+    for part in found.parts:
+        shown = Text(part.verdict, style=VERDICT_STYLES[part.verdict])
+        if part.what == "outcome":
+            cells = [] if part.verdict == "identical" else [" / ".join(found.outcomes)]
+        else:
+            cells = _gap(part)
+        table.add_row(part.what, shown, *cells[: len(table.columns) - 2])
+    return table
+
+
+def _gap(part: Part) -> list[str]:
+    gap = part.gap
+    if gap is None:
+        return [] if part.verdict == "identical" else ["not kept"]
+    return [gap.first, *gap.shown, f"{gap.largest:.2g}", gap.at]
+
+
+def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
+    """The same training under a scheme worth holding this one against."""
+    other = RECOMMENDED.get(config.activation, "he")
+    if config.init == other:
+        other = "normal"
+    return replace(config, init=other).command("train", ("init",), launcher)

@@ -1,0 +1,420 @@
+"""What the bits of a run's numbers depend on, told without a secret: to record, show and compare.
+
+What never changes in a process is found out once; the rest is asked each time, and is cheap.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import initflow
+from initflow.errors import LONGEST, without_credentials
+
+# The only environment variables that are recorded: they choose kernels and how sums are split.
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "GLIBC_TUNABLES",
+    "MKL_CBWR",
+    "MKL_DYNAMIC",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_DYNAMIC",
+    "OMP_NUM_THREADS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+TAGGED = ("source_sha256", "python", "torch", "blas", "cpu_capability", "threads", "deterministic")
+DIFF_LIMIT = 1_000_000  # bytes of an uncommitted diff that are kept
+GIT_PATIENCE_S = 10.0
+# As no configuration changes it, and no program of others makes it.
+PLAIN = (
+    *("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--submodule=short"),
+    *("--src-prefix=a/", "--dst-prefix=b/"),
+)
+UNKNOWN = "unknown"
+# What stands for a name that one side does not have.
+ABSENT = {"facts": UNKNOWN, "variables": "not set", "packages": "not installed"}
+# What a processor's flags say of its arithmetic, on x86 and on ARM.
+ARITHMETIC = r"s?sse|avx|fma|f16c|amx|asimd|sve|sme(?!p)|bf16|i8mm|fphp"
+# A user and a password before a host; not the product of a slice.
+USER = r"\w[\w.%+~-]{0,63}:[^@\s()\[\]{},]{1,256}@(?=\w)"
+# An address's parameter that is named as a secret.
+PARAMETER = (
+    r"(?i)([?&][\w%.-]{0,40}(?:token|key|secret|pass|passwd|password|pwd|credential|sig|signature)=)"
+    r"[^&#]+"
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What numbers were, or would be, computed with.
+
+    ``facts`` stand in the order in which a difference is worth naming; ``packages`` are the
+    installed distributions, their normalized names with their versions, sorted; ``variables``
+    are those of :data:`VARIABLES` that are set.
+    """
+
+    facts: Mapping[str, str]
+    packages: Mapping[str, str]
+    variables: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "facts": dict(self.facts),
+            "packages": dict(self.packages),
+            "variables": dict(self.variables),
+        }
+
+
+class Difference(NamedTuple):
+    """A fact, variable or package that was another ``then`` than ``now``."""
+
+    what: str
+    then: str
+    now: str
+
+
+def current(device: str) -> Environment:
+    """That of this process now, on the resolved ``device`` (cpu, cuda:N)."""
+    facts = {
+        "initflow": initflow.__version__,
+        "source_sha256": source_sha256(),
+        **_build(),
+        "device": device,
+        **_gpu(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **_cpu(),
+        "threads": str(torch.get_num_threads()),
+        "interop_threads": str(torch.get_num_interop_threads()),
+        **_settings(device),
+        "python": platform.python_version(),
+        "system": _system(),
+        "git_commit": (repository := _repository(_folder())).commit,
+        "git_tree": repository.tree,
+    }
+    return Environment(facts, dict(_packages()), _variables())
+
+
+def differences(then: Mapping[str, Any], now: Environment) -> list[Difference]:
+    """What is not as it was: facts first, in their order, then variables, then packages.
+
+    ``then`` is what :meth:`Environment.as_json` gave, perhaps from somebody's file: whatever
+    its types, it ends in differences, each side of them one printable line of bounded length.
+    """
+    here = now.as_json()
+    found = []
+    for part, absent in ABSENT.items():
+        there = then.get(part) if isinstance(then, Mapping) else None
+        there = there if isinstance(there, Mapping) else {}
+        gone = sorted(n for n in there if isinstance(n, str) and n not in here[part])
+        kind = {"facts": "", "variables": "variable ", "packages": "package "}[part]
+        for name in [*here[part], *gone]:
+            before, after = there.get(name, absent), here[part].get(name, absent)
+            if before != after:
+                found.append(Difference(kind + _line(name), _line(before), _line(after)))
+    return found
+
+
+def uncommitted() -> str:
+    """``git diff HEAD`` of the working folder's repository; empty where there is none of it.
+
+    Credentials in addresses are left out, and what is beyond :data:`DIFF_LIMIT`, which a last
+    line says. Files that git does not track are not in it.
+    """
+    return _repository(_folder()).diff
+
+
+def tags() -> dict[str, str]:
+    """The few tags that a run of MLflow gets; no other program is started for them."""
+    facts = {
+        "source_sha256": source_sha256(),
+        **_build(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "deterministic": _deterministic(),
+        "python": platform.python_version(),
+    }
+    named = {f"initflow.env.{name}": facts[name] for name in TAGGED}
+    return {"initflow.version": initflow.__version__, **named}
+
+
+def shown(device: str) -> dict[str, str]:
+    """What a result was computed with, for who reads it later."""
+    installed = _packages()
+    chip = processor() if device == "cpu" else torch.cuda.get_device_name(device)
+    return {
+        "initflow": initflow.__version__,
+        **{name: installed.get(name, UNKNOWN) for name in ("torch", "mlflow", "numpy", "scipy")},
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+        "device": f"{device} ({chip})",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def processor() -> str:
+    """The CPU's name, as far as it is known."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def source_sha256() -> str:
+    """Of all modules of the package, which tells an edited checkout of the same version."""
+    digest, package = hashlib.sha256(), Path(initflow.__file__).parent
+    try:
+        for file in sorted(package.rglob("*.py"), key=str):
+            content, name = file.read_bytes(), file.relative_to(package).as_posix()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    except OSError:
+        return UNKNOWN
+    return digest.hexdigest()
+
+
+@functools.cache
+def _build() -> dict[str, str]:
+    """PyTorch and the libraries that it was built with."""
+    told, version = torch.__config__.show(), torch.version
+    # The other lines also say what was found here: a device, the kernels that the CPU gets.
+    build = hashlib.sha256(_found(r"Build settings: (.*)", told).encode()).hexdigest()
+    made = {"git": version.git_version, "CUDA": version.cuda, "HIP": version.hip}
+    named = [f"{name} {value}" for name, value in made.items() if value]
+    return {
+        "torch": torch.__version__,
+        "torch_build": ", ".join([*named, f"settings {build}"]),
+        "blas": _found(r"Math Kernel Library Version (\S+)", told, "MKL ")
+        or _found(r"BLAS_INFO=(\w+)", told)
+        or UNKNOWN,
+        "lapack": _found(r"LAPACK_INFO=(\w+)", told) or UNKNOWN,
+        "onednn": _found(r"MKL-DNN v(\S+)", told) or "none",
+    }
+
+
+@functools.cache
+def _gpu(device: str) -> dict[str, str]:
+    """Nothing for the CPU."""
+    if device == "cpu":
+        return {}
+    its = torch.cuda.get_device_properties(device)
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text()  # Linux only
+    except OSError:
+        driver = ""
+    return {
+        "gpu": f"{its.name}, compute capability {its.major}.{its.minor}, "
+        f"{its.multi_processor_count} multiprocessors",
+        "gpu_driver": _found(r"Kernel Module.*? (\d+\.[\d.]+)", driver) or UNKNOWN,
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+    }
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+@functools.cache
+def _cpu() -> dict[str, str]:
+    """Libraries choose their kernels by more than its name, which may say little."""
+    told = _cpuinfo()
+    kinds = ("cpu family", "model", "CPU implementer", "CPU part")
+    flags = (told.get("flags") or told.get("Features") or "").split()
+    more = [f"{kind} {told[kind]}" for kind in kinds if kind in told]
+    instructions = sorted(flag for flag in flags if re.match(ARITHMETIC, flag))
+    return {
+        "cpu": ", ".join([processor(), *more]),
+        "cpu_instructions": " ".join(instructions) or UNKNOWN,
+    }
+
+
+@functools.cache
+def _system() -> str:
+    """The kernel changes no number, the C library's functions may."""
+    return " ".join(filter(None, [platform.system(), platform.machine(), *platform.libc_ver()]))
+
+
+def _settings(device: str) -> dict[str, str]:
+    """What PyTorch lets one set that changes bits on this kind of device."""
+    backends: Any = torch.backends  # its modules make up some attributes as they are asked
+    found = {
+        "deterministic": _deterministic(),
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "flush_denormal": _told(sys.float_info.min / 2 == 0.0),
+        "onednn_enabled": _told(backends.mkldnn.enabled),
+        "onednn_deterministic": _told(backends.mkldnn.deterministic),
+        "onednn_float32": _precisions(backends.mkldnn.matmul, backends.mkldnn.conv),
+    }
+    if device != "cpu":
+        found |= {
+            "cuda_float32": _precisions(backends.cuda.matmul, backends.cudnn.conv),
+            "cudnn_enabled": _told(backends.cudnn.enabled),
+            "cudnn_deterministic": _told(backends.cudnn.deterministic),
+            "cudnn_benchmark": _told(backends.cudnn.benchmark),
+        }
+    return found
+
+
+def _deterministic() -> str:
+    if not torch.are_deterministic_algorithms_enabled():
+        return "off"
+    return "warn only" if torch.is_deterministic_algorithms_warn_only_enabled() else "on"
+
+
+def _precisions(matmul: Any, conv: Any) -> str:
+    """Asked the new way, as the old one raises where a user has set it the new way."""
+    told = f"matmul {matmul.fp32_precision}, conv {conv.fp32_precision}"
+    return told.replace("none", "ieee")  # nothing chosen is exact, too
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """Read from the head of each one's metadata: to parse it all takes 20 times longer."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        texts = map(distribution.read_text, ("METADATA", "PKG-INFO", ""))
+        try:
+            head = next(filter(None, texts), "").partition("\n\n")[0]
+        except (OSError, ValueError):
+            continue
+        name, version = _found(r"^Name: (\S+)", head), _found(r"^Version: (\S+)", head)
+        # The first on the path is the one that is imported.
+        found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version or UNKNOWN)
+    found.pop("", None)
+    return dict(sorted(found.items()))
+
+
+def _variables() -> dict[str, str]:
+    """A long one, which none of these is, is not cut: half an address would show its password."""
+    asked = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    return {
+        name: _line(without_credentials(value)) if len(value) <= LONGEST else "(too long)"
+        for name, value in asked.items()
+    }
+
+
+class _Repository(NamedTuple):
+    commit: str
+    tree: str  # "clean", or "dirty" with the SHA-256 of the diff
+    diff: str
+
+
+@functools.cache
+def _repository(folder: str) -> _Repository:
+    """As it was when it was first asked for: then the code was loaded."""
+    head = _git(folder, "rev-parse", "--verify", "HEAD")
+    if head is None:
+        return _Repository("none", "none", "")
+    commit = head.first.decode().strip()
+    diff = _git(folder, "diff", *PLAIN, "HEAD")
+    if diff is None:
+        return _Repository(commit, UNKNOWN, "")
+    if not diff.size:
+        return _Repository(commit, "clean", "")
+    kept, note = diff.first, ""
+    if diff.size > len(kept):
+        kept = kept[: kept.rfind(b"\n") + 1]  # a whole line, or half an address would be kept
+        note = f"… cut: {diff.size:,} bytes in all\n"
+    text = kept.decode(errors="replace")
+    return _Repository(commit, f"dirty {diff.sha256}", without_secrets(text) + note)
+
+
+class _Answer(NamedTuple):
+    first: bytes  # at most DIFF_LIMIT
+    size: int
+    sha256: str
+
+
+def _git(folder: str, *arguments: str) -> _Answer | None:
+    """What git answers there; None where it cannot or takes too long. It asks nobody anything."""
+    command = ["git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "diff.relative=false"]
+    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
+    try:
+        process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [*command, *arguments],
+            cwd=folder,
+            env=os.environ | quiet,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:
+        return None
+    first, size, digest = b"", 0, hashlib.sha256()
+    with process:
+        assert process.stdout
+        patience = threading.Timer(GIT_PATIENCE_S, process.kill)
+        patience.start()
+        try:
+            while block := process.stdout.read(1 << 16):
+                digest.update(block)
+                size += len(block)
+                first += block[: DIFF_LIMIT - len(first)]
+        finally:
+            patience.cancel()
+    return None if process.returncode else _Answer(first, size, digest.hexdigest())
+
+
+def _folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # removed meanwhile
+        return os.devnull
+
+
+def without_secrets(text: str) -> str:
+    """``text`` whose addresses hold no credentials: neither before an @ nor as a parameter.
+
+    Other words keep their @, as a diff is full of them: its hunks, decorators, products.
+    """
+
+    def cut(found: re.Match[str]) -> str:
+        word = found[0]
+        scheme, there, rest = word.partition("://")
+        if there:
+            return scheme + there + re.sub(PARAMETER, r"\1***", rest.rpartition("@")[2])
+        return re.sub(USER, "", word) if ":" in word and "@" in word else word
+
+    return re.sub(r"[^\s'\"]+", cut, text)
+
+
+def _found(pattern: str, text: str, before: str = "") -> str:
+    """What the pattern's group is in ``text``, after ``before``; empty where it is not there."""
+    found = re.search(pattern, text, re.MULTILINE)
+    return before + found[1] if found else ""
+
+
+def _told(flag: object) -> str:
+    return str(bool(flag)).lower()
+
+
+def _line(value: object) -> str:
+    if not isinstance(value, str):
+        return "(no text)"
+    line = "".join(c if c.isprintable() else "�" for c in value[:LONGEST])
+    return line if len(value) <= LONGEST else f"{line}…"

@@ -1,0 +1,137 @@
+"""Other people's modules: imported within a time limit, from a folder or a file as it is now."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from initflow.core.isolation import left_alone
+from initflow.errors import PluginError, cause
+
+LIMIT_S = 30.0
+# Folders and files of a project that are no part of its distribution (as setuptools has it).
+BESIDE = {"build", "conftest", "docs", "examples", "scripts", "setup", "tests", "test"}
+
+T = TypeVar("T")
+_importing = threading.RLock()  # of the path, of sys.modules, and of what follows
+_used_in_place: set[Path] = set()  # where modules were imported from
+
+
+def within_limit(function: Callable[[], T]) -> T:
+    """What ``function`` gives or raises; after :data:`LIMIT_S` a :class:`TimeoutError`.
+
+    The work is left hanging then, in a thread of its own, which ends with the process. An exit
+    is a :class:`PluginError`: it ends no more than the plugin.
+    """
+    outcome: list[tuple[T | None, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(LIMIT_S)
+    if not outcome:
+        raise TimeoutError(f"not done within {LIMIT_S:g} s")
+    ((result, error),) = outcome
+    if isinstance(error, Exception):
+        raise error
+    if error:
+        raise PluginError(cause(error))
+    return result  # type: ignore[return-value]
+
+
+def module(name: str) -> ModuleType:
+    """The module that Python finds by ``name``."""
+    with left_alone():
+        return within_limit(lambda: importlib.import_module(name))
+
+
+def module_in_place(name: str, source: Path, *, installed_too: bool) -> ModuleType:
+    """The module ``name`` of the folder ``source``, anew, as its files are now.
+
+    Raises an :class:`ImportError` where a module in ``source`` has the name of one elsewhere,
+    unless that is only an installed copy of it. ``source`` is ``plugins/project`` or
+    ``plugins/project/src``.
+    """
+    source = source.resolve()
+    own = {file.stem for file in source.glob("*.py")}
+    own |= {file.parent.name for file in source.glob("*/__init__.py")}
+    own -= BESIDE
+    plugins = source.parent.parent if source.name == "src" else source.parent
+    with _importing:
+        # Another folder of plugins was looked into before: its modules have had their time.
+        for former in [place for place in _used_in_place if not place.is_relative_to(plugins)]:
+            _forget(former)
+        for each in own:
+            elsewhere = _elsewhere(each, source)
+            if elsewhere and not installed_too:
+                raise ImportError(f"its module '{each}' has the name of another one, {elsewhere}")
+        for each in [each for each in sys.modules if each.partition(".")[0] in own]:
+            del sys.modules[each]
+        _used_in_place.add(source)
+        with _first_on_path(source):
+            return module(name)
+
+
+def module_of_file(file: Path, content: bytes, name: str) -> ModuleType:
+    """The module ``name`` that ``content``, of ``file``, makes: run anew, with those beside it."""
+    made = ModuleType(name)
+    made.__file__ = str(file)
+    with _importing, _first_on_path(file.parent):
+        before = set(sys.modules)
+        sys.modules[name] = made  # dataclasses look for it there
+        try:
+            code = compile(content, str(file), "exec", dont_inherit=True)
+            with left_alone():
+                within_limit(lambda: exec(code, vars(made)))  # noqa: S102 - the user's own
+        finally:
+            # Those beside it are another file's too, by the same names, or edited by then.
+            for new in set(sys.modules) - before:
+                if Path(getattr(sys.modules[new], "__file__", None) or "").parent == file.parent:
+                    del sys.modules[new]
+    return made
+
+
+def _forget(source: Path) -> None:
+    """Undo that modules were imported from ``source``."""
+    _used_in_place.discard(source)
+    sys.path[:] = [place for place in sys.path if place != str(source)]
+    for name, loaded in list(sys.modules.items()):
+        if Path(getattr(loaded, "__file__", None) or "/").is_relative_to(source):
+            del sys.modules[name]
+
+
+def _elsewhere(name: str, source: Path) -> str | None:
+    """Where Python finds the module ``name`` without ``source``, if anywhere."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # loaded, by other means than an import
+        return "which is loaded already"
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    outside = [p for p in places if p and not Path(p).resolve().is_relative_to(source)]
+    return outside[0] if outside else None
+
+
+@contextlib.contextmanager
+def _first_on_path(source: Path) -> Iterator[None]:
+    """Look for modules in ``source`` first; afterwards last, where it hides nothing."""
+    place = str(source)
+    importlib.invalidate_caches()  # it may be newer than the last look
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        if place not in sys.path:
+            sys.path.append(place)

@@ -1,0 +1,394 @@
+"""Where work is carried out: in this process, in processes of this machine, on a Ray cluster.
+
+What is sent elsewhere is pickled, function, arguments and result: a worker imports the function
+by its name. It gets PyTorch's number of threads and this process's environment, of which a Ray
+node gets only MLflow's and our own settings.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import importlib
+import logging
+import multiprocessing
+import os
+import pickle
+import platform
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, TypeVar
+
+import initflow
+from initflow.core.config import BACKENDS
+from initflow.errors import LONGEST, SettingError, cause, first_line, unknown
+
+# The run that `mlflow run` made is this process's own; a worker's runs are others.
+OWN = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+PATIENCE_S = 5  # for a Ray cluster's answer, after which there is none
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class WorkerLostError(Exception):
+    """A task's worker ended before the task: it was killed, out of memory, or its node is gone.
+
+    No error of the user's or the task's: who sent the task decides whether to send it again.
+    """
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who carries out tasks, ``size`` of them at once, each with ``threads`` CPU threads.
+
+    ``submit(function, *args)`` gives a future of the result, the function's own error, or a
+    :class:`WorkerLostError`. ``stop`` ends at once what is at hand elsewhere. ``is_here`` says that
+    it is this process that works, ``is_local`` that it is one of this machine.
+    """
+
+    size: int
+    threads: int
+    submit: Callable[..., Future[Any]]
+    stop: Callable[[], None] = lambda: None
+    is_here: bool = False
+    is_local: bool = False
+
+
+def hired(backend: str, size: int, threads: int | None) -> AbstractContextManager[Crew]:
+    """A crew of ``size`` workers, each with ``threads`` CPU threads, for as long as the ``with``.
+
+    ``local`` is this process itself where ``size`` is 1, whose threads None leaves as they are;
+    else as many processes, which by default share the CPUs. ``ray`` is the cluster at RAY_ADDRESS
+    or the one last started here, with a thread per task by default. Leaving in peace waits for
+    what is at work; leaving by an error ends it at once.
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "ray":
+        return _cluster(size, threads or 1)
+    return _here(threads) if size == 1 else _processes(size, threads or max(1, _cpus() // size))
+
+
+def results(
+    crew: Crew, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
+) -> Iterator[tuple[Task, Result | WorkerLostError]]:
+    """Each task with what ``work`` made of it, as soon as it is through.
+
+    Whenever a worker is free, ``next_task`` is asked for a task; None is nothing to do for the
+    moment, and the end where no task is at hand either. An error of ``work`` itself is raised;
+    what is at hand then goes on until the crew is left.
+    """
+    at_hand: dict[Future[Result], Task] = {}
+    while True:
+        while len(at_hand) < crew.size and (task := next_task()) is not None:
+            at_hand[crew.submit(work, task)] = task
+        if not at_hand:
+            return
+        through = concurrent.futures.wait(
+            at_hand, return_when=concurrent.futures.FIRST_COMPLETED
+        ).done
+        first = next(future for future in at_hand if future in through)
+        task = at_hand.pop(first)
+        try:
+            outcome: Result | WorkerLostError = first.result()
+        except WorkerLostError as lost:
+            outcome = lost
+        yield task, outcome
+
+
+@contextlib.contextmanager
+def _here(threads: int | None) -> Iterator[Crew]:
+    from initflow.core import machine  # noqa: PLC0415 - imports torch, which a worker may not need
+
+    def submit(function: Callable[..., Any], *args: object) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the future's
+            future.set_exception(error)
+        return future
+
+    with machine.threads(threads) as set_threads:
+        yield Crew(1, set_threads, submit, is_here=True, is_local=True)
+
+
+@contextlib.contextmanager
+def _processes(size: int, threads: int) -> Iterator[Crew]:
+    """A thread here for each process there, which sends it a task and waits for what comes of it.
+
+    A process ends when its end of ``lifeline`` tells that ours is closed, by us or by our own end.
+    (A ProcessPoolExecutor loses all that is at hand with one worker, and may not notice that.)
+    """
+    _check_no_worker()
+    context = multiprocessing.get_context("spawn")
+    lifeline, ours = context.Pipe(duplex=False)
+    idle: list[tuple[SpawnProcess, Connection]] = []
+
+    def start() -> tuple[SpawnProcess, Connection]:
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, lifeline, threads))
+        process.start()
+        there.close()
+        return process, here
+
+    def dismiss(process: SpawnProcess, connection: Connection) -> int | None:
+        connection.close()
+        process.join()
+        return process.exitcode
+
+    def carry_out(packed: bytes) -> Any:
+        try:
+            process, connection = idle.pop()
+        except IndexError:
+            process, connection = start()
+        try:
+            connection.send_bytes(packed)
+            outcome = connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            code = dismiss(process, connection)
+            raise WorkerLostError(f"a worker process ended with exit code {code}") from error
+        idle.append((process, connection))
+        return _opened(outcome)
+
+    def submit(function: Callable[..., Any], *args: object) -> Future[Any]:
+        return senders.submit(carry_out, pickle.dumps((function, args)))
+
+    def stop() -> None:
+        ours.close()
+        senders.shutdown(cancel_futures=True)
+        while idle:
+            dismiss(*idle.pop())
+
+    senders = ThreadPoolExecutor(size, "workers", initializer=_hear_no_interruption)
+    try:
+        yield Crew(size, threads, submit, stop, is_local=True)
+        senders.shutdown()
+        while idle:
+            dismiss(*idle.pop())
+    finally:
+        stop()
+        lifeline.close()
+
+
+def _check_no_worker() -> None:
+    """A worker reads the script that it comes from anew, and must not hire others on its way."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SettingError(
+            "with workers, what a script does must stand below if __name__ == '__main__':"
+        )
+
+
+def _hear_no_interruption() -> None:
+    """Nor does what this thread starts: Ctrl-C, which a terminal tells all, is for our process."""
+    if sys.platform != "win32":
+        resource_tracker.ensure_running()  # starting it later would put an end to this
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def _serve(connection: Connection, lifeline: Connection, threads: int) -> None:
+    """A worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    os.environ.update(_thread_settings(threads))
+    for name in OWN:
+        os.environ.pop(name, None)
+    with contextlib.suppress(EOFError):  # dismissed
+        while True:
+            connection.send_bytes(_carry_out(connection.recv_bytes(), threads))
+
+
+def _end_with(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()  # nothing is ever sent: it is closed
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _carry_out(packed: bytes, threads: int) -> bytes:
+    """In a worker: the result, or the error with its traceback.
+
+    By plain pickle, because multiprocessing's would leave a tensor's memory with the worker.
+    """
+    try:
+        function, args = pickle.loads(packed)  # noqa: S301 - our own; imports what it needs
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        return pickle.dumps((function(*args), None, ""))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is sent
+        return pickle.dumps((None, _portable(error), traceback.format_exc()))
+
+
+def _portable(error: Exception) -> Exception:
+    """``error``, or what it says where it would be lost on the way."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - it fails as it likes
+        return RuntimeError(cause(error))
+    return error
+
+
+def _opened(outcome: bytes) -> Any:
+    result, error, told = pickle.loads(outcome)  # noqa: S301 - our own worker's
+    if error is not None:
+        raise error from RuntimeError(f"in the worker:\n{told}")
+    return result
+
+
+@contextlib.contextmanager
+def _cluster(size: int, threads: int) -> Iterator[Crew]:
+    ray = _ray()
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _connect(ray)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("MLFLOW_", "INITFLOW_")) and name not in OWN
+    }
+    carry_out = ray.remote(_carry_out_on_node).options(num_cpus=threads, max_retries=0)
+    at_hand: dict[Future[Any], Any] = {}
+
+    def submit(function: Callable[..., Any], *args: object) -> Future[Any]:
+        packed = pickle.dumps((function, args))
+        reference = carry_out.remote(packed, threads, environment, initflow.__version__)
+        future = _opened_later(reference.future())
+        at_hand[future] = reference
+        future.add_done_callback(at_hand.pop)
+        return future
+
+    def stop() -> None:
+        for reference in list(at_hand.values()):
+            ray.cancel(reference, force=True)
+        concurrent.futures.wait(list(at_hand), PATIENCE_S)
+
+    try:
+        _check_room(ray, threads)
+        yield Crew(size, threads, submit, stop)
+        concurrent.futures.wait(list(at_hand))
+    finally:
+        stop()
+        if is_ours:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    """Ray, an optional package."""
+    try:
+        # Whatever becomes of a worker, Ray prints pages of it to standard output. It asks when it
+        # is imported which lines to leave out: all.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+        return importlib.import_module("ray")
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            "backend=ray needs the package ray: pip install 'initflow[ray]'"
+        ) from error
+
+
+def _connect(ray: Any) -> None:
+    address = os.environ.get("RAY_ADDRESS") or _last_started() or "auto"
+    on_termination = signal.getsignal(signal.SIGTERM)
+    try:
+        host, _, port = address.rpartition(":")
+        if host and "/" not in host:  # Ray itself would wait for minutes, deaf to Ctrl-C
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:LONGEST]
+        raise SettingError(
+            f"no Ray cluster at '{address}' ({reason}): start one with 'ray start --head', or set "
+            "RAY_ADDRESS to a running one's, and RAY_AUTH_MODE=token where it wants a token"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray takes it over
+            signal.signal(signal.SIGTERM, on_termination)
+
+
+def _last_started() -> str:
+    """The address of the cluster last started on this machine, as Ray notes it; or nothing."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _check_room(ray: Any, threads: int) -> None:
+    """Ray would wait for ever, and in silence, for a node that is large enough."""
+    cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    largest = max(cpus, default=0)
+    if largest < threads:
+        raise SettingError(
+            f"threads={threads} is more than the {largest:g} CPUs of the Ray cluster's largest node"
+        )
+
+
+def _carry_out_on_node(
+    packed: bytes, threads: int, environment: Mapping[str, str], version: str
+) -> bytes:
+    if initflow.__version__ != version:
+        raise SettingError(
+            f"the Ray node {platform.node()} has initflow {initflow.__version__}, not {version} as "
+            "here: install the same everywhere"
+        )
+    os.environ.update({**environment, **_thread_settings(threads)})
+    return _carry_out(packed, threads)
+
+
+def _opened_later(reply: Future[bytes]) -> Future[Any]:
+    """What is in ``reply``; Ray's errors by our names."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+
+    def open_it(reply: Future[bytes]) -> None:
+        try:
+            future.set_result(_opened(reply.result()))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the future's
+            future.set_exception(_translated(error))
+
+    reply.add_done_callback(open_it)
+    return future
+
+
+def _translated(error: Exception) -> Exception:
+    errors = importlib.import_module("ray.exceptions")
+    losses = (
+        errors.WorkerCrashedError,
+        errors.NodeDiedError,
+        errors.LocalRayletDiedError,
+        errors.OutOfMemoryError,
+        errors.ObjectLostError,
+    )
+    if isinstance(error, losses):
+        return WorkerLostError(first_line(error))
+    if isinstance(error, errors.RayTaskError):
+        return error.cause  # type: ignore[no-any-return]
+    return error
+
+
+def _cpus() -> int:
+    """As many as this process may use, where that is known."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _thread_settings(threads: int) -> dict[str, str]:
+    """What PyTorch's libraries read when they are loaded."""
+    number = str(threads)
+    # Threads that wait actively would take the cores of the other workers.
+    return {
+        "OMP_NUM_THREADS": number,
+        "MKL_NUM_THREADS": number,
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }

@@ -1,0 +1,121 @@
+"""Every scheme there is, as values to show: what it is, who offers it, or why it is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from initflow.core.config import NetworkConfig
+from initflow.errors import PluginError, SettingError
+from initflow.initializers import plugins
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.scheme import Scheme, places
+from initflow.initializers.signature import Value
+from initflow.training import data
+from initflow.training.model import initialize, layer_names
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network: the variance stated of its weights, and the real deviations.
+
+    Only what is stated is known of a layer that was not filled.
+    """
+
+    name: str
+    fan_in: int
+    fan_out: int
+    stated_variance: float | None
+    weight_std: float | None = None
+    bias_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scheme, with the ``layers`` of a network.
+
+    ``fills`` is "layer" or "network", by which it goes. Of a broken one only its name, its
+    provider and the cause are known.
+    """
+
+    name: str
+    provider: str
+    fills: str | None = None
+    sets_biases: bool = False
+    arguments: dict[str, Value] = field(default_factory=dict)
+    description: str = ""
+    layers: tuple[Layer, ...] = ()
+    broken: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+def entries(config: NetworkConfig) -> list[Entry]:
+    """All schemes, built-in ones first, with what they state of the network of ``config``."""
+    listed = [_entry(scheme, config) for scheme in BUILT_IN.values()]
+    for plugin, scheme in plugins.load_all(config.plugins_dir):
+        if isinstance(scheme, PluginError):
+            listed.append(Entry(plugin.name, plugin.origin, broken=str(scheme)))
+        else:
+            listed.append(_entry(scheme, config))
+    return listed
+
+
+def filled(spec: str, config: NetworkConfig) -> Entry:
+    """The scheme that ``spec`` names, and what it makes of the network of ``config``.
+
+    Images are loaded only for a scheme that sees them. Raises what training would.
+    """
+    scheme = plugins.find(spec, config.plugins_dir)
+    images = data.load(config.training(spec)).train if scheme.kind == "network" else None
+    activation = ACTIVATIONS[config.activation]
+    parameters = initialize(
+        _widths(config),
+        scheme,
+        activation,
+        bias_init=config.bias_init,
+        seed=config.seed,
+        data=images,
+    )
+    entry = _entry(scheme, config)
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            weight_std=weight.std(correction=0).item(),
+            bias_std=bias.std(correction=0).item(),
+        )
+        for layer, weight, bias in zip(
+            entry.layers, parameters.weights, parameters.biases, strict=True
+        )
+    )
+    return dataclasses.replace(entry, layers=layers)
+
+
+def _widths(config: NetworkConfig) -> tuple[int, ...]:
+    return (data.pixels(config.dataset), *config.hidden, data.CLASSES)
+
+
+def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:
+    layers_at = places(_widths(config), ACTIVATIONS[config.activation])
+    layers, broken = [], None
+    for name, at in zip(layer_names(len(layers_at)), layers_at, strict=True):
+        variance = None
+        try:
+            variance = scheme.variance(at)
+        except SettingError:  # made for other activation functions
+            pass
+        except PluginError as error:
+            broken = str(error)
+        layers.append(Layer(name, at.fan_in, at.fan_out, variance))
+    return Entry(
+        scheme.spec,
+        scheme.provider,
+        scheme.kind,
+        scheme.fills_biases,
+        scheme.values,
+        scheme.description,
+        tuple(layers),
+        broken,
+    )

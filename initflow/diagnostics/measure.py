@@ -1,0 +1,102 @@
+"""What is measured of networks as they stand; measuring changes nothing and draws nothing."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from initflow.diagnostics.signals import Firing, Layer, Moments, Signals, signals
+from initflow.initializers.activations import Activation
+from initflow.training.data import Split
+from initflow.training.model import Parameters, layer_names
+from initflow.training.propagation import Pass
+
+CHUNK = 1_000  # images evaluated at once: their activations stay in the cache
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy, in nats, and accuracy, as a fraction, over a split."""
+
+    loss: float
+    accuracy: float
+
+
+def evaluate(parameters: Parameters, activation: Activation, split: Split) -> list[Evaluation]:
+    """Each network's loss and accuracy over ``split``."""
+    loss = torch.zeros(parameters.members, dtype=torch.float64)
+    correct = torch.zeros(parameters.members, dtype=torch.int64)
+    chunks = zip(torch.split(split.images, CHUNK), torch.split(split.labels, CHUNK), strict=True)
+    activations = [activation] * parameters.members
+    at_size = functools.cache(functools.partial(Pass, parameters, activations))
+    for images, labels in chunks:
+        forward = at_size(len(labels))
+        predicted = forward.forward(images.unsqueeze(0)).argmax(dim=2)
+        loss += len(labels) * forward.losses(labels.unsqueeze(0)).cpu().to(torch.float64)
+        correct += (predicted == labels).sum(dim=1).cpu()
+    return [
+        Evaluation(total / len(split), hits / len(split))
+        for total, hits in zip(loss.tolist(), correct.tolist(), strict=True)
+    ]
+
+
+def probe(split: Split, images: int) -> Split:
+    """``images`` of ``split``, or all where there are fewer, evenly spaced through it.
+
+    The same ones whatever the seed, and of all classes also where a split is sorted.
+    """
+    n = min(images, len(split))
+    return split.take(torch.arange(n) * len(split) // n)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One network on some images.
+
+    ``preactivations``: for each layer (n, units), the last being the logits;
+    ``output_gradient``: (n, classes), of the mean loss by the logits. Both are on the CPU.
+    """
+
+    signals: Signals
+    preactivations: list[Tensor]
+    output_gradient: Tensor
+
+
+def observe(parameters: Parameters, activation: Activation, split: Split) -> list[Observation]:
+    """What passes through each network on ``split``, layers being ``fc1``, ``fc2`` and so on.
+
+    Gradients are those of the mean cross-entropy over the split.
+    """
+    both = Pass(parameters, [activation] * parameters.members, len(split))
+    gradient = parameters.zeros_like()
+    images, labels = split.images.unsqueeze(0), split.labels.unsqueeze(0)
+    both.forward(images)
+    both.losses(labels)
+    both.backward(images, labels, gradient)
+
+    def layer(at: int, member: int) -> Layer:
+        preactivations = both.preactivations[at][member]
+        activations = both.outputs[at][member] if at < len(both.outputs) else None
+        return Layer(
+            weight=parameters.weights[at][member],
+            preactivation=Moments.of(preactivations),
+            gradient=Moments.of(both.gradients[at][member]),
+            weight_gradient=gradient.weights[at][member],
+            activation=None if activations is None else Moments.of(activations),
+            firing=None
+            if activations is None
+            else Firing.of(activations, activation.derivative(preactivations), activation.steepest),
+        )
+
+    names = layer_names(parameters.depth)
+    return [
+        Observation(
+            signals({name: layer(at, member) for at, name in enumerate(names)}),
+            [preactivations[member].cpu() for preactivations in both.preactivations],
+            both.gradients[-1][member].cpu(),
+        )
+        for member in range(parameters.members)
+    ]

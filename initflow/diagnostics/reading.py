@@ -1,0 +1,114 @@
+"""One untrained network read: what was measured beside what theory predicts, and the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from initflow.core import machine
+from initflow.diagnostics import measure
+from initflow.diagnostics.signals import QUANTITIES, Signals
+from initflow.diagnostics.verdict import Verdict, advice, judge
+from initflow.initializers.activations import Activation
+from initflow.initializers.scheme import Scheme
+from initflow.theory.mean_field import MeanField, mean_field
+from initflow.theory.prediction import Ends, Prediction, layers_of, predict
+from initflow.training.data import Split
+from initflow.training.model import Parameters
+
+
+@dataclass(frozen=True)
+class Reading:
+    """``mean_field`` is of the middle hidden layer; ``preactivations`` are (n, units) a layer."""
+
+    signals: Signals
+    predicted: Prediction
+    mean_field: MeanField
+    verdict: Verdict
+    advice: str
+    preactivations: Sequence[Tensor]
+
+    def metrics(self) -> dict[str, float]:
+        """The predicted values by metric key, ``predicted_quantity/layer``, where finite."""
+        return {
+            f"predicted_{quantity}/{layer}": interval.expected
+            for quantity, intervals in self.predicted.items()
+            for layer, interval in zip(self.signals.layers, intervals, strict=False)
+            if math.isfinite(interval.expected)
+        }
+
+    def outside(self) -> dict[str, list[str]]:
+        """The layers, by quantity, whose measured value is outside the band."""
+        return {
+            quantity: [
+                layer
+                for layer, interval, value in zip(
+                    self.signals.layers, intervals, self.signals.by_layer(quantity), strict=False
+                )
+                if math.isfinite(interval.expected) and (value is None or not interval.holds(value))
+            ]
+            for quantity, intervals in self.predicted.items()
+        }
+
+
+def read(
+    parameters: Parameters, scheme: Scheme, activation: Activation, bias_init: str, probe: Split
+) -> Reading:
+    """The network of ``parameters`` (a stack of one), drawn by ``scheme``, on ``probe``."""
+    (seen,) = measure.observe(parameters, activation, probe)
+    images = probe.images.cpu()  # as what is seen is: theory is worked out there
+    layers = layers_of(scheme, parameters, activation, bias_init)
+    middle = layers[(len(layers) - 1) // 2]
+    verdict = judge(
+        seen.signals,
+        activation,
+        parameters.widths,
+        images.double().var(0, correction=0).mean().item(),
+    )
+    with machine.threads(1):  # theory is many small steps, which only wait for a second one
+        predicted = predict(layers, activation, Ends.of(images, seen.output_gradient))
+        field = mean_field(activation, middle.fan_in * middle.weight_variance, middle.bias_variance)
+    return Reading(
+        seen.signals,
+        predicted,
+        field,
+        verdict,
+        advice(verdict, activation, scheme.name),
+        seen.preactivations,
+    )
+
+
+def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[str, Any]:
+    """All of it as plain values; what is not a finite number is text, or left out."""
+    return {
+        "quantities": dict(QUANTITIES),
+        "verdict": dataclasses.asdict(reading.verdict) | {"advice": reading.advice},
+        "mean_field": {
+            name: _finite(value) for name, value in dataclasses.asdict(reading.mean_field).items()
+        },
+        "predicted": {
+            quantity: {
+                layer: {name: _finite(value) for name, value in dataclasses.asdict(at).items()}
+                for layer, at in zip(reading.signals.layers, intervals, strict=False)
+            }
+            for quantity, intervals in reading.predicted.items()
+        },
+        "outside_the_band": reading.outside(),
+        "measured": [
+            {
+                "step": step,
+                "layers": {layer: dict(values) for layer, values in signals.layers.items()},
+                "nonfinite": dict(signals.nonfinite),
+            }
+            for step, signals in history
+        ],
+    }
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

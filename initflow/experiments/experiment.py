@@ -1,0 +1,301 @@
+"""One network, one scheme, one tracked run: everything from the settings to the closed run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+import initflow
+from initflow.core import environment, machine
+from initflow.core.config import Settings, TrainConfig, format_shape
+from initflow.diagnostics.reading import Reading, as_json
+from initflow.diagnostics.verdict import Verdict
+from initflow.errors import InitflowError, cause
+from initflow.experiments import failures
+from initflow.experiments.failures import Failures, noted
+from initflow.experiments.record import History, Progress, Record, start, train_together
+from initflow.experiments.replay import provenance
+from initflow.initializers import plugins
+from initflow.reporting import figures
+from initflow.tracking import track
+from initflow.training import data, model
+
+LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
+
+
+@dataclass(kw_only=True)
+class Result(Record):
+    """What came of a training, the run that it is in, and what could not be made of it.
+
+    ``remark`` is a sentence on the data, where there is something odd to say of it.
+    """
+
+    run: track.Run
+    remark: str = ""
+    failures: Failures = field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str:
+        return track.with_ids(self.run.id)
+
+
+def train_one(
+    config: TrainConfig,
+    *,
+    experiment: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Result:
+    """Train one network as ``config`` says, as one MLflow run, and log all that a run carries.
+
+    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
+    made. Whatever is raised later, the run is closed with what was measured.
+    """
+    scheme = plugins.find(config.init, config.plugins_dir)
+    device = machine.device(config.device)
+    progress("loading the data, downloaded at its first use", 0, 1)
+    splits = data.load(config)
+
+    with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
+        record = start(config, scheme, splits)
+        resolved = resolved_params(device, threads)
+        with track.start(
+            name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
+            description=summary(record, splits),
+            params=config.as_text() | resolved,
+            tags=start_tags(record, splits),
+            experiment=experiment,
+        ) as run:
+            result = Result(run=run, remark=splits.remark, **vars(record))
+            log_setting(run, config, splits, resolved)
+            log_uncommitted(run)
+            train_together(
+                [result],
+                splits.to(torch.device(device)),
+                measured=lambda _, step, values: run.log_metrics(step, values),
+                progress=progress,
+            )
+            progress("drawing and logging", 0, 1)
+            run.set_tags(result_tags(result))
+            run.describe(description(result, splits))
+            log_trained(run, result, splits, resolved, result.failures)
+            log_figures(run, result, result.failures)
+    return result
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Where a network is found: its run, and its model where that was logged.
+
+    ``failures`` is what could not be made of it.
+    """
+
+    run_id: str
+    model_id: str | None
+    failures: Failures
+
+
+def name(spec: str, config: TrainConfig) -> str:
+    """What tells a network's run from others: ``he relu seed 0``; ``spec`` is its scheme's."""
+    return f"{spec[-LONGEST_NAME:]} {config.activation} seed {config.seed}"
+
+
+def resolved_params(device: str, threads: int) -> dict[str, str]:
+    """What ``auto`` became."""
+    return {"resolved.device": device, "resolved.threads": str(threads)}
+
+
+def start_tags(record: Record, splits: data.Splits) -> dict[str, object]:
+    """The tags of a network before its training."""
+    return {
+        "initflow.version": initflow.__version__,
+        "initflow.scheme": record.scheme.spec,
+        "initflow.provider": record.scheme.provider,
+        **splits.tags,
+        "initflow.initial_weights_sha256": model.weights_sha256(record.initial.state()),
+    }
+
+
+def log_network(
+    parent: track.Run,
+    record: Record,
+    splits: data.Splits,
+    *,
+    name: str,
+    resolved: Mapping[str, str],
+    tags: Mapping[str, object],
+    history: History | None = None,
+    run_figures: bool = False,
+) -> Logged:
+    """All that is known of a trained network, as a run below ``parent``.
+
+    It is KILLED where the network was pruned. ``tags`` are its further ones, and ``history`` has
+    further metrics.
+    """
+    failed: Failures = {}
+    exact = {"initflow.bit_identical_to_alone": str(record.is_exact).lower()}
+    with parent.nested(
+        name=name,
+        description=description(record, splits),
+        params=record.config.as_text() | dict(resolved),
+        tags=start_tags(record, splits) | result_tags(record) | exact | dict(tags),
+        ends_as="KILLED" if record.outcome == "pruned" else "FINISHED",
+    ) as run:
+        model_id = None
+        try:
+            log_setting(run, record.config, splits, resolved)
+            model_id = log_trained(run, record, splits, resolved, failed)
+        finally:  # also of what fails here, or is interrupted; the metrics are the model's too
+            run.log_history(record.history | (history or {}), model_id)
+        if run_figures:
+            log_figures(run, record, failed)
+    return Logged(run.id, model_id, failures.of(name, failed))
+
+
+def log_failed(
+    parent: track.Run,
+    config: TrainConfig,
+    error: InitflowError,
+    *,
+    name: str,
+    resolved: Mapping[str, str],
+    tags: Mapping[str, object],
+) -> None:
+    """A network that never came to be, as a failed run below ``parent``."""
+    with (
+        contextlib.suppress(InitflowError),
+        parent.nested(
+            name=name,
+            description=f"Not trained: {cause(error)}",
+            params=config.as_text() | dict(resolved),
+            tags={"initflow.outcome": "failed", **tags},
+        ),
+    ):
+        raise error
+
+
+def log_setting(
+    run: track.Run, settings: Settings, splits: data.Splits, resolved: Mapping[str, str]
+) -> None:
+    """The settings of a run, and the data."""
+    # Params may hold MLflow's own spelling of what it was given; this is ours.
+    run.log_json("config", {**settings.as_text(), **resolved})
+    run.log_data(splits)
+
+
+def log_uncommitted(run: track.Run) -> None:
+    """What is not committed of the code around a command; nothing where all is."""
+    diff = environment.uncommitted()
+    if diff:
+        run.log_text(provenance.UNCOMMITTED, diff)
+
+
+def log_trained(
+    run: track.Run,
+    record: Record,
+    splits: data.Splits,
+    resolved: Mapping[str, str],
+    failed: Failures,
+) -> str | None:
+    """What it takes to train it again and compare, and the table of the signals.
+
+    And, unless the training diverged, the model, whose id is returned; why it could not be made
+    is in ``failed``.
+    """
+    device, threads = resolved["resolved.device"], int(resolved["resolved.threads"])
+    evidence = provenance.of(record, splits, device, threads)
+    for name, content in provenance.files(evidence).items():
+        run.log_bytes(name, content)
+    if record.reading:
+        run.log_json("signals", as_json(record.reading, record.signals))
+    if record.config.log_model and record.outcome == "finished":
+        with noted(failed, "model"):
+            return run.log_model(
+                record.trained,
+                record.activation.name,
+                mean=splits.mean,
+                std=splits.std,
+                pixels=splits.pixels,
+                step=record.step,
+            )
+    return None
+
+
+def result_tags(record: Record) -> dict[str, object]:
+    """The tags of a network after its training."""
+    tags: dict[str, object] = {
+        "initflow.weights_sha256": model.weights_sha256(record.trained),
+        "initflow.losses_sha256": provenance.losses_sha256(record.losses),
+        "initflow.outcome": record.outcome,
+    }
+    if record.diverged_at is not None:
+        tags["initflow.diverged_at_step"] = record.diverged_at
+    elif record.stopped_at is not None:
+        tags["initflow.pruned_at_step"] = record.stopped_at
+    return tags | (verdict_tags(record.reading.verdict) if record.reading else {})
+
+
+def log_figures(run: track.Run, record: Record, failed: Failures) -> None:
+    """All figures of one network's training; those that could not be drawn are in ``failed``."""
+    config, reading = record.config, record.reading
+    shape = format_shape(record.initial.widths)
+    title = f"{record.scheme.spec}, {config.activation}, {shape}, {config.dataset}"
+    initial, trained = record.initial.state(), record.trained
+    drawn = {
+        "learning_curves": partial(figures.learning_curves, record.history, record.losses, title),
+        "weight_histograms": partial(figures.weight_histograms, initial, trained, title),
+    }
+    if reading:
+        both = reading.predicted, reading.signals
+        drawn["predicted_and_measured"] = partial(figures.predicted_and_measured, *both, title)
+        drawn["signals"] = partial(figures.signals_over_training, record.signals, title)
+        if config.hidden:
+            before, after = reading.preactivations[:-1], record.received
+            drawn["received"] = partial(figures.received, record.activation, before, after, title)
+    failures.log_figures(run, drawn, failed)
+
+
+def summary(record: Record, splits: data.Splits) -> str:
+    """The settings as a sentence."""
+    config = record.config
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
+    sentence = (
+        f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
+        f"{record.scheme.spec}, on {len(splits.train):,} images of {config.dataset}: "
+        f"{epochs} of batches of {config.batch_size}, "
+        f"SGD with lr {config.lr:g}, gamma {config.gamma:g}"
+        f"{momentum if config.momentum else ''}; seed {config.seed}."
+    )
+    return splits.described(sentence)
+
+
+def description(record: Record, splits: data.Splits) -> str:
+    """The settings, how the untrained network was, and what came of it."""
+    untrained = verdict_sentence(record.reading) if record.reading else ""
+    return " ".join(filter(None, (summary(record, splits), untrained, outcome_sentence(record))))
+
+
+def verdict_tags(verdict: Verdict) -> dict[str, object]:
+    return {
+        "initflow.verdict.forward": verdict.forward,
+        "initflow.verdict.backward": verdict.backward,
+    }
+
+
+def verdict_sentence(reading: Reading) -> str:
+    """How the signal travels through the untrained network, and what to try instead."""
+    return f"Untrained, its signal is {reading.verdict}. {reading.advice}".rstrip()
+
+
+def outcome_sentence(record: Record) -> str:
+    """What came of a training, in a sentence."""
+    if record.diverged_at is not None:
+        return f"It diverged: the loss was not finite at iteration {record.diverged_at:,}."
+    images = "test" if "accuracy/test" in record.history else "validation"
+    accuracy = record.last(f"accuracy/{images}")  # measured, since no loss diverged
+    ended = "It ended" if record.stopped_at is None else "It was pruned"
+    return f"{ended} at {accuracy:.2%} {images} accuracy after {record.step:,} iterations."

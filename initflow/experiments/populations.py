@@ -1,0 +1,428 @@
+"""Many networks trained as stacks, each tracked as a run of its own below one parent's."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+
+import torch
+
+import initflow
+from initflow.core import machine, workers
+from initflow.core.config import CompareConfig, ReproduceConfig, TrainConfig
+from initflow.diagnostics.signals import Signals
+from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
+from initflow.experiments import experiment as experiments
+from initflow.experiments.failures import Failures
+from initflow.experiments.record import Progress, Record, start, train_together
+from initflow.reporting.comparison import Cell, Outcome
+from initflow.tracking import delivery, mlflow_page, track, unsent
+from initflow.training import data, supplies
+
+# Metrics by layer instead of step, whose charts are the picture by depth: see by_layer.
+BY_LAYER = ("preactivation_variance", "relative_gradient_variance")
+STACK = "initflow.stack"  # the tag of the runs of a stack, with its id
+LOSSES = 3  # of its worker, after which a stack is given up
+STACK_SHARE = 0.5  # of the last cache, or of CUDA's memory: the images need some too
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network after its training: what is kept of it beside its run."""
+
+    cell: Cell
+    run_id: str
+    model_id: str | None
+    outcome: Outcome
+    signals: Signals | None  # untrained
+    metrics: frozenset[str]
+    is_exact: bool
+
+
+@dataclass
+class Trained:
+    """What came of networks: those that are there, and why others failed, by their runs' names.
+
+    ``failures`` is what could not be made of those that are there, such as a figure.
+    ``training_s`` and ``logging_s``: seconds, of all workers together.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    failures: Failures = field(default_factory=dict)
+    training_s: float = 0.0
+    logging_s: float = 0.0
+
+    def add(self, other: Trained) -> None:
+        self.members += other.members
+        self.failed |= other.failed
+        self.failures |= other.failures
+        self.training_s += other.training_s
+        self.logging_s += other.logging_s
+
+
+@dataclass(kw_only=True)
+class Population(Trained):
+    """What came of the networks below ``run``, one or more in each of ``cells``.
+
+    ``remark`` is a sentence on the data, where there is something odd to say of it.
+    """
+
+    run: track.Run
+    device: str
+    cells: Sequence[Cell]
+    remark: str = ""
+
+    def by_cell(self) -> dict[Cell, list[Member]]:
+        """The networks of each scheme and activation, in the order of their seeds."""
+        cells: dict[Cell, list[Member]] = {}
+        for member in self.members:
+            cells.setdefault(member.cell, []).append(member)
+        return cells
+
+    def outcomes(self) -> dict[Cell, list[Outcome]]:
+        return {cell: [m.outcome for m in members] for cell, members in self.by_cell().items()}
+
+    def signals(self) -> dict[Cell, list[Signals]]:
+        """Those of the untrained networks, where they were measured."""
+        cells = {
+            cell: [member.signals for member in members if member.signals]
+            for cell, members in self.by_cell().items()
+        }
+        return {cell: signals for cell, signals in cells.items() if signals}
+
+
+def room(widths: Sequence[int], batch_size: int, device: str) -> int:
+    """How many networks of ``widths`` train at once, so that none waits for memory.
+
+    On the CPU as many as have their parameters, gradients, momenta and activations in half of
+    its last cache: more gain nothing from each other, and lose it. On CUDA as many as half of
+    the free memory holds.
+    """
+    parameters = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
+    numbers = 3 * parameters + 4 * batch_size * sum(widths[1:])
+    share = STACK_SHARE * machine.working_memory(device)
+    return max(1, int(share / (4 * numbers)))
+
+
+def stacks(
+    configs: Sequence[TrainConfig], pixels: int, device: str, asked: int | None
+) -> Iterator[list[TrainConfig]]:
+    """``configs`` in their order, parted into what trains together.
+
+    Networks with validation images of their own, drawn by their seed, train with those of the
+    same seed only. Those of one seed stay together where there is room for all of them.
+    """
+
+    def alike(config: TrainConfig) -> TrainConfig:
+        seed = config.seed if config.validation else 0
+        config = replace(config, init="he", activation="relu", seed=seed)
+        return replace(config, lr=0.1, gamma=1.0, momentum=0.0, nesterov=True)
+
+    for _, group in groupby(configs, alike):
+        of_shape = list(group)
+        widths = (pixels, *of_shape[0].hidden, data.CLASSES)
+        size = asked or room(widths, of_shape[0].batch_size, device)
+        of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
+        if not asked and size > of_a_seed:
+            size -= size % of_a_seed
+        yield from (of_shape[i : i + size] for i in range(0, len(of_shape), size))
+
+
+def seeds_of(n: int) -> str:
+    return "1 seed" if n == 1 else f"{n} seeds"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Networks to be trained together, each to be a run below ``run``: all a worker must know.
+
+    ``tracking`` is the server or store of that run. ``tags`` are those of all runs of a cell;
+    ``label`` begins their names, and by ``id`` they are found if a worker dies.
+    """
+
+    run: track.Run
+    tracking: str
+    configs: Sequence[TrainConfig]
+    device: str
+    tags: Mapping[Cell, Mapping[str, object]]
+    run_figures: bool = False
+    label: str = ""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def name(self, config: TrainConfig) -> str:
+        """Of a network's run."""
+        return self.label + experiments.name(cell_of(config).init, config)
+
+
+@contextlib.contextmanager
+def grown(
+    settings: CompareConfig | ReproduceConfig,
+    configs: Sequence[TrainConfig],
+    *,
+    name: str,
+    summary: str,
+    experiment: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Iterator[Population]:
+    """The network of each of ``configs``, trained, each in a run below one that is open.
+
+    ``configs`` begin with one of each kind, all under the first seed. A wrong setting, missing
+    data or a scheme that cannot fill the first networks is an error of :mod:`initflow.errors`
+    before a run is made.
+    """
+    device = machine.device(settings.device)
+    track.check_backend(settings.backend)
+    if settings.backend != "local":  # elsewhere nobody would know of what waits there
+        track.check_reachable()
+    cells = list(dict.fromkeys(map(cell_of, configs)))
+    progress("loading the data, downloaded at its first use", 0, 1)
+    splits = supplies.splits(configs[0])
+    with workers.hired(settings.backend, settings.workers, settings.threads) as crew:
+        for config in configs[: len(cells)]:
+            scheme = supplies.scheme(config.init, config.plugins_dir)
+            supplies.check_elsewhere([scheme], crew)
+            start(config, scheme, splits)
+        resolved = experiments.resolved_params(device, crew.threads)
+        with track.start(
+            name=name,
+            description=splits.described(summary),
+            params=settings.as_text() | resolved,
+            tags={"initflow.version": initflow.__version__, **splits.tags},
+            experiment=experiment,
+        ) as run:
+            experiments.log_setting(run, settings, splits, resolved)
+            experiments.log_uncommitted(run)
+            population = Population(run=run, device=device, cells=cells, remark=splits.remark)
+            groups = mlflow_page.group_names(cells)
+            tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
+            parts = [
+                Stack(run, delivery.uri(), together, device, tags, settings.run_figures)
+                for together in stacks(configs, splits.pixels, device, settings.stack)
+            ]
+            train_all(population, parts, crew, progress)
+            progress("comparing, drawing and logging", len(configs), len(configs))
+            yield population
+
+
+def cell_of(config: TrainConfig) -> Cell:
+    return Cell(supplies.scheme(config.init, config.plugins_dir).spec, config.activation)
+
+
+def train_all(
+    population: Trained,
+    parts: Sequence[Stack],
+    crew: workers.Crew,
+    progress: Progress = lambda *_: None,
+    through: Callable[[Stack, Trained], None] = lambda *_: None,
+) -> None:
+    """Train the networks of all ``parts`` into ``population``, in their order.
+
+    ``through`` is told of each part as soon as it is trained and written. A network that fails
+    leaves the others whole; without any left the failure is raised. A stack whose worker died is
+    trained again. An interruption leaves those whose training it cut off in this process as runs
+    that were KILLED, with what was measured; what other processes had at hand is lost.
+    """
+    networks = sum(len(part.configs) for part in parts)
+    left, lost = deque(parts), Counter[int]()
+    trained: dict[int, Trained] = {}
+
+    def told(what: str, done: int, of: int) -> None:
+        before = sum(len(some.members) for some in trained.values())
+        progress(f"{what}, {before} of {networks} networks done", done, of)
+
+    train = functools.partial(train_stack, progress=told) if crew.is_here else train_stack
+    try:
+        for part, result in unsent.results(crew, train, lambda: left.popleft() if left else None):
+            at = parts.index(part)
+            if isinstance(result, workers.WorkerLostError):
+                lost[at] += 1
+                _train_again(part, lost[at], result)
+                left.append(part)
+                continue
+            trained[at] = result
+            through(part, result)
+            if not crew.is_here:  # else it tells by itself
+                told("training", sum(len(some.members) for some in trained.values()), networks)
+    except BaseException:
+        if not crew.is_here:
+            crew.stop()
+            with contextlib.suppress(InitflowError):  # there is another one to tell
+                _close(parts)
+        raise
+    for at in sorted(trained):
+        population.add(trained[at])
+    if not population.members:
+        raise PluginError(f"no network was left: {'; '.join(population.failed.values())}")
+
+
+def _close(parts: Sequence[Stack]) -> None:
+    """End the runs that workers have left open."""
+    for run in {part.run.id: part.run for part in parts}.values():
+        for found in run.found({track.PARENT: run.id}):
+            if found.status == "RUNNING":
+                run.disown(found)
+
+
+def _train_again(part: Stack, losses: int, loss: Exception) -> None:
+    """Close the runs that a worker wrote before it died: their networks will have others."""
+    if losses == LOSSES:
+        raise WorkError(f"{LOSSES} workers died at the same networks: {loss}")
+    with contextlib.suppress(OutageError):  # they stay open, and are told by nothing else
+        for run in part.run.found({STACK: part.id}):
+            part.run.disown(run)
+
+
+def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
+    """Train and write the networks of ``stack``, in this process."""
+    track.follow(stack.tracking)
+    writer = _Writer(stack)
+    records = writer.start()
+    if records:
+        writer.train(records, progress)
+        writer.write_all(records)
+    return writer.trained
+
+
+class _Writer:
+    """Starts, trains and writes the networks of a stack into their runs."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.trained = Trained()
+        self._stack = stack
+        self._splits = supplies.splits(stack.configs[0])
+        threads = torch.get_num_threads()
+        self._resolved = experiments.resolved_params(stack.device, threads)
+
+    def start(self) -> list[Record]:
+        """The untrained networks; of one that cannot be there is a run that says why."""
+        records = []
+        for config in self._stack.configs:
+            scheme = supplies.scheme(config.init, config.plugins_dir)
+            try:
+                records.append(start(config, scheme, self._splits))
+            except InitflowError as error:
+                name = self._stack.name(config)
+                self.trained.failed[name] = cause(error)
+                experiments.log_failed(
+                    self._stack.run,
+                    config,
+                    error,
+                    name=name,
+                    resolved=self._resolved,
+                    tags=self._tags(cell_of(config)),
+                )
+        return records
+
+    def train(self, records: Sequence[Record], progress: Progress) -> None:
+        started = time.perf_counter()
+        device = torch.device(self._stack.device)
+        try:
+            keep = (lambda *_: None) if self._stack.run_figures else forget
+            train_together(records, self._splits.to(device), measured=keep, progress=progress)
+        except BaseException as error:
+            for record in records:
+                self._write_cut_off(record, error)
+            raise
+        self.trained.training_s += time.perf_counter() - started
+
+    def write_all(self, records: Sequence[Record]) -> None:
+        started = time.perf_counter()
+        for at, record in enumerate(records):
+            try:
+                self.trained.members.append(self.write(record))
+            except InitflowError as error:
+                name = self._stack.name(record.config)
+                self.trained.failed[name] = cause(error)
+            except BaseException as error:
+                for rest in records[at + 1 :]:
+                    self._write_cut_off(rest, error)
+                raise
+        self.trained.logging_s += time.perf_counter() - started
+
+    def write(self, record: Record) -> Member:
+        """All that a run of ``train`` carries."""
+        cell = Cell(record.scheme.spec, record.config.activation)
+        history = _by_layer_history(record)
+        logged = experiments.log_network(
+            self._stack.run,
+            record,
+            self._splits,
+            name=self._stack.name(record.config),
+            resolved=self._resolved,
+            tags=self._tags(cell),
+            history=history,
+            run_figures=self._stack.run_figures,
+        )
+        self.trained.failures |= logged.failures
+        curve = record.history.get("accuracy/test", [])
+        return Member(
+            cell,
+            logged.run_id,
+            logged.model_id,
+            Outcome(record.config.seed, curve, record.diverged_at, len(self._splits.test)),
+            record.signals[0][1] if record.signals else None,
+            frozenset(record.history | history),
+            record.is_exact,
+        )
+
+    def _tags(self, cell: Cell) -> dict[str, object]:
+        return {STACK: self._stack.id, **self._stack.tags[cell]}
+
+    def _write_cut_off(self, record: Record, error: BaseException) -> None:
+        """What was measured until ``error`` ended the training."""
+        cell = Cell(record.scheme.spec, record.config.activation)
+        with (
+            contextlib.suppress(type(error), InitflowError),
+            self._stack.run.nested(
+                name=self._stack.name(record.config),
+                description=experiments.summary(record, self._splits),
+                params=record.config.as_text() | self._resolved,
+                tags=experiments.start_tags(record, self._splits) | self._tags(cell),
+            ) as run,
+        ):
+            run.log_history(record.history)
+            experiments.log_setting(run, record.config, self._splits, self._resolved)
+            raise error
+
+
+def forget(record: Record, *_: object) -> None:
+    """What only the figures need, of many networks gigabytes."""
+    record.received = ()
+    if record.reading:
+        record.reading = replace(record.reading, preactivations=())
+
+
+def by_layer(signals: Signals) -> dict[str, list[float | None]]:
+    """The values of :data:`BY_LAYER`, layer by layer; None where there is none that is finite.
+
+    The gradient's are relative to the last layer's: by itself its variance goes with 1/n² of the
+    images, some 1e-9, for which the axis of MLflow's page writes 0.
+    """
+    forward, gradients = (
+        signals.by_layer(f"{of}_variance") for of in ("preactivation", "gradient")
+    )
+    last = gradients[-1] or math.nan
+    relative = [None if value is None else value / last for value in gradients]
+    finite = [value if value is not None and math.isfinite(value) else None for value in relative]
+    return dict(zip(BY_LAYER, (forward, finite), strict=True))
+
+
+def _by_layer_history(record: Record) -> dict[str, list[tuple[int, float]]]:
+    """Those of the untrained network, with the layer's number as step."""
+    if not record.signals:
+        return {}
+    _, signals = record.signals[0]
+    return {
+        f"by_layer/{quantity}": [
+            (layer, value) for layer, value in enumerate(values, start=1) if value is not None
+        ]
+        for quantity, values in by_layer(signals).items()
+    }

@@ -1,0 +1,144 @@
+"""What the studies of one tuning have in common, and what belongs to each scheme: its arm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from initflow.core import machine
+from initflow.core.config import TrainConfig, TuneConfig, format_shape
+from initflow.experiments.populations import seeds_of
+from initflow.experiments.tuning import studies
+from initflow.experiments.tuning.studies import Asked, Search, Study
+from initflow.reporting.comparison import Cell
+from initflow.tracking import track
+from initflow.training import data, supplies, train
+
+SHARE = 6  # one of so many training images is held out, 10,000 of MNIST's
+# The settings that trials depend on, beside the data and the scheme: with others it would be
+# another study, whatever its name.
+OBJECTIVE = (
+    "lr_low",
+    "lr_high",
+    "gamma_low",
+    "gamma_high",
+    "activation",
+    "dataset",
+    "hidden",
+    "epochs",
+    "batch_size",
+    "momentum",
+    "nesterov",
+    "bias_init",
+    "normalize",
+    "eval_every",
+    "seed",
+)
+STUDY_ID = "initflow.study_id"  # a tag: names may be the same elsewhere, these are not
+CHOICE = ("sampler", "pruner", "batch")  # how a study goes about it, which may change on the way
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all studies have in common: ``study`` is the name that the user knows them by.
+
+    ``validation`` images are held out to choose by; ``updates`` are those of a trial's training.
+    ``described`` says what they are studies of, setting by setting; ``data_tags`` and ``remark``
+    say of which images, as of :class:`initflow.training.data.Splits`.
+    """
+
+    config: TuneConfig
+    validation: int
+    study: str
+    storage: str
+    device: str
+    updates: int
+    described: Mapping[str, str]
+    data_tags: Mapping[str, object]
+    remark: str
+
+    def trial(self, init: str, asked: Asked | None = None) -> TrainConfig:
+        """The network of a trial, or the untuned one."""
+        lr, gamma = (asked.lr, asked.gamma) if asked else (self.config.lr, self.config.gamma)
+        return self.config.trial(init, lr, gamma, self.validation)
+
+    def search(self, cell: Cell) -> Search:
+        config = self.config
+        return Search(
+            storage=self.storage,
+            name=f"{self.study}: {cell}",
+            lr=(config.lr_low, config.lr_high),
+            gamma=(config.gamma_low, config.gamma_high),
+            sampler=config.sampler,
+            pruner=config.pruner,
+            seed=config.seed,
+            updates=self.updates,
+            eval_every=config.eval_every,
+        )
+
+    def tags(self, part: str, *of_studies: Study) -> dict[str, object]:
+        """By which a run is found: of which studies it is, and which ``part`` of them it is."""
+        ids = " ".join(study.id for study in of_studies)
+        of_study = {"initflow.study": self.study, STUDY_ID: ids, "initflow.tuning": part}
+        return {**self.data_tags, **of_study}
+
+    @property
+    def title(self) -> str:
+        config = self.config
+        shape = format_shape((data.pixels(config.dataset), *config.hidden, data.CLASSES))
+        return f"{shape} networks with {config.activation} on {config.dataset}"
+
+    @property
+    def summary(self) -> str:
+        """The settings as a sentence."""
+        config = self.config
+        settings = "1 setting" if config.trials == 1 else f"{config.trials} settings"
+        return (
+            f"{settings} tried for each scheme, lr from {config.lr_low:g} to {config.lr_high:g} "
+            f"and gamma from {config.gamma_low:g} to {config.gamma_high:g}, for {self.title}; "
+            f"chosen by {self.validation:,} validation images, tested under "
+            f"{seeds_of(config.seeds)}."
+        )
+
+    @property
+    def untuned(self) -> str:
+        """The setting that nobody chose for a scheme."""
+        return f"lr {self.config.lr:g} and gamma {self.config.gamma:g}"
+
+
+@dataclass
+class Arm:
+    """A scheme with its study, the run above those of its trials, and what is being tried."""
+
+    init: str
+    cell: Cell
+    study: Study
+    run: track.Run
+    at_hand: dict[int, Asked] = field(default_factory=dict)  # by number
+
+
+def made(config: TuneConfig) -> Plan:
+    """The plan of ``config``, for which its data is loaded."""
+    anyone = config.inits[0]
+    every = len(supplies.splits(config.final(anyone, config.lr, config.gamma, 0)).train)
+    validation = config.validation or every // SHARE
+    splits = supplies.splits(config.trial(anyone, config.lr, config.gamma, validation))
+    text = config.as_text()
+    described = {name: text[name] for name in OBJECTIVE}
+    described |= {"validation": str(validation), "data": splits.digest[: track.DIGEST_LENGTH]}
+    named = json.dumps(described | {name: text[name] for name in CHOICE}, sort_keys=True)
+    digest = hashlib.sha256(named.encode()).hexdigest()[:8]
+    study = config.study or f"{config.dataset}-{config.activation}-{digest}"
+    return Plan(
+        config,
+        validation,
+        study,
+        config.storage or studies.journal(track.folder() / "studies", study),
+        machine.device(config.device),
+        train.iterations(len(splits.train), config.batch_size, config.epochs),
+        described,
+        splits.tags,
+        splits.remark,
+    )

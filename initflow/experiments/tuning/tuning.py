@@ -1,0 +1,169 @@
+"""Trials on their way: settings trained together, given up early, tracked, and told the study."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from initflow.core.config import TrainConfig
+from initflow.errors import GivenUpError, InitflowError, cause
+from initflow.experiments import experiment, populations
+from initflow.experiments.record import Progress, Record, start, train_together
+from initflow.experiments.tuning.studies import Asked, Search, Trying
+from initflow.tracking import track
+from initflow.training import data, supplies
+
+TRIAL = "initflow.trial"  # the tag of a trial's run, with its number
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trials to be trained together, with all that a worker must know: ``configs`` are theirs.
+
+    Their runs are to be below ``run``, of the tracking server or store ``tracking``, and to have
+    ``tags``.
+    """
+
+    search: Search
+    asked: Sequence[Asked]
+    configs: Sequence[TrainConfig]
+    run: track.Run
+    tracking: str
+    tags: Mapping[str, object]
+    device: str
+    stack: int | None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that some work took, by kind."""
+
+    training: float = 0.0
+    studying: float = 0.0
+    logging: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.training + other.training,
+            self.studying + other.studying,
+            self.logging + other.logging,
+        )
+
+
+def try_batch(batch: Batch, progress: Progress = lambda *_: None) -> Spent:
+    """Train the trials of ``batch``, each in a run of its own, and tell the study of them.
+
+    Each is tracked first and told last: what was told is whole, what was not is tried again.
+    """
+    track.follow(batch.tracking)
+    first = batch.configs[0]
+    splits = supplies.splits(first).untested().to(torch.device(batch.device))
+    widths = (splits.pixels, *first.hidden, data.CLASSES)
+    size = batch.stack or populations.room(widths, first.batch_size, batch.device)
+    worker = _Worker(batch, splits, Trying(batch.search, batch.asked), progress)
+    pairs = list(zip(batch.asked, batch.configs, strict=True))
+    for begin in range(0, len(pairs), size):
+        worker.carry_out(pairs[begin : begin + size])
+    return worker.spent
+
+
+class _Worker:
+    """Carries out stacks of trials, and adds up the time."""
+
+    def __init__(
+        self, batch: Batch, splits: data.Splits, trying: Trying, progress: Progress
+    ) -> None:
+        self.spent = Spent()
+        self._batch = batch
+        self._splits = splits
+        self._trying = trying
+        self._progress = progress
+        self._resolved = experiment.resolved_params(batch.device, torch.get_num_threads())
+
+    def carry_out(self, trials: Sequence[tuple[Asked, TrainConfig]]) -> None:
+        started = time.perf_counter()
+        numbers: dict[int, int] = {}  # of each record, by its place in memory
+        records = []
+        for asked, config in trials:
+            scheme = supplies.scheme(config.init, config.plugins_dir)
+            try:
+                records.append(start(config, scheme, self._splits))
+                numbers[id(records[-1])] = asked.number
+            except InitflowError as error:
+                self._write_failed(asked, config, error)
+        studying = 0.0
+
+        def measured(record: Record, step: int, values: Mapping[str, float]) -> None:
+            nonlocal studying
+            asking = time.perf_counter()
+            if step and "accuracy/validation" in values:
+                number = numbers[id(record)]
+                self._trying.seen(number, step, values["accuracy/validation"])
+            studying += time.perf_counter() - asking
+            populations.forget(record)
+
+        def give_up(record: Record, step: int, _: Mapping[str, float]) -> bool:
+            nonlocal studying
+            asking = time.perf_counter()
+            hopeless = step > 0 and self._trying.is_hopeless(numbers[id(record)])
+            studying += time.perf_counter() - asking
+            return hopeless
+
+        if records:
+            train_together(
+                records, self._splits, measured=measured, give_up=give_up, progress=self._progress
+            )
+        trained = time.perf_counter()
+        self.spent += Spent(training=trained - started - studying, studying=studying)
+        for record in records:
+            self._write(numbers[id(record)], record)
+
+    def _write(self, number: int, record: Record) -> None:
+        started = time.perf_counter()
+        config = record.config
+        of_trial = experiment.log_network(
+            self._batch.run,
+            record,
+            self._splits,
+            name=_name(number, config),
+            resolved=self._resolved,
+            tags={**self._batch.tags, TRIAL: number},
+        )
+        logged = time.perf_counter()
+        try:
+            self._tell(number, record)
+        except GivenUpError:  # its setting has another run
+            self._batch.run.disown(track.Found(of_trial.run_id, "FINISHED", {}))
+            raise
+        self.spent += Spent(studying=time.perf_counter() - logged, logging=logged - started)
+
+    def _tell(self, number: int, record: Record) -> None:
+        if record.outcome == "finished":
+            accuracies = record.history["accuracy/validation"]
+            self._trying.finished(number, max(value for step, value in accuracies if step))
+        elif record.outcome == "diverged":
+            self._trying.diverged(number)
+        else:
+            self._trying.pruned(number)
+
+    def _write_failed(self, asked: Asked, config: TrainConfig, error: InitflowError) -> None:
+        experiment.log_failed(
+            self._batch.run,
+            config,
+            error,
+            name=_name(asked.number, config),
+            resolved=self._resolved,
+            tags={
+                "initflow.scheme": supplies.scheme(config.init, config.plugins_dir).spec,
+                **self._batch.tags,
+                TRIAL: asked.number,
+            },
+        )
+        self._trying.failed(asked.number, cause(error))
+
+
+def _name(number: int, config: TrainConfig) -> str:
+    return f"trial {number}: lr {config.lr:.3g}, gamma {config.gamma:.3g}"

@@ -1,0 +1,245 @@
+"""Runs and bundles verified: trained again from what they recorded, and compared bit for bit."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import initflow
+from initflow.core import machine, paths
+from initflow.core.config import VerifyConfig
+from initflow.errors import ReplayError, SettingError, without_credentials
+from initflow.experiments import experiment
+from initflow.experiments.record import Progress
+from initflow.experiments.replay import bundle, provenance
+from initflow.experiments.replay.provenance import REPLAY, UNCOMMITTED, Evidence, Provenance
+from initflow.experiments.replay.replay import Replay, replay, sentence
+from initflow.initializers import finder, plugins
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.scheme import Scheme, parse
+from initflow.tracking import delivery, track
+from initflow.training import data
+
+RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
+CURVES = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation")
+NAMED = 3  # networks of a run of many, as many are named
+LARGEST_DIFF = 2**22  # bytes
+DEPTH = 3  # runs above one another, of a tuning
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of verifying ``what``, a run or a folder, in words."""
+
+    what: str
+    replay: Replay
+
+
+def verify(
+    what: str, config: VerifyConfig, *, progress: Progress = lambda *_: None
+) -> Verification:
+    """Train a run, or what a bundle's folder holds, again, and compare.
+
+    Inside ``mlflow run`` the result is written to its run; else nothing is written anywhere.
+    What keeps it from being trained again is an error of :mod:`initflow.errors`.
+    """
+    is_folder = _is_folder(what)
+    named = f"folder '{what}'" if is_folder else f"run {what}"
+    progress(f"reading {named}", 0, 1)
+    evidence = bundle.opened(paths.own(what)) if is_folder else _of_run(what)
+    past = evidence.provenance
+    if is_folder:  # what somebody else wrote chooses neither a path nor the code that is run
+        own = replace(past.config, data_dir=None, plugins_dir=None)
+    else:
+        own = replace(past.config, plugins_dir=_if_there(past.config.plugins_dir))
+        needed = past.config.data_dir if past.config.dataset != "digits" else None
+        if needed and not config.data_dir and not _if_there(needed):
+            raise ReplayError(
+                f"its data folder, '{needed}', is not here: say by data_dir where the data is"
+            )
+    own = replace(
+        own,
+        data_dir=config.data_dir or own.data_dir,
+        plugins_dir=config.plugins_dir or own.plugins_dir,
+        init=config.init or own.init,
+    )
+    if config.init:  # the user's own word
+        scheme = plugins.find(config.init, own.plugins_dir)
+    else:
+        scheme = _scheme(past, own.init, own.plugins_dir, trusted=not is_folder)
+    device = _device(past, config.device)
+    progress("loading the data, downloaded at its first use", 0, 1)
+    result = Verification(named, replay(evidence, scheme, data.load(own), device, progress))
+    if os.environ.get("MLFLOW_RUN_ID"):
+        _log(result, what, config, device)
+    return result
+
+
+def export(run_id: str, folder: Path) -> str:
+    """Write what it takes to verify the run, without access to MLflow, into ``folder``.
+
+    Returned is the command that verifies it.
+    """
+    bundle.check_free(folder)
+    if not RUN_ID.fullmatch(run_id):
+        raise SettingError(f"run must be the id of a run, 32 digits and letters, not '{run_id}'")
+    evidence = _of_run(run_id)
+    run_id = track.with_ids(run_id)
+    files = provenance.files(evidence)
+    files |= bundle.pages(evidence, track.read_history(run_id, CURVES), run_id)
+    diff = _uncommitted(run_id)
+    if diff is not None:
+        files[UNCOMMITTED] = diff
+    bundle.write(folder, files)
+    return bundle.verifying(evidence.provenance, str(folder))
+
+
+def _is_folder(what: str) -> bool:
+    try:
+        is_folder = bool(what) and paths.own(what).is_dir()
+    except (OSError, ValueError):  # a name that no system has
+        is_folder = False
+    if not is_folder and not RUN_ID.fullmatch(what):
+        raise SettingError(
+            f"run must be the id of a run, 32 digits and letters, or a folder that initflow export "
+            f"wrote, not '{what}'"
+        )
+    return is_folder
+
+
+def _if_there(folder: Path | None) -> Path | None:
+    return folder if folder and os.path.isdir(folder) else None  # noqa: PTH112 - never raises
+
+
+def _scheme(past: Provenance, init: str, plugins_dir: Path | None, *, trusted: bool) -> Scheme:
+    """The scheme to train by; only a ``trusted`` init may name a file or a module to run."""
+    if init.partition(":")[0].strip() in BUILT_IN:
+        return plugins.find(init, plugins_dir)
+    found = finder.found(plugins_dir)
+    name, _ = parse(init, [*BUILT_IN, *found])
+    if ":" in name and not trusted:
+        raise ReplayError(
+            f"its scheme is a function by its place, '{init}', which is not run because a folder "
+            f"says so: look at the code, and give its place yourself by init"
+        )
+    if ":" not in name and name not in found:
+        raise ReplayError(
+            f"its scheme '{past.spec}' of {past.provider} is not here: install it, or say by "
+            "plugins_dir or init where it is"
+        )
+    try:
+        return plugins.find(init, plugins_dir)
+    except SettingError as error:
+        raise ReplayError(f"{error}; say by init where it is now") from error
+
+
+def _device(past: Provenance, asked: str | None) -> str:
+    try:
+        return machine.device(asked or past.device)
+    except SettingError:
+        if asked:
+            raise
+        raise ReplayError(
+            f"it was trained on {past.device}, which is not here: device=cpu trains it here, where "
+            "it rounds differently"
+        ) from None
+
+
+def _of_run(run_id: str) -> Evidence:
+    """What the run recorded, if it is one that can be trained again."""
+    run = track.read_run(run_id)
+    if run is None:
+        where = without_credentials(delivery.uri())
+        raise ReplayError(f"there is no run {run_id} in MLflow at '{where}'")
+    run_id = run.id
+    if run.lifecycle != "active":
+        raise ReplayError(
+            f"run {run_id} is deleted; mlflow runs restore --run-id {run_id} brings it back"
+        )
+    if run.status in ("RUNNING", "SCHEDULED"):
+        raise ReplayError(
+            f"run {run_id} is {run.status}: wait for its end; where its process died, there is none"
+        )
+
+    def read(name: str, limit: int) -> bytes | None:
+        return track.read_artifact(run_id, name, limit)
+
+    outcome = run.tags.get("initflow.outcome")
+    is_network = "initflow.initial_weights_sha256" in run.tags or outcome is not None
+    if not is_network:
+        raise ReplayError(_of_many(run))
+    if outcome == "failed":
+        raise ReplayError(f"run {run_id} is of a network that could not be initialized")
+    if outcome is None and run.status == "FINISHED":
+        raise ReplayError(f"run {run_id} is a diagnosis's, of a network that was not trained")
+    if outcome is None:
+        raise ReplayError(
+            f"run {run_id} ended {run.status} before its training did: there are no final weights "
+            "to compare with"
+        )
+    if read(REPLAY, provenance.LARGEST) is None:
+        version = run.tags.get("initflow.version", "another version")
+        older = f"it is of initflow {version}, which did not record what a replay needs"
+        why = "it was deleted" if version == initflow.__version__ else older
+        raise ReplayError(f"run {run_id} has no {REPLAY}: {why}")
+    return provenance.gathered(read, f"run {run_id}")
+
+
+def _of_many(run: track.Kept) -> str:
+    """Why a run that is no network's cannot be verified."""
+    below = _below(run)
+    networks = [one.id for one in below if one.tags.get("initflow.outcome")]
+    if networks:
+        more = ", …" if len(networks) > NAMED else ""
+        return (
+            f"run {run.id} is of {len(networks)} networks, each of which is verified by itself: "
+            f"initflow verify {networks[0]} (the others: {', '.join(networks[1:NAMED])}{more})"
+        )
+    if any("initflow.initial_weights_sha256" in one.tags for one in below):
+        return f"run {run.id} is a diagnosis, in which nothing was trained"
+    return f"run {run.id} is of no network that initflow trained"
+
+
+def _below(run: track.Kept) -> list[track.Found]:
+    """The runs below it and, where those are of many too, below them."""
+    found: list[track.Found] = []
+    above = [run.id]
+    for _ in range(DEPTH):
+        level = [
+            one
+            for parent in above
+            for one in track.Run(parent, run.experiment_id, ()).found({track.PARENT: parent})
+        ]
+        found += level
+        above = [one.id for one in level if "initflow.initial_weights_sha256" not in one.tags]
+    return found
+
+
+def _uncommitted(run_id: str) -> bytes | None:
+    """What was not committed, which the run above all others of its command has."""
+    top: str | None = run_id
+    for _ in range(DEPTH + 1):
+        run = track.read_run(top) if top else None
+        if not run:
+            return None
+        diff = track.read_artifact(run.id, UNCOMMITTED, LARGEST_DIFF)
+        if diff is not None:
+            return diff
+        top = run.tags.get(track.PARENT)
+    return None
+
+
+def _log(result: Verification, what: str, config: VerifyConfig, device: str) -> None:
+    """Into the run that ``mlflow run`` has made."""
+    found = result.replay
+    resolved = experiment.resolved_params(device, found.provenance.threads)
+    with track.start(
+        name=f"verify {what}",
+        description=sentence(found, result.what),
+        params={"run_id": what} | config.as_text() | resolved,
+        tags={"initflow.version": initflow.__version__},
+    ) as run:
+        run.set_tags({"initflow.verified": what, "initflow.replay": found.verdict})
+        run.log_json("verification", {"verified": what, **found.as_json()})

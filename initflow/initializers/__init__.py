@@ -1,0 +1,5 @@
+"""Initialization schemes: the built-in ones, plugins, and the contract that all of them keep.
+
+A spec such as ``normal:std=0.05`` comes in, and a function that fills weights goes out, to the
+networks of :mod:`initflow.training`. Nothing is trained or measured here.
+"""

@@ -1,0 +1,209 @@
+"""Which plugins there are: found and sorted, by their metadata alone. Nothing is imported.
+
+A plugin is a scheme that an installed distribution offers by an entry point, that a folder
+offers which is such a distribution and is used in place, or that the running notebook or script
+defines. One that cannot be used is kept, with its cause, and troubles no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from types import FunctionType
+
+from initflow.core import paths
+from initflow.core.config import SCHEME_NAMES
+from initflow.errors import SettingError, cause, first_line
+
+GROUP = "initflow.initializers"
+FOLDER = "plugins"
+NOTEBOOK = "__main__"
+MARK = "__initflow__"  # the attribute of a function that was made an initializer
+NAME = re.compile(r"\w[\w.-]*")
+LARGEST = 2**16  # bytes of a pyproject.toml, and dots in a line of it: a key of 32,000 parts
+DEEPEST = 500  # takes 20 s to parse
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A scheme that a distribution offers under ``name``: found, not yet imported.
+
+    ``function`` is ``module:name``. ``folder`` is that of a distribution that is used
+    in place, None for an installed one; ``installed_too`` where it is both. ``problem`` says why
+    it cannot be used, where finding it was enough to know.
+    """
+
+    name: str
+    function: str
+    distribution: str
+    version: str
+    folder: Path | None = None
+    installed_too: bool = False
+    problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The distribution's normalized name (PEP 503), by which two are the same."""
+        return re.sub(r"[-_.]+", "-", self.distribution).lower()
+
+    @property
+    def source(self) -> Path | None:
+        """Where the modules of a folder are: in its ``src``, if the function's is there."""
+        if self.folder is None:
+            return None
+        inner, top = self.folder / "src", self.function.partition(":")[0].partition(".")[0]
+        there = (inner / f"{top}.py").is_file() or (inner / top).is_dir()
+        return inner if there else self.folder
+
+    @property
+    def provider(self) -> str:
+        """``distribution version``, as the tags of a run have it."""
+        return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def place(self) -> str:
+        """Where it comes from."""
+        if self.distribution == NOTEBOOK:
+            return "the running script or notebook"
+        return str(self.folder or "installed")
+
+    @property
+    def origin(self) -> str:
+        """Who offers it, and from where."""
+        return self.place if self.distribution == NOTEBOOK else f"{self.provider} ({self.place})"
+
+    def as_json(self) -> dict[str, object]:
+        where = None if self.folder is None else str(self.folder)
+        return dataclasses.asdict(self) | {"folder": where}
+
+
+def folder(asked: Path | None) -> Path:
+    """Where plugins lie that are used in place: as ``asked``, else as the environment says."""
+    given = os.environ.get("INITFLOW_PLUGINS_DIR")
+    return asked or (paths.own(given) if given else Path(FOLDER))
+
+
+def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
+    """Every plugin by name, sorted; nothing is imported.
+
+    Raises :class:`SettingError` for a ``plugins_dir`` that is no folder.
+    """
+    place = folder(plugins_dir)
+    try:
+        if not place.is_dir() and (plugins_dir or os.environ.get("INITFLOW_PLUGINS_DIR")):
+            raise SettingError(f"plugins_dir must be a folder, not '{place}'")
+        users = paths.home() / FOLDER  # another one where the project is a clone
+        places = dict.fromkeys([place, users] if place == Path(FOLDER) else [place])
+        in_place = [plugin for at in places if at.is_dir() for plugin in _in_folders(at)]
+    except OSError as error:
+        raise SettingError(f"plugins_dir '{place}' cannot be read: {error.strerror}") from error
+    installed = list(_installed())
+    twice = {p.key for p in in_place if not p.problem} & {p.key for p in installed}
+    return _sorted(
+        [
+            *_in_notebook(),
+            *(replace(plugin, installed_too=plugin.key in twice) for plugin in in_place),
+            *(plugin for plugin in installed if plugin.key not in twice),
+        ]
+    )
+
+
+def found_in_notebook() -> dict[str, Plugin]:
+    """Those of the running notebook or script alone."""
+    return _sorted(_in_notebook())
+
+
+def _in_notebook() -> Iterator[Plugin]:
+    """Functions marked as initializers in the notebook or script that is running."""
+    for name, value in list(vars(sys.modules[NOTEBOOK]).items()):
+        # By its very type: other objects may answer to any name, or fail.
+        if type(value) is FunctionType and hasattr(value, MARK) and value.__module__ == NOTEBOOK:
+            yield Plugin(name, f"{NOTEBOOK}:{name}", NOTEBOOK, "")
+
+
+def _installed() -> Iterator[Plugin]:
+    """Of every distribution on the path, by its entry points; the first of a name is imported."""
+    seen = set()
+    for distribution in distributions():
+        with contextlib.suppress(UnicodeError, OSError):  # whose it is, cannot be known
+            if GROUP not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+            offered = list(_offered(distribution))
+            if offered and offered[0].key not in seen:
+                seen.add(offered[0].key)
+                yield from offered
+
+
+def _offered(distribution: Distribution) -> Iterator[Plugin]:
+    try:
+        metadata = distribution.metadata  # parsed at every access
+        name, version = (metadata[key].strip() for key in ("Name", "Version"))
+        points = list(distribution.entry_points.select(group=GROUP))
+    except Exception as error:  # noqa: BLE001 - damaged metadata is no one else's trouble
+        name = Path(str(getattr(distribution, "_path", "unknown"))).stem
+        yield Plugin(name, "", name, "", problem=f"its metadata are damaged: {cause(error)}")
+        return
+    for point in points:
+        yield Plugin(point.name, point.value, name, version)
+
+
+def _in_folders(place: Path) -> Iterator[Plugin]:
+    """Of every folder in ``place`` that has a ``pyproject.toml``, by its entry points."""
+    for home in sorted(place.iterdir()):
+        project = home / "pyproject.toml"
+        try:
+            if not project.is_file():
+                continue
+            table = tomllib.loads(_text(project))["project"]
+            name, version = str(table["name"]), str(table.get("version", ""))
+            points = {k: str(v) for k, v in dict(table["entry-points"][GROUP]).items()}
+        except (KeyError, TypeError):
+            why = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
+            yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
+        except Exception as error:  # noqa: BLE001 - a damaged file is no one else's trouble
+            why = first_line(error)
+            yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
+        else:
+            for point, function in points.items():
+                yield Plugin(point, function, name, version, home)
+
+
+def _text(file: Path) -> str:
+    """What is in ``file``, or a :class:`ValueError` for what would take for ever to parse."""
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    text = file.read_text(encoding="utf-8")
+    if any(line.count(".") > DEEPEST for line in text.splitlines()):
+        raise ValueError(f"a line of it has more than {DEEPEST:,} dots")
+    return text
+
+
+def _sorted(plugins: Iterable[Plugin]) -> dict[str, Plugin]:
+    """By name; what makes a name unusable is noted as the plugin's problem."""
+    named: dict[str, list[Plugin]] = {}
+    for plugin in plugins:
+        named.setdefault(plugin.name, []).append(plugin)
+    return {name: _one(named[name]) for name in sorted(named)}
+
+
+def _one(plugins: list[Plugin]) -> Plugin:
+    """The one of those with a name, with what keeps it from being used."""
+    first = plugins[0]
+    problem = first.problem
+    if len(plugins) > 1:
+        problem = f"two distributions offer '{first.name}': " + " and ".join(
+            plugin.origin for plugin in plugins
+        )
+    elif first.name in SCHEME_NAMES:
+        problem = f"'{first.name}' is the name of a built-in scheme, which no plugin may take"
+    elif not NAME.fullmatch(first.name):
+        problem = f"'{first.name}' is no name for a scheme: letters, digits, '_', '-' and '.' are"
+    return replace(first, problem=problem)

@@ -1,0 +1,126 @@
+"""Schemes from outside, ready to use: a plugin is imported when it is asked for, and not before.
+
+Besides the plugins that :mod:`initflow.initializers.finder` finds, any function can be named by its
+place, ``path/to/file.py:function`` or ``package.module:function``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, distribution, packages_distributions
+from pathlib import Path
+from types import ModuleType
+
+from initflow.core import importing, paths
+from initflow.errors import PluginError, SettingError, cause, unknown
+from initflow.initializers.built_in import BUILT_IN
+from initflow.initializers.finder import GROUP, Plugin, found, found_in_notebook
+from initflow.initializers.scheme import Scheme, parse
+
+
+def load(plugin: Plugin) -> Scheme:
+    """Import ``plugin``, or raise a :class:`PluginError` that names it and the cause.
+
+    One that is used in place is imported anew each time, as its files are now.
+    """
+    who = f"scheme '{plugin.name}' of {plugin.origin}"
+    if plugin.problem:
+        raise PluginError(f"{who}: {plugin.problem}")
+    try:
+        point = _entry_point(plugin)
+        provider, source = plugin.provider, plugin.source
+        if source is None:
+            module = importing.module(point.module)
+        else:
+            module = importing.module_in_place(
+                point.module, source, installed_too=plugin.installed_too
+            )
+            if not plugin.version and module.__file__:
+                provider = f"{provider} sha256:{_digest(Path(module.__file__).read_bytes())}"
+        return Scheme.of(_attribute(module, point.attr), plugin.name, provider)
+    except Exception as error:  # a plugin's code may raise anything
+        raise PluginError(f"{who}: {cause(error)}") from error
+
+
+def _entry_point(plugin: Plugin) -> EntryPoint:
+    point = EntryPoint(plugin.name, plugin.function, GROUP)
+    if not point.pattern.match(point.value) or not point.attr:
+        raise SettingError(f"its entry point '{point.value}' is not module:function")
+    return point
+
+
+def _attribute(module: ModuleType, name: str) -> object:
+    found: object = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _by_place(place: str) -> Scheme:
+    """The function that ``file.py:function`` or ``package.module:function`` names."""
+    where, _, name = place.rpartition(":")
+    file = paths.own_or_of_project(where)
+    if where.endswith(".py") and not os.path.isfile(file):  # noqa: PTH113 - never raises
+        raise SettingError(f"init '{place}': there is no file '{where}'")
+    try:
+        if where.endswith(".py"):
+            content = file.read_bytes()
+            digest = _digest(content)
+            module = importing.module_of_file(file.resolve(), content, f"initflow_file_{digest}")
+            provider = f"{where} sha256:{digest}"
+        else:
+            module = importing.module(where)
+            provider = _provider(module)
+        return Scheme.of(_attribute(module, name), place, provider)
+    except Exception as error:  # the code may raise anything
+        raise PluginError(f"init '{place}': {cause(error)}") from error
+
+
+def _provider(module: ModuleType) -> str:
+    """Distribution and version of an importable module or, where it is of none, its digest."""
+    if not module.__file__:
+        return module.__name__
+    file = Path(module.__file__)
+    for name in packages_distributions().get(module.__name__.partition(".")[0], ()):
+        installed = distribution(name)
+        if any(Path(str(installed.locate_file(f))) == file for f in installed.files or ()):
+            return f"{name} {installed.version}"
+    return f"{module.__name__} sha256:{_digest(file.read_bytes())}"
+
+
+def _digest(content: bytes) -> str:
+    """Enough of the SHA-256 to tell versions apart."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def find(spec: str, plugins_dir: Path | None = None) -> Scheme:
+    """The scheme that ``spec`` names, with its arguments.
+
+    Raises :class:`SettingError` for a name or an argument that is wrong, and
+    :class:`PluginError` for a plugin that cannot be used.
+    """
+    wanted = spec.partition(":")[0].strip()
+    # A built-in scheme need not wait for a search of the whole path.
+    plugins = found_in_notebook() if wanted in BUILT_IN else found(plugins_dir)
+    name, arguments = parse(spec, [*BUILT_IN, *plugins])
+    if name in plugins:
+        scheme = load(plugins[name])
+    elif name in BUILT_IN:
+        scheme = BUILT_IN[name]
+    elif ":" in name:
+        scheme = _by_place(name)
+    else:
+        usable = [plugin.name for plugin in plugins.values() if not plugin.problem]
+        raise unknown("init", name, [*BUILT_IN, *usable])
+    return scheme.bind(arguments)
+
+
+def load_all(plugins_dir: Path | None = None) -> Iterator[tuple[Plugin, Scheme | PluginError]]:
+    """Every plugin, with its scheme or with why it has none."""
+    for plugin in found(plugins_dir).values():
+        try:
+            yield plugin, load(plugin)
+        except PluginError as error:
+            yield plugin, error

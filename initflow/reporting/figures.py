@@ -1,0 +1,315 @@
+"""The figures of one network: plain values in, a matplotlib figure out, nothing shown or saved.
+
+Untrained schemes side by side are among them: each is drawn as one network is, its prediction
+with what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from initflow.diagnostics.signals import QUANTITIES, Signals
+from initflow.initializers.activations import Activation
+from initflow.reporting import drawing
+from initflow.reporting.drawing import Axes, Figure, Values
+from initflow.theory.prediction import Interval, Prediction
+
+History = Mapping[str, Sequence[tuple[int, float]]]
+
+# Of the palette in ``drawing``: one colour a meaning.
+COLORS = {
+    "train": "#7f7f7f",
+    "validation": "#E69F00",
+    "test": "#0072B2",
+    "before": "#0072B2",
+    "after": "#D55E00",
+}
+STYLES: dict[str, dict[str, Any]] = {
+    "before": {"fill": True, "alpha": 0.35},
+    "after": {"linewidth": 1.5},
+}
+MAX_HISTOGRAMS = 8
+MAX_RECEIVED = 24
+FEW_LAYERS = 8
+KEY = "layer; marks: measured, lines: predicted, shaded: 95 % of networks of these widths"
+
+
+def learning_curves(history: History, losses: Sequence[float], title: str) -> Figure:
+    """Accuracy and loss over iterations; ``history`` maps metric keys to (step, value) pairs.
+
+    ``losses`` are those of every training batch, drawn thin behind.
+    """
+    figure = drawing.figure(9, 3.8, title)
+    accuracy, loss = figure.subplots(1, 2)
+    loss.plot(losses, color=COLORS["train"], alpha=0.35, linewidth=0.6, label="each training batch")
+    for key, points in sorted(history.items()):
+        quantity, _, split = key.partition("/")
+        if quantity not in ("accuracy", "loss") or not points:
+            continue
+        axes = accuracy if quantity == "accuracy" else loss
+        steps, values = zip(*points, strict=True)
+        last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3g}"
+        axes.plot(
+            steps, values, "o-", color=COLORS[split], label=f"{split}, finally {last}", markersize=4
+        )
+    accuracy.set(xlabel="iteration", ylabel="accuracy", ylim=(0, 1.02))
+    accuracy.yaxis.set_major_formatter("{x:.0%}")
+    loss.set(xlabel="iteration", ylabel="cross-entropy (nats)")
+    if drawing.shows_more_than_0(loss):
+        drawing.log_scale(loss)
+    for axes in (accuracy, loss):
+        drawing.tidy(axes)
+        if axes.lines:
+            axes.legend(frameon=False)
+    return figure
+
+
+def weight_histograms(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], title: str
+) -> Figure:
+    """Each layer's weights before and after training; of a deep network, evenly chosen layers."""
+    names = [name for name in before if name.endswith(".weight")]
+    chosen = [names[i] for i in drawing.evenly(len(names), MAX_HISTOGRAMS)]
+    if len(chosen) < len(names):
+        title += f" ({len(chosen)} of {len(names)} layers)"
+    columns = min(len(chosen), 4)
+    rows = -(-len(chosen) // columns)
+    figure = drawing.figure(max(9, 3 * columns), 0.9 + 3 * rows, title)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for axes, name in zip(grid, chosen, strict=False):
+        drawn = {"before": _finite(before[name]), "after": _finite(after[name])}
+        bins = _bins(np.concatenate(list(drawn.values())))
+        for when, values in drawn.items():
+            counts, _ = np.histogram(values, bins)
+            share = counts / max(len(values), 1)
+            label = f"{when} training"
+            axes.stairs(share, bins, color=COLORS[when], label=label, **STYLES[when])
+        spreads = [f"{values.std():.3g}" if len(values) else "?" for values in drawn.values()]
+        layer = name.removesuffix(".weight")
+        axes.set_title(f"{layer}: std {' → '.join(spreads)}", fontsize=11)
+        axes.set_xlabel("weight")
+        drawing.few_ticks(axes, 5)
+        drawing.tidy(axes)
+    largest = max(before[name].numel() for name in chosen)
+    grid[0].set_ylim(0.8 / largest, 1.2)  # from a single weight to all of them
+    drawing.log_scale(grid[0], "%", 100)
+    for axes in grid[len(chosen) :]:
+        axes.set_visible(False)
+    for axes in grid[::columns]:
+        axes.set_ylabel("share of the weights")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _bins(values: Values, n: int = 61) -> Values:
+    """Edges of ``n`` bins over ``values``, also where all are equal, or none is there."""
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = abs(low) / 2 or 0.5
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, n + 1)
+
+
+def _finite(weights: Tensor) -> Values:
+    finite: Values = weights[weights.isfinite()].double().numpy()
+    return finite
+
+
+def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) -> Figure:
+    """A heat map of layer × step for each quantity that was measured, with its range.
+
+    Moments are coloured by their logarithm, from the least to the largest; fractions from 0 to
+    100 %. An empty cell is a moment of 0, or not a number.
+    """
+    _, first = history[0]
+    quantities = [
+        quantity
+        for quantity in QUANTITIES
+        if any(value is not None for value in first.by_layer(quantity))
+    ]
+    columns = 4
+    rows = -(-len(quantities) // columns)
+    height = 1.0 + 2.0 * rows
+    figure = Figure(
+        figsize=(12, height), dpi=drawing.DPI
+    )  # laid out by hand: many axes are slow to fit
+    figure.suptitle(title, fontsize=12, y=1 - 0.2 / height)
+    figure.subplots_adjust(
+        left=0.06, right=0.98, bottom=0.55 / height, top=1 - 0.75 / height, hspace=0.55
+    )
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    steps, layers = [step for step, _ in history], list(first.layers)
+    for at, (axes, quantity) in enumerate(zip(grid, quantities, strict=False)):
+        values = np.array([signals.by_layer(quantity) for _, signals in history], dtype=float).T
+        if quantity.endswith("fraction"):
+            low, high, shown = 0.0, 1.0, "0 to 100 %"
+        else:
+            values = np.log10(drawing.positive(values))
+            low, high = _range(values)
+            shown = f"{10**low:.2g} to {10**high:.2g}"
+        axes.imshow(values, aspect="auto", interpolation="nearest", vmin=low, vmax=high)
+        axes.set_title(f"{quantity.replace('_', ' ')}\n{shown}", fontsize=9)
+        axes.set_xticks(*drawing.ticks(steps, 4), fontsize=8)
+        axes.set_yticks(*drawing.ticks(layers, 6) if at % columns == 0 else ([], []), fontsize=8)
+    for axes in grid[len(quantities) :]:
+        axes.set_visible(False)
+    figure.supxlabel(
+        "iteration; from dark, the lowest, to bright, the highest (moments by their logarithm); "
+        "white: none",
+        fontsize=9,
+        y=0.01,
+    )
+    return figure
+
+
+def _range(values: Values) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    return (known.min(), known.max()) if len(known) else (0.0, 0.0)
+
+
+def predicted_and_measured(predicted: Prediction, measured: Signals, title: str) -> Figure:
+    """Second moments through the layers: signal on the left, gradient on the right."""
+    figure = drawing.figure(10, 4.2, title)
+    forward, backward = figure.subplots(1, 2)
+    for axes, quantity, color in (
+        (forward, "preactivation_second_moment", "#0072B2"),
+        (forward, "activation_second_moment", "#009E73"),
+        (backward, "gradient_second_moment", "#D55E00"),
+    ):
+        label = quantity.replace("_second_moment", "s").replace("_", " ")
+        values = measured.by_layer(quantity)
+        _moments(axes, predicted[quantity], values, label=label, color=color, mark="o")
+    for axes, name in ((forward, "signal, forward →"), (backward, "gradient, ← backward")):
+        axes.set_title(name, fontsize=11)
+        drawing.layer_axes(axes, list(measured.layers))
+    forward.set_ylabel("mean square")
+    for axes in (forward, backward):
+        axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel(KEY, fontsize=9)
+    return figure
+
+
+def schemes_by_layer(
+    cells: Mapping[tuple[str, str], tuple[Prediction, Signals]], title: str
+) -> Figure:
+    """Signal and gradient through the layers: a column for each activation, a line each scheme.
+
+    ``cells`` holds what was predicted and measured by (scheme, activation).
+    """
+    schemes = list(dict.fromkeys(scheme for scheme, _ in cells))
+    activations = list(dict.fromkeys(activation for _, activation in cells))
+    figure = drawing.figure(max(6.5, 1.2 + 3.3 * len(activations)), 6.6, title)
+    grid = figure.subplots(2, len(activations), squeeze=False, sharex=True)
+    rows = (
+        ("preactivation_second_moment", "signal: mean square\nof the pre-activations"),
+        ("gradient_second_moment", "gradient: mean square\nby the pre-activations"),
+    )
+    for (quantity, label), across in zip(rows, grid, strict=True):
+        for axes, activation in zip(across, activations, strict=True):
+            for at, scheme in enumerate(schemes):
+                predicted, measured = cells[scheme, activation]
+                color, mark = (
+                    drawing.CYCLE[at % len(drawing.CYCLE)],
+                    drawing.MARKS[at % len(drawing.MARKS)],
+                )
+                values = measured.by_layer(quantity)
+                _moments(axes, predicted[quantity], values, label=scheme, color=color, mark=mark)
+            drawing.layer_axes(axes, list(measured.layers))
+        across[0].set_ylabel(label)
+    for axes, activation in zip(grid[0], activations, strict=True):
+        axes.set_title(activation, fontsize=11)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, title=KEY, loc="outside lower center", ncols=8, frameon=False)
+    return figure
+
+
+def _moments(
+    axes: Axes,
+    predicted: Sequence[Interval],
+    measured: Sequence[float | None],
+    *,
+    label: str,
+    color: str,
+    mark: str,
+) -> None:
+    """Measured marks over the predicted line and band; what is 0 or no number has no mark."""
+    at = np.arange(len(predicted))
+    low, expected, high = (
+        drawing.positive([getattr(interval, part) for interval in predicted])
+        for part in ("low", "expected", "high")
+    )
+    if len(predicted) > FEW_LAYERS:
+        axes.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
+    else:
+        axes.vlines(at, low, high, color=color, alpha=0.2, linewidth=9)
+    axes.plot(at, expected, color=color, linewidth=1)
+    marks = drawing.positive(measured[: len(predicted)])
+    every = max(1, len(predicted) // 25)
+    axes.plot(at, marks, mark, color=color, markersize=4, label=label, markevery=every)
+
+
+def received(
+    activation: Activation,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    title: str,
+) -> Figure:
+    """For each hidden layer the activation function over what the layer really receives.
+
+    ``before`` and ``after`` training: each hidden layer's pre-activations, (n, units). Where
+    the histogram lies under a flat piece of the function, its derivative being near 0, no
+    gradient passes; where all of it lies under 0, ReLU is dead. Of very deep networks evenly
+    chosen layers are drawn.
+    """
+    chosen = drawing.evenly(len(before), MAX_RECEIVED)
+    if len(chosen) < len(before):
+        title += f" ({len(chosen)} of {len(before)} layers)"
+    columns = min(len(chosen), 4)
+    rows = -(-len(chosen) // columns)
+    figure = drawing.figure(max(7, 3.2 * columns), 1 + 2.4 * rows, title)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, layer in zip(grid, chosen, strict=False):
+        drawn = {"before": _finite(before[layer]), "after": _finite(after[layer])}
+        low, high = _common_range(np.concatenate(list(drawn.values())))
+        bins = np.linspace(low, high, 61)
+        counts = axes.twinx()
+        for when, values in drawn.items():
+            share = np.histogram(values, bins)[0] / max(len(values), 1)
+            label = f"received {when} training"
+            counts.stairs(share, bins, color=COLORS[when], label=label, **STYLES[when])
+        counts.set_yticks([])
+        counts.spines[["top", "right", "left"]].set_visible(False)
+        x = torch.linspace(low, high, 241, dtype=torch.float64)
+        axes.plot(x, activation.function(x), color="black", linewidth=1.2, label=activation.name)
+        slope = activation.derivative(x)
+        axes.plot(x, slope, color="black", linewidth=1, linestyle=":", label="its derivative")
+        axes.set_title(f"fc{layer + 1}", fontsize=10)
+        drawing.few_ticks(axes, 5)
+        axes.set_zorder(1)  # the curves over the histograms
+        axes.patch.set_visible(False)
+        drawing.tidy(axes)
+    for axes in grid[len(chosen) :]:
+        axes.set_visible(False)
+    curves, curve_labels = grid[0].get_legend_handles_labels()
+    bars, bar_labels = counts.get_legend_handles_labels()
+    figure.legend(
+        curves + bars,
+        curve_labels + bar_labels,
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+    )
+    return figure
+
+
+def _common_range(values: Values) -> tuple[float, float]:
+    """Where nearly all values lie, and 0 and both sides of it."""
+    low, high = np.quantile(values, (0.001, 0.999)) if len(values) else (0.0, 0.0)
+    reach = max(abs(low), abs(high), 1e-3)
+    return min(low, -0.4 * reach), max(high, 0.4 * reach)

@@ -1,0 +1,274 @@
+"""Training watched from outside: every so many steps, its layers' quantities go to MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from initflow.core import environment
+from initflow.diagnostics import layers, observed
+from initflow.diagnostics.recorder import Recorder, harmless, is_traced
+from initflow.diagnostics.signals import QUANTITIES, Signals
+from initflow.errors import LONGEST, SettingError, cause, unknown, without_credentials
+from initflow.tracking import context, track, unsent
+
+TAG = "initflow.nonfinite"  # what was not finite, and how often
+STEP_TAG = "initflow.nonfinite_at_step"  # at the first step where something was not
+NOT_MEASURED_TAG = "initflow.not_measured"  # modules with weights that are none of the layers
+FAILED_TAG = "initflow.watch_failed"  # the first step that could not be logged, and why
+NAMED = 10  # as many tensors or modules are named in a tag
+PATIENCE = 3  # steps in a row that fail, after which no other is tried
+_logger = logging.getLogger("initflow")
+
+
+@contextlib.contextmanager
+def watch(
+    model: nn.Module,
+    *,
+    every: int = 100,
+    quantities: Iterable[str] | None = None,
+    name: str | None = None,
+) -> Iterator[None]:
+    """Log the layers' quantities into the active MLflow run, at every ``every``-th step.
+
+    A step goes from one state of the parameters to the next: all forwards of ``model`` itself
+    between two updates, with the gradients that come back through them, are one step, and the
+    first is step 0. Forwards without gradients (``torch.no_grad``), and those that no gradient
+    comes back through, are left out. A step is logged, under the keys ``quantity/layer``, when
+    the next one begins or the ``with`` ends. ``quantities`` are names in
+    :data:`initflow.diagnostics.signals.QUANTITIES`; None stands for all. ``name`` is put before the
+    layers' names (``quantity/name.layer``), where one run has several models, or one model twice.
+    Names that MLflow does not take are changed to some that it does, never to the same for two.
+
+    The run gets the environment's tags, unless ``INITFLOW_CONTEXT_TAGS`` is false, and
+    ``initflow.not_measured``, the modules that hold weights but are no layers that are measured.
+
+    Values that are not finite are not logged. The first step that has some gets the run two
+    tags: ``initflow.nonfinite_at_step`` and ``initflow.nonfinite``, which counts the entries
+    that are NaN or infinite.
+
+    Gradients are those of the loss, whatever a ``torch.amp.GradScaler`` scales it by.
+
+    Updates are the steps of the parameters' optimizers and other changes in place; one through
+    ``parameter.data`` goes unseen. The training's bits and random numbers are left alone, and
+    nothing that fails here ends it: a step that cannot be measured or logged is left out, and
+    the first one told of in the log and the tag ``initflow.watch_failed``. Only a wrong call is
+    refused, before the training begins.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
+    run = _active()
+    log = _Log(run, _known(quantities), name)
+    _check(model)
+    steps = _Steps(model, every, log)
+    steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
+    with (
+        observed.forwards([(model, steps.forward)]),
+        observed.scaled(steps.scaled),
+        register_optimizer_step_post_hook(steps.updated),
+    ):
+        try:
+            yield
+        finally:
+            steps.end()
+
+
+class _Steps:
+    """Counts the steps of ``model``, and records some."""
+
+    def __init__(self, model: nn.Module, every: int, log: _Log) -> None:
+        self._model, self._every, self._log = model, every, log
+        self._recorder: Recorder | None = None
+        self._parameters: dict[int, nn.Parameter] = {}
+        self._updates = self._step = self._state = self._failures = 0
+
+    @harmless
+    def start(self, *, is_tagged: bool) -> None:
+        """Record the first step, and tell the run of what is watched."""
+        # Tensors of inference mode count no versions.
+        known = (p for p in self._model.parameters() if not p.is_inference())
+        self._parameters = {id(parameter): parameter for parameter in known}
+        self._state = self._version()
+        self._recorder = Recorder(self._model)
+        missed = layers.not_measured(self._model)
+        self._log.begin([*layers.named(self._model)], missed, is_tagged=is_tagged)
+
+    @harmless
+    def forward(self) -> Callable[[object], object] | None:
+        """Before a forward; what is to be called after it, if it is recorded."""
+        is_busy = self._recorder and self._recorder.is_busy_elsewhere()
+        if is_busy or not torch.is_grad_enabled() or is_traced():
+            return None
+        state = self._version()
+        if state != self._state:
+            self.finish()
+            self._step, self._state = self._step + 1, state
+            if self._step % self._every == 0 and self._failures < PATIENCE:
+                self._recorder = Recorder(self._model)
+        after = self._recorder.begin() if self._recorder else None
+        if self._recorder and self._recorder.failure:
+            self.finish()  # which leaves the step out
+        return after
+
+    @harmless
+    def updated(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        """Count its step, if it is one of the model's: fused ones leave versions as they are."""
+        its = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        self._updates += any(id(parameter) in self._parameters for parameter in its)
+
+    def scaled(self, scaler: GradScaler, losses: object) -> None:
+        if self._recorder:
+            self._recorder.scaled(scaler, losses)
+
+    @harmless
+    def finish(self) -> None:
+        """Log the step, if it was recorded."""
+        recorder = self._abandon()
+        if recorder and recorder.failure:
+            raise recorder.failure
+        if recorder and recorder.saw_nothing:
+            raise RuntimeError("none of its layers was called: copies of a model have others")
+        found = recorder.signals() if recorder else None
+        if found:
+            self._log(self._step, found)
+            self._failures = 0
+
+    def end(self) -> None:
+        """Log what is recorded, and leave nothing behind."""
+        self.finish()
+        self._settle()
+
+    @harmless
+    def _settle(self) -> None:
+        unsent.settle()
+
+    def failed(self, error: Exception) -> None:
+        """Leave the step out."""
+        self._abandon()
+        self._failures += 1
+        self._log.failed(error, self._step)
+
+    def _abandon(self) -> Recorder | None:
+        """Record no more of the step; what was recorded."""
+        recorder, self._recorder = self._recorder, None
+        if recorder:
+            recorder.close()
+        return recorder
+
+    def _version(self) -> int:
+        versions = (parameter._version for parameter in self._parameters.values())  # noqa: SLF001
+        return self._updates + sum(versions)
+
+
+class _Log:
+    """Writes what was measured at a step into ``run``."""
+
+    def __init__(self, run: track.Run, quantities: frozenset[str], name: str | None) -> None:
+        self._run, self._quantities, self._name = run, quantities, name
+        self._names: dict[str, str] = {}  # as MLflow takes them, by those of the modules
+        self._is_tagged = self._has_failed = False
+
+    @harmless
+    def begin(self, measured: list[str], missed: dict[str, str], *, is_tagged: bool) -> None:
+        """Settle the names, give the run its tags, and tell which modules are not measured."""
+        self._take([*measured, *missed])
+        tags = environment.tags() if is_tagged else {}
+        if missed:
+            listed = _listed(f"{self._names[name]} ({kind})" for name, kind in missed.items())
+            _tell("not measured: %s", listed)
+            # Each watching of a run has one of its own.
+            key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
+            tags = {**tags, track.key_names([key])[key]: listed}
+        if tags:
+            self._run.set_tags(tags)
+
+    def __call__(self, step: int, found: Signals) -> None:
+        self._take(found.layers)
+        metrics = {
+            f"{quantity}/{self._names[layer]}": value
+            for layer, values in found.layers.items()
+            for quantity, value in values.items()
+            if quantity in self._quantities
+        }
+        if metrics:
+            self._run.log_metrics(step, metrics)
+        if found.nonfinite and not self._is_tagged:
+            tensors = ((tensor.partition("/"), n) for tensor, n in found.nonfinite.items())
+            counts = (f"{kind}/{self._names[layer]}: {n}" for (kind, _, layer), n in tensors)
+            self._run.set_tags({TAG: _listed(counts), STEP_TAG: step})
+            self._is_tagged = True
+
+    def failed(self, error: Exception, step: int = 0) -> None:
+        """Tell of the first one, as far as that goes."""
+        if self._has_failed:
+            return
+        self._has_failed = True
+        with contextlib.suppress(Exception):
+            told = f"step {step}: {without_credentials(cause(error))}"
+            _tell("watching failed, and the training goes on: %s", told)
+            self._run.set_tags({FAILED_TAG: told})
+
+    def _take(self, names: Iterable[str]) -> None:
+        """Give those that are new a name of their own, which they keep."""
+        new = [name for name in names if name not in self._names]
+        prefix = "" if self._name is None else f"{self._name}."
+        taken = {f"{prefix}{name}": short for name, short in self._names.items()}
+        shorts = track.key_names((f"{prefix}{name}" for name in new), taken)
+        self._names |= dict(zip(new, shorts.values(), strict=True))
+
+
+def _tell(text: str, what: str) -> None:
+    """In the log."""
+    if _logger.level == logging.NOTSET:  # it would go by the root's, which MLflow's databases raise
+        _logger.setLevel(logging.WARNING)
+    _logger.warning(text, what)
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """One line of a length that a person reads."""
+    first = [" ".join(part.split()) for part in itertools.islice(parts, NAMED + 1)]
+    text = ", ".join([*first[:NAMED], *["…" for _ in first[NAMED:]]])
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what a user is to change; what else fails there is told of when watching begins."""
+    try:
+        layers.check(model)
+    except SettingError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - a model may fail in any way
+        pass
+
+
+def _active() -> track.Run:
+    run = track.active()
+    if run is None:
+        raise SettingError(
+            "watch needs an active MLflow run: open one around it, with mlflow.start_run(): …"
+        )
+    return run
+
+
+def _known(quantities: Iterable[str] | None) -> frozenset[str]:
+    if quantities is None:
+        return frozenset(QUANTITIES)
+    chosen = (
+        [quantities]
+        if isinstance(quantities, str) or not isinstance(quantities, Iterable)
+        else list(quantities)
+    )
+    if not chosen:
+        raise SettingError("quantities must name at least one, or be None for all")
+    for quantity in chosen:
+        if quantity not in QUANTITIES:
+            raise unknown("quantity", quantity, QUANTITIES)
+    return frozenset(chosen)

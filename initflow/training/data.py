@@ -1,0 +1,385 @@
+"""Data sets as tensors in memory: found or downloaded, told apart, split, normalized.
+
+Downloading and its checksums are torchvision's, whose import takes seconds; what is on disk is read
+without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import io
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import platformdirs
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from initflow.core import paths
+from initflow.core.config import TrainConfig
+from initflow.core.seeds import stream_seed
+from initflow.errors import DataError, SettingError
+from initflow.training import idx
+
+# The class in torchvision.datasets that downloads each set; its name is also its folder's.
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+# What is published of each is known by the digest of its content, or by the MD5 of its archives, in
+# the order of idx.NAMES.
+DIGESTS = {"mnist": "c54f490d44c92af38910021fb156153f6ce3a85ed6ff525a7f979f3d52b949be"}
+ARCHIVES = {
+    "fashion-mnist": (
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+    "kmnist": (
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+}
+PUBLISHED, OWN, UNCHECKED = "published", "own", "unchecked"  # editions
+
+CLASSES = 10
+SIDE = {"digits": 8}  # pixels; of all others 28
+DIGITS_TEST_IMAGES = 360
+DOWNLOAD_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images``: (n, pixels) float32, normalized; ``labels``: (n,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Split:
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, indices: Tensor) -> Split:
+        """The images and labels at ``indices``, (k,) int64."""
+        indices = indices.to(self.labels.device)
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One data set, ready to train on; ``validation`` is None where none is held out.
+
+    ``test`` is empty where it is kept closed: see :meth:`untested`. ``mean`` and ``std`` are what
+    was taken off and divided by after scaling pixels to [0, 1]. ``digest`` is the SHA-256 of all
+    pixels and labels before that, so that it names the data whatever was done to them; ``source``
+    says where they came from. ``edition`` is ``published`` where they are what is published under
+    the ``name``, ``own`` where they are something else, and ``unchecked`` where that is not known.
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    mean: float
+    std: float
+    digest: str
+    source: str
+    edition: str = UNCHECKED
+
+    @property
+    def pixels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def tags(self) -> dict[str, object]:
+        """By which runs tell what they were trained on."""
+        return {"initflow.data": self.edition, "initflow.data_sha256": self.digest}
+
+    @property
+    def remark(self) -> str:
+        """A sentence on images that are not what their name makes one think; else nothing."""
+        if self.edition != OWN:
+            return ""
+        return (
+            f"The data is the user's own, not the published {self.name}: its SHA-256 is "
+            f"{self.digest}."
+        )
+
+    def described(self, sentence: str) -> str:
+        """A sentence on what is trained on them, with the remark."""
+        return f"{sentence} {self.remark}".rstrip()
+
+    def to(self, device: torch.device) -> Splits:
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation and self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+    def untested(self) -> Splits:
+        """The same without the test images, for choices that must not see them."""
+        return replace(self, test=self.test.take(torch.tensor([], dtype=torch.int64)))
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """A data set as it comes.
+
+    ``tensors`` holds ``{train,test}_{images,labels}``, all uint8, the images as (n, pixels)
+    with values from 0 to ``white``; ``digest`` and ``edition`` are as in :class:`Splits`.
+    """
+
+    tensors: dict[str, Tensor]
+    white: int
+    digest: str
+    source: str
+    edition: str
+
+
+def load(config: TrainConfig) -> Splits:
+    """The data set of ``config``, split and normalized as it says.
+
+    Raises :class:`DataError` where it is neither on disk nor can be downloaded, or where
+    one of its files is missing or damaged, and :class:`SettingError` where more images are to
+    be held out for validation than there are.
+    """
+    if config.dataset == "digits":
+        loaded = _digits()
+    else:
+        loaded = _idx(config.dataset, data_dir(config.data_dir))
+    tensors = loaded.tensors
+    mean, std = _normalization(config.normalize, tensors["train_images"], loaded.white)
+    if not std:
+        raise DataError(f"normalize=standard: all training pixels in '{loaded.source}' are equal")
+
+    def split(images: Tensor, labels: Tensor) -> Split:
+        scaled = images.to(torch.float32).div_(loaded.white)
+        if config.normalize != "unit":
+            scaled.sub_(mean).div_(std)
+        return Split(scaled, labels.to(torch.int64))
+
+    train = split(tensors["train_images"], tensors["train_labels"])
+    validation = None
+    if config.validation:
+        kept, held_out = _hold_out(train.labels, config.validation, config.seed)
+        train, validation = train.take(kept), train.take(held_out)
+    return Splits(
+        name=config.dataset,
+        train=train,
+        validation=validation,
+        test=split(tensors["test_images"], tensors["test_labels"]),
+        mean=mean,
+        std=std,
+        digest=loaded.digest,
+        source=loaded.source,
+        edition=loaded.edition,
+    )
+
+
+def pixels(dataset: str) -> int:
+    """Pixels of an image of ``dataset``, known without its files."""
+    return SIDE.get(dataset, 28) ** 2
+
+
+def data_dir(given: Path | None) -> Path:
+    """The data folder: the one given, else ``INITFLOW_DATA_DIR``, else in the user's cache."""
+    if given is not None:
+        return given
+    if os.environ.get("INITFLOW_DATA_DIR"):
+        return paths.own(os.environ["INITFLOW_DATA_DIR"])
+    return _cache()
+
+
+def _cache() -> Path:
+    """The folder that only we put files into."""
+    return platformdirs.user_cache_path("initflow") / "data"
+
+
+def _normalization(normalize: str, train_images: Tensor, white: int) -> tuple[float, float]:
+    """Mean and standard deviation to normalize with, of pixels scaled to [0, 1]."""
+    if normalize == "unit":
+        return 0.0, 1.0
+    if normalize == "half":
+        return 0.5, 0.5
+    # From integer counts, so that the last bit depends on no thread or order.
+    counts = torch.bincount(train_images.flatten(), minlength=256).to(torch.float64)
+    levels = torch.arange(len(counts), dtype=torch.float64) / white
+    mean = (counts @ levels / counts.sum()).item()
+    variance = (counts @ (levels - mean).square() / counts.sum()).item()
+    return mean, variance**0.5
+
+
+def _hold_out(labels: Tensor, validation: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and to hold out, each class in its share, in the set's own order."""
+    from sklearn.model_selection import train_test_split
+
+    if not CLASSES <= validation <= len(labels) - CLASSES:
+        raise SettingError(
+            f"validation must be 0 or from {CLASSES} to {len(labels) - CLASSES} of the "
+            f"{len(labels)} training images, not '{validation}'"
+        )
+    try:
+        kept, held_out = train_test_split(
+            range(len(labels)),
+            test_size=validation,
+            stratify=labels.numpy(),
+            random_state=stream_seed(seed, "validation") % 2**32,
+        )
+    except ValueError as error:
+        raise SettingError(
+            f"validation must be 0 for these training images, not '{validation}': {error}"
+        ) from error
+    return torch.tensor(sorted(kept)), torch.tensor(sorted(held_out))
+
+
+def _digits() -> _Pixels:
+    """scikit-learn's 1,797 digits of 8x8 pixels; which of them are the test is fixed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(
+        images, labels, test_size=DIGITS_TEST_IMAGES, stratify=labels, random_state=0
+    )
+    names = ("train_images", "test_images", "train_labels", "test_labels")
+    tensors = {
+        name: torch.from_numpy(array.astype("uint8"))
+        for name, array in zip(names, split, strict=True)
+    }
+    return _Pixels(tensors, 16, _content_digest(tensors), "sklearn.datasets.load_digits", PUBLISHED)
+
+
+def _idx(name: str, folder: Path) -> _Pixels:
+    """A data set of four IDX files in ``folder``, downloaded where there is none of them."""
+    found = _found(name, folder)
+    if found.is_empty:
+        beside = idx.related(folder, TORCHVISION[name])
+        if beside:
+            raise DataError(
+                f"{name} in '{folder}' is in no form that is read: {idx.listed(beside)}; nothing "
+                "is downloaded beside files of a set"
+            )
+        _download(name, folder)
+        found = _found(name, folder)
+    try:
+        if found.missing:
+            raise _incomplete(name, folder, found)
+        arrays = idx.read(found.taken, CLASSES)
+    except DataError as error:
+        if folder != _cache():  # the user's own files are not for us to have deleted
+            raise
+        home = folder / TORCHVISION[name]
+        raise DataError(f"{error}; delete '{home}' to have it downloaded anew") from error
+    rows = {part: a.reshape(len(a), -1) if a.ndim > 1 else a for part, a in arrays.items()}
+    tensors = {part: torch.from_numpy(array) for part, array in rows.items()}
+    digest = _content_digest(tensors)
+    source = os.path.commonpath([file.parent.resolve() for file in found.taken.values()])
+    known = _known(found, arrays, digest)
+    if known not in (name, None):
+        raise DataError(
+            f"the files in '{source}' are {known}, not {name}: use dataset={known}, or point "
+            f"data_dir to another folder"
+        )
+    own = OWN if name in DIGESTS else UNCHECKED
+    return _Pixels(tensors, 255, digest, source, PUBLISHED if known else own)
+
+
+def _known(found: idx.Found, arrays: Mapping[str, idx.Array], digest: str) -> str | None:
+    """The data set whose published files these are, by their content or by their archives'."""
+    for name, known in DIGESTS.items():
+        if digest == known:
+            return name
+    sums = {part: idx.checksums(files, arrays[part]) for part, files in found.files.items()}
+    for name, archives in ARCHIVES.items():
+        if all(known in sums[part] for part, known in zip(idx.NAMES, archives, strict=True)):
+            return name
+    return None
+
+
+def _found(name: str, folder: Path) -> idx.Found:
+    return idx.find(idx.places(folder, TORCHVISION[name]))
+
+
+def _incomplete(name: str, folder: Path, found: idx.Found) -> DataError:
+    home = TORCHVISION[name]
+    refused = f"; not taken: {idx.listed(found.refused)}" if found.refused else ""
+    return DataError(
+        f"{name} in '{folder}' lacks {' and '.join(found.missing)}, looked for there and in "
+        f"{home}/raw, {home} and raw, all four in one of them{refused}; nothing is downloaded "
+        "beside files of a set"
+    )
+
+
+def _download(name: str, folder: Path) -> None:
+    """Download into a folder of its own and move that in as a whole, one process at a time."""
+    from torchvision import datasets
+
+    raw = folder / TORCHVISION[name] / "raw"
+    lock = folder / f".{TORCHVISION[name]}.lock"
+    dataset = getattr(datasets, TORCHVISION[name])
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110 - never raises
+    said = io.StringIO()  # torchvision tells the terminal, which is the command line's
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            FileLock(lock),
+            tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch,
+            _socket_timeout(DOWNLOAD_TIMEOUT_S),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            if not _found(name, folder).is_empty:  # another process was first
+                return
+            dataset(scratch, download=True)
+            _move_in(Path(scratch) / TORCHVISION[name] / "raw", raw)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if made:  # perhaps a slip of the pen: leave no trace of it
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+        raise DataError(
+            f"{name} is not in '{folder}'{', which is not there,' if made else ''} "
+            f"and cannot be downloaded "
+            f"({' '.join(str(error).split())}); point data_dir or INITFLOW_DATA_DIR to a folder "
+            f"that holds {TORCHVISION[name]}/raw, or use dataset=digits, which needs no download"
+        ) from error
+
+
+def _move_in(arrived: Path, raw: Path) -> None:
+    """All files of a folder at once, so that a process that is killed leaves all or none."""
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        arrived.rename(raw)  # an empty folder is replaced
+    except OSError:  # there is something else in it, which stays
+        for file in arrived.iterdir():
+            file.replace(raw / file.name)
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision sets none of its own and would wait for a silent server for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _content_digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()

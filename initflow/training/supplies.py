@@ -1,0 +1,72 @@
+"""Data and schemes, which many networks have in common: loaded once while their work lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from initflow.core.config import TrainConfig
+from initflow.core.workers import Crew
+from initflow.errors import SettingError
+from initflow.initializers import plugins
+from initflow.initializers.finder import NOTEBOOK
+from initflow.initializers.scheme import Scheme
+from initflow.training import data
+
+OF_DATA = ("dataset", "data_dir", "normalize", "validation", "seed")  # what images depend on
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """Let go of everything at the end: files may have changed when it is asked for again."""
+    try:
+        yield
+    finally:
+        _splits.cache_clear()
+        scheme.cache_clear()
+
+
+def splits(config: TrainConfig) -> data.Splits:
+    """The data set of ``config``: see :func:`initflow.training.data.load`. The last one is kept."""
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name in OF_DATA}
+    if not config.validation:
+        del settings["seed"]
+    return _splits(TrainConfig(**settings))
+
+
+@functools.lru_cache(maxsize=1)
+def _splits(config: TrainConfig) -> data.Splits:
+    return data.load(config)
+
+
+def different(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme]:
+    """The scheme of each of ``inits``; that two are the same is a :class:`SettingError`."""
+    schemes = {init: scheme(init, plugins_dir) for init in inits}
+    same = {(scheme.name, *sorted(scheme.values.items())) for scheme in schemes.values()}
+    if len(same) < len(schemes):
+        raise SettingError(f"inits must be schemes that differ, not '{','.join(schemes)}'")
+    return schemes
+
+
+def check_elsewhere(schemes: Iterable[Scheme], crew: Crew) -> None:
+    """Raise :class:`SettingError` where workers elsewhere cannot find what is defined here.
+
+    A process of this machine reads the script that it is started from again; a notebook has none.
+    """
+    is_script = hasattr(sys.modules[NOTEBOOK], "__file__")
+    for one in schemes:
+        if one.provider == NOTEBOOK and not crew.is_here and not (is_script and crew.is_local):
+            raise SettingError(
+                f"init '{one.spec}' is defined where its workers cannot find it: put it into a "
+                "file and name it file.py:function, or use workers=1"
+            )
+
+
+@functools.cache
+def scheme(init: str, plugins_dir: Path | None) -> Scheme:
+    """The scheme of ``init``: see :func:`initflow.initializers.plugins.find`."""
+    return plugins.find(init, plugins_dir)

@@ -1,0 +1,274 @@
+"""The training loop: initial parameters and recipes in, trained parameters out.
+
+One network is a population of one; many train together as one stack, whatever their seeds,
+rates and activation functions, and each as it would alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from initflow.core import machine
+from initflow.core.seeds import generator
+from initflow.initializers.activations import Activation
+from initflow.training.data import Split
+from initflow.training.model import Parameters, aligned
+from initflow.training.propagation import Pass, blocks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network trains: by SGD on cross-entropy, at ``rates[e]`` in epoch e.
+
+    Its batches follow from ``seed``: networks with the same one see the same.
+    """
+
+    activation: Activation
+    seed: int
+    rates: Sequence[float]
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def in_epoch(self, epoch: int) -> dict[str, Any]:
+        """The settings of an update."""
+        lr = self.rates[epoch]
+        return {"lr": lr, "momentum": self.momentum, "nesterov": self.nesterov}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the training of some networks stands after ``step`` updates.
+
+    ``rates`` has each of them, by its place in the stack, with the rate of its last update (at
+    step 0, of the first); ``losses`` its loss over each batch since the last checkpoint.
+    ``diverged`` where their losses at this step were not finite: their training ended there,
+    with the parameters as they were when that was found.
+    """
+
+    step: int
+    rates: Mapping[int, float]
+    losses: Mapping[int, Sequence[float]]
+    diverged: bool = False
+
+
+def batch_order(images: int, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch takes the training images, (images,) int64.
+
+    It depends on nothing else, so that schemes with the same seed see the same batches.
+    """
+    return torch.randperm(images, generator=generator(seed, f"batches/{epoch}"))
+
+
+def learning_rates(lr: float, gamma: float, epochs: int) -> list[float]:
+    """Each epoch's rate, multiplied up one by one as ``StepLR`` does."""
+    rates = [lr]
+    while len(rates) < epochs:
+        rates.append(rates[-1] * gamma)
+    return rates
+
+
+def iterations(images: int, batch_size: int, epochs: int) -> int:
+    """Updates in a whole training; an epoch's last batch may be smaller."""
+    return math.ceil(images / batch_size) * epochs
+
+
+class Population:
+    """Networks of one shape that train together, in place, on the same images.
+
+    ``recipes``, one for each of ``parameters``, have the same number of epochs. Networks that
+    are neighbours in the stack and share a seed share their batches too. One that diverges, or
+    is told to :meth:`stop`, stays as it is, and the others go on.
+
+    Given the same parameters, each network's losses and parameters are on the CPU, bit for bit,
+    those that it has alone, and those of ``torch.nn.Linear`` layers trained by
+    ``torch.optim.SGD`` and ``StepLR`` with the same number of threads.
+    """
+
+    def __init__(self, parameters: Parameters, recipes: Sequence[Recipe], data: Split) -> None:
+        self.parameters = parameters
+        self.running = list(range(parameters.members))
+        self._recipes = recipes
+        self._data = data
+        self._seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
+        self._gradient, self._velocity = parameters.zeros_like(), parameters.zeros_like()
+        self._rates = {member: recipe.rates[0] for member, recipe in enumerate(recipes)}
+        self._losses: dict[int, list[float]] = {member: [] for member in self.running}
+        self._step = 0
+
+    def stop(self, member: int) -> None:
+        """Train ``member`` no further."""
+        self.running.remove(member)
+
+    def train(self, *, batch_size: int, eval_every: int) -> Iterator[Checkpoint]:
+        """Train to the end, one epoch for each of a recipe's rates.
+
+        Stops for a :class:`Checkpoint` at step 0, after every ``eval_every`` updates, at the
+        end, and where a network diverges; nothing runs in between unless the next one is asked
+        for, and the parameters are to be left alone meanwhile.
+        """
+        for epoch in range(len(self._recipes[0].rates)):
+            orders = [batch_order(len(self._data), seed, epoch) for seed in self._seeds]
+            order = torch.stack(orders).to(self.parameters.flat.device)
+            steps: dict[int, _Step] = {}  # by the batch's size
+            for batch in torch.split(order, batch_size, dim=1):
+                if self._step % eval_every == 0:
+                    yield self._checkpoint(self.running)
+                while self.running:
+                    size, running = batch.shape[1], tuple(self.running)
+                    if size not in steps or steps[size].members != running:
+                        steps.pop(size, None)  # its buffers, before there are others
+                        steps[size] = self._make_step(epoch, size, running)
+                    step = steps[size]
+                    losses = step.losses(batch)
+                    lost = [m for m, loss in losses.items() if not math.isfinite(loss)]
+                    if not lost:
+                        break
+                    for member in lost:
+                        self.stop(member)
+                    yield self._checkpoint(lost, diverged=True)
+                if not self.running:
+                    return
+                for member, loss in losses.items():
+                    self._losses[member].append(loss)
+                    self._rates[member] = self._recipes[member].rates[epoch]
+                step.update()
+                self._step += 1
+        yield self._checkpoint(self.running)
+
+    def exact(self, batch_size: int) -> list[bool]:
+        """Whether each network's first loss and gradient have here the bits that it has alone.
+
+        On batches of all sizes that the training will have. CUDA's kernels promise no such
+        thing, whatever comes out once.
+        """
+        if machine.is_launch_bound(self.parameters.flat.device):
+            return [False] * len(self._recipes)
+        found = [True] * len(self._recipes)
+        if len(found) == 1:
+            return found
+        images = len(self._data)
+        for size in {min(batch_size, images), images % batch_size} - {0}:
+            losses = self._first_losses(size)
+            for member, recipe in enumerate(self._recipes):
+                one = Population(self.parameters.member(member), [recipe], self._data)
+                found[member] &= _same(losses[member], one._first_losses(size)[0])
+                ours, alone = self._gradient.member(member), one._gradient
+                found[member] &= _same(ours.flat, alone.flat)
+        return found
+
+    def _first_losses(self, batch: int) -> Tensor:
+        """Of a first batch of this size, (members,); leaves their gradients in place."""
+        orders = [batch_order(len(self._data), seed, 0)[:batch] for seed in self._seeds]
+        step = self._make_step(0, batch, tuple(self.running))
+        step.indices.copy_(torch.stack(orders))
+        losses = step.forward()
+        step.backward()
+        return losses
+
+    def _checkpoint(self, members: Sequence[int], *, diverged: bool = False) -> Checkpoint:
+        taken = {member: self._losses[member] for member in members}
+        self._losses |= {member: [] for member in members}
+        rates = {member: self._rates[member] for member in members}
+        return Checkpoint(self._step, rates, taken, diverged)
+
+    def _make_step(self, epoch: int, batch: int, members: tuple[int, ...]) -> _Step:
+        """An update of ``members`` in ``epoch``, each on a batch of that size."""
+        parameters, gradient, velocity = self.parameters, self._gradient, self._velocity
+        data, seeds, device = self._data, self._seeds, self.parameters.flat.device
+        both = Pass(
+            parameters,
+            [recipe.activation for recipe in self._recipes],
+            batch,
+            sources=[seeds.index(recipe.seed) for recipe in self._recipes],
+            members=members,
+        )
+        indices = torch.empty(len(seeds), batch, dtype=torch.int64, device=device)
+        images = aligned(len(seeds), (batch, data.images.shape[1]), device)
+        labels = data.labels.new_empty(len(seeds), batch)
+        settings = [recipe.in_epoch(epoch) for recipe in self._recipes]
+        updates = [
+            functools.partial(_sgd, *rows, **settings[at.start])
+            for at in blocks([tuple(own.values()) for own in settings], members)
+            for rows in zip(parameters.rows(at), gradient.rows(at), velocity.rows(at), strict=True)
+        ]
+        gathers = [
+            functools.partial(torch.index_select, of_all, 0, chosen, out=of_batch)
+            for of_all, batches in ((data.images, images), (data.labels, labels))
+            for chosen, of_batch in zip(indices, batches, strict=True)
+        ]
+
+        def forward() -> Tensor:
+            for gather in gathers:
+                gather()
+            both.forward(images)
+            return both.losses(labels)
+
+        def backward() -> None:
+            both.backward(images, labels, gradient)
+
+        def descend() -> None:
+            for update in updates:
+                update()
+
+        return _Step(
+            members,
+            indices,
+            machine.recorded(forward, device),
+            machine.recorded(backward, device),
+            machine.recorded(descend, device),
+        )
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """To the bit; what is no number has no bits to keep."""
+    return bool(((x.view(torch.int32) == y.view(torch.int32)) | (x.isnan() & y.isnan())).all())
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is done to tensors for one update, as functions without arguments.
+
+    They work on buffers of their own, so that a device for which launching is what takes long
+    can record them once and replay them. ``indices``: (seeds, batch), the images to go over.
+    """
+
+    members: tuple[int, ...]
+    indices: Tensor
+    forward: Callable[[], Tensor]  # to the losses, (members,)
+    backward: Callable[[], None]
+    descend: Callable[[], None]
+
+    def losses(self, indices: Tensor) -> dict[int, float]:
+        """Of each network over its images, before the update."""
+        self.indices.copy_(indices)
+        return dict(zip(self.members, self.forward().tolist(), strict=True))
+
+    def update(self) -> None:
+        self.backward()
+        self.descend()
+
+
+def _sgd(
+    parameters: Tensor,
+    gradient: Tensor,
+    velocity: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    """One step of ``torch.optim.SGD`` in place, in its order of operations; spends ``gradient``."""
+    if momentum:
+        velocity.mul_(momentum).add_(gradient)
+        if nesterov:
+            gradient.add_(velocity, alpha=momentum)
+        else:
+            gradient = velocity
+    parameters.add_(gradient, alpha=-lr)
