@@ -19,7 +19,7 @@ import torch
 
 from bench import populations, study, training, watching
 from initflow.initializers.finder import GROUP
-from initflow.training import data
+from initflow.training import datasets
 
 ROUNDS = 3
 PLUGINS = 200
@@ -213,7 +213,7 @@ def _seconds(*command: str, cwd: str | None = None, **more: str) -> float:
 
 
 def _environment() -> dict[str, str]:
-    environment = os.environ | {"INITFLOW_DATA_DIR": str(data.data_dir(None).resolve())}
+    environment = os.environ | {"INITFLOW_DATA_DIR": str(datasets.data_dir(None).resolve())}
     environment.pop("MLFLOW_TRACKING_URI", None)  # each folder gets a store of its own
     return environment
 

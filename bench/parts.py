@@ -20,16 +20,16 @@ import mlflow.pytorch  # noqa: E402
 clock.append(time.perf_counter())
 
 from bench.training import CONFIG, ours, start_of  # noqa: E402
-from initflow.tracking import track  # noqa: E402
-from initflow.training import data  # noqa: E402
+from initflow.tracking import runs  # noqa: E402
+from initflow.training import datasets  # noqa: E402
 
 
 def main() -> None:
-    splits = data.load(CONFIG)
+    splits = datasets.load(CONFIG)
     initial = start_of(splits)
     training, _ = ours(initial, splits)
     mlflow.set_tracking_uri(f"sqlite:///{Path(sys.argv[1]).resolve()}/mlflow.db")
-    with track.start(name="parts", description="", params={}, tags={}) as run:
+    with runs.start(name="parts", description="", params={}, tags={}) as run:
         started = time.perf_counter()
         run.log_model(
             initial.state(), CONFIG.activation, mean=0.0, std=1.0, pixels=splits.pixels, step=0

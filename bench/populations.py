@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import training
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.experiments import populations, record
 from initflow.initializers.plugins import find
-from initflow.training import data, model, train
+from initflow.training import datasets, model, train
+from initflow.training.splits import Splits
 
 TUTORIAL = (
     ("normal", "tanh"),
@@ -39,7 +40,7 @@ def configs(seeds: Sequence[int]) -> list[TrainConfig]:
     ]
 
 
-def trained(seeds: Sequence[int], splits: data.Splits) -> float:
+def trained(seeds: Sequence[int], splits: Splits) -> float:
     """Seconds for each of the tutorial's networks under ``seeds``, tested as often as the usual."""
     together = configs(seeds)
     started = time.perf_counter()
@@ -68,7 +69,7 @@ class Round(NamedTuple):
 
 def rounds() -> list[Round]:
     """The three in turn; the stacks of all rounds are the ten seeds."""
-    splits = data.load(training.CONFIG)
+    splits = datasets.load(training.CONFIG)
     initial = training.start_of(splits)
     orders = [train.batch_order(len(splits.train), 0, e) for e in range(training.CONFIG.epochs)]
     found = []

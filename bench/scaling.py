@@ -13,7 +13,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine, event
 
-from initflow.experiments.tuning.studies import Search, Study, Trying, is_database, shown
+from initflow.experiments.tuning.running import RunningTrials
+from initflow.experiments.tuning.searches import Search
+from initflow.experiments.tuning.storages import is_database, shown
+from initflow.experiments.tuning.studies import Study
 
 TRIALS = 1_000
 BATCH = 5
@@ -50,12 +53,12 @@ def main(storage: str) -> None:
         asked = study.ask(BATCH)
         asking += [(time.perf_counter() - started) / BATCH] * BATCH
         started = time.perf_counter()
-        trying = Trying(search, asked)
+        trying = RunningTrials(search, asked)
         for one in asked:
             accuracy = 1 - abs(one.lr - 0.2) / 2
             for step in STEPS:
-                trying.seen(one.number, step, accuracy * step / STEPS[-1])
-                trying.is_hopeless(one.number)
+                trying.report(one.number, step, accuracy * step / STEPS[-1])
+                trying.should_prune(one.number)
             trying.finished(one.number, accuracy)
         telling += [(time.perf_counter() - started) / BATCH] * BATCH
         if place + BATCH in TOLD:

@@ -1,11 +1,11 @@
 """The tutorial's script as a user would run it, imports and all: ``python -m bench.script``."""
 
 from bench import training
-from initflow.training import data, train
+from initflow.training import datasets, train
 
 
 def main() -> None:
-    splits = data.load(training.CONFIG)
+    splits = datasets.load(training.CONFIG)
     orders = [
         train.batch_order(len(splits.train), training.CONFIG.seed, epoch)
         for epoch in range(training.CONFIG.epochs)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bench import reference, training
-from initflow.training import data, train
+from initflow.training import datasets, train
 
 TRIALS = 30
 USUAL_TRIALS = 3  # of as many, by which the others are reckoned
@@ -31,12 +31,12 @@ def usual() -> float:
     from torchvision.transforms import ToTensor
 
     config = training.CONFIG
-    images = MNIST(data.data_dir(config.data_dir), train=True, transform=ToTensor())
+    images = MNIST(datasets.data_dir(config.data_dir), train=True, transform=ToTensor())
     kept = Subset(images, range(len(images) - HELD_OUT))
     held_out = Subset(images, range(len(images) - HELD_OUT, len(images)))
     validation = DataLoader(held_out, config.batch_size)
     orders = [train.batch_order(len(kept), config.seed, epoch) for epoch in range(config.epochs)]
-    state = training.start_of(data.load(config)).state()
+    state = training.start_of(datasets.load(config)).state()
 
     def objective(trial: Any) -> float:
         lr = trial.suggest_float("lr", 1e-3, 1, log=True)

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from bench import reference
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.experiments import record
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.training import data, model, train
+from initflow.training import datasets, model, train
+from initflow.training.splits import Splits
 
 CONFIG = TrainConfig()  # the defaults are the tutorial's he: relu
 
@@ -26,7 +27,7 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
     from torchvision.datasets import MNIST
     from torchvision.transforms import ToTensor
 
-    folder = data.data_dir(CONFIG.data_dir)
+    folder = datasets.data_dir(CONFIG.data_dir)
     images = MNIST(folder, train=True, transform=ToTensor())
     tested = DataLoader(MNIST(folder, train=False, transform=ToTensor()), CONFIG.batch_size)
 
@@ -41,13 +42,13 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
     return time.perf_counter() - started, losses
 
 
-def checkpoints(parameters: model.Parameters, splits: data.Splits) -> Iterator[train.Checkpoint]:
+def checkpoints(parameters: model.Parameters, splits: Splits) -> Iterator[train.Checkpoint]:
     """initflow's training, stopping where it is evaluated."""
     population = train.Population(parameters, [record.recipe(CONFIG)], splits.train)
     return population.train(batch_size=CONFIG.batch_size, eval_every=CONFIG.eval_every)
 
 
-def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[float]]:
+def ours(initial: model.Parameters, splits: Splits) -> tuple[float, list[float]]:
     """Seconds and losses of initflow's loop on the same weights and batches, tested as often."""
     parameters = initial.copy_to("cpu")
     activation = ACTIVATIONS[CONFIG.activation]
@@ -59,7 +60,7 @@ def ours(initial: model.Parameters, splits: data.Splits) -> tuple[float, list[fl
     return time.perf_counter() - started, losses
 
 
-def measured(initial: model.Parameters, splits: data.Splits) -> tuple[float, float, list[float]]:
+def measured(initial: model.Parameters, splits: Splits) -> tuple[float, float, list[float]]:
     """Seconds of training, seconds of measuring the layers' signals meanwhile, and losses."""
     parameters = initial.copy_to("cpu")
     activation = ACTIVATIONS[CONFIG.activation]
@@ -76,9 +77,9 @@ def measured(initial: model.Parameters, splits: data.Splits) -> tuple[float, flo
     return time.perf_counter() - started - measuring, measuring, losses
 
 
-def start_of(splits: data.Splits) -> model.Parameters:
+def start_of(splits: Splits) -> model.Parameters:
     """The network that both sides start from."""
-    widths = (splits.pixels, *CONFIG.hidden, data.CLASSES)
+    widths = (splits.pixels, *CONFIG.hidden, datasets.CLASSES)
     scheme = find(CONFIG.init)
     return model.initialize(
         widths, scheme, ACTIVATIONS[CONFIG.activation], bias_init=CONFIG.bias_init, seed=CONFIG.seed
@@ -95,7 +96,7 @@ class Round(NamedTuple):
 
 
 def rounds(n: int) -> list[Round]:
-    splits = data.load(CONFIG)
+    splits = datasets.load(CONFIG)
     initial = start_of(splits)
     orders = [train.batch_order(len(splits.train), CONFIG.seed, e) for e in range(CONFIG.epochs)]
     results = []

@@ -29,18 +29,18 @@ from matplotlib.ticker import (
 from torch import Tensor
 
 from initflow.core import machine
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.diagnostics.signals import Signals
 from initflow.experiments import record
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting.drawing import CYCLE, MARKS, log_scale, tidy
-from initflow.training import data, model, train
-from initflow.training.data import Splits
+from initflow.training import datasets, model, train
+from initflow.training.splits import Splits
 
 FIGURES = Path(__file__).parent / "images" / "claims"
-CHANCE = math.log(data.CLASSES)
+CHANCE = math.log(datasets.CLASSES)
 DPI = 110
 SMOOTHED = 20  # iterations, in the curves of losses
 STDS = tuple(10 ** (exponent / 4) for exponent in range(-14, 5))  # of weights, 0.0003 to 10
@@ -99,7 +99,7 @@ class Response:
 
 def network(config: TrainConfig, images: Splits) -> model.Parameters:
     """The untrained network of ``config``."""
-    widths = (images.pixels, *config.hidden, data.CLASSES)
+    widths = (images.pixels, *config.hidden, datasets.CLASSES)
     scheme = plugins.find(config.init)
     return model.initialize(
         widths, scheme, ACTIVATIONS[config.activation], bias_init=config.bias_init, seed=config.seed
@@ -630,7 +630,7 @@ CLAIMS: dict[str, Claim[Any]] = {
 
 def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
-    load = functools.cache(lambda normalize: data.load(TrainConfig(normalize=normalize)))
+    load = functools.cache(lambda normalize: datasets.load(TrainConfig(normalize=normalize)))
     with machine.threads(1):
         for name, claim in CLAIMS.items():
             found = claim.measure(load(claim.normalize))

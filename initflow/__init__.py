@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from initflow.core.config import TrainConfig
+    from initflow.core.configurations import TrainConfig
     from initflow.diagnostics.inspection import inspect
     from initflow.errors import InitflowError
     from initflow.initializers.scheme import initializer
@@ -20,7 +20,7 @@ __all__ = ["InitflowError", "TrainConfig", "__version__", "initializer", "inspec
 
 _HOMES = {
     "InitflowError": "initflow.errors",
-    "TrainConfig": "initflow.core.config",
+    "TrainConfig": "initflow.core.configurations",
     "initializer": "initflow.initializers.scheme",
     "inspect": "initflow.diagnostics.inspection",
     "watch": "initflow.tracking.watching",

@@ -1,6 +1,6 @@
 """``python -m initflow`` is the ``initflow`` command."""
 
-from initflow.cli.cli import entry
+from initflow.cli.process import entry
 
 if __name__ == "__main__":
     entry()

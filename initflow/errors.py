@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
-from urllib.parse import unquote
 
 LONGEST = 500  # characters of another's message that are shown
-SECRET = re.compile(r"(?i)pass|pwd|secret|token|api.?key|access.?key")  # in the names of some
-# How a word may begin, after its quotes: as an address, of which the scheme is kept, or as a path.
-ADDRESS = re.compile(r"^([\"'(\[<{]*(?:(?:[A-Za-z][\w+.-]*:)?//)?).*@")
-PATH = re.compile(r"[\"'(\[<{]*(?:(?:sqlite|file):///|/(?!/))(?!.*://)")
 
 
 class InitflowError(Exception):
@@ -68,33 +62,6 @@ class ReportError(InitflowError):
 
 class VerdictError(InitflowError):
     """A network was diagnosed as what the user wants to fail on."""
-
-
-def without_credentials(text: str) -> str:
-    """What stands before an @ in its words is left out, as addresses may hold a password.
-
-    The values of what is named as one are too; of a file's path nothing is.
-    """
-    return re.sub(r"\S+", lambda found: _without_user(found[0]), without_named_secrets(text))
-
-
-def _without_user(word: str) -> str:
-    """From the scheme of an address to its last @: a password may hold another, or a slash."""
-    return word if PATH.match(word) else ADDRESS.sub(r"\1", word)
-
-
-def without_named_secrets(text: str, ends: str = r"&\s") -> str:
-    """``password=***`` for each such value, which lasts until one of the characters ``ends``.
-
-    An @ in it is kept, as what stands before it may be a password whose name is a part of it.
-    """
-    shown, at = "", 0
-    for name in re.finditer(r"([\w%.-]+)=", text):
-        if name.start() >= at and SECRET.search(unquote(name[1])):
-            value = re.split(f"[{ends}]", text[name.end() :], maxsplit=1)[0]
-            shown += f"{text[at : name.end()]}***{'@' * ('@' in value)}"
-            at = name.end() + len(value)
-    return shown + text[at:]
 
 
 def first_line(error: BaseException) -> str:

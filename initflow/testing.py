@@ -28,7 +28,7 @@ from initflow.initializers.contract import RULES, Breach
 from initflow.initializers.scheme import Place, Scheme, fans, parse
 from initflow.initializers.signature import write
 from initflow.training import model
-from initflow.training.data import Split
+from initflow.training.splits import Split
 
 # Shapes of weights: wide, tall, square, tiny, and those of convolutions.
 SHAPES = [

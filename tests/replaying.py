@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from initflow.core import machine
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.experiments import record
 from initflow.experiments.replay import provenance
 from initflow.initializers.plugins import find
-from initflow.training import data
+from initflow.training import datasets
 
 QUICK = {
     "dataset": "digits",
@@ -26,7 +26,7 @@ def config(**own):
 def trained(*configs, change=lambda _: None, give_up=lambda *_: False, tested=True):
     """A record of each of ``configs``, trained as one stack, and their images."""
     with machine.threads(1):
-        splits = data.load(configs[0])
+        splits = datasets.load(configs[0])
         splits = splits if tested else splits.untested()
         schemes = [find(one.init, one.plugins_dir) for one in configs]
         pairs = zip(configs, schemes, strict=True)

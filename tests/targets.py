@@ -20,12 +20,13 @@ from pathlib import Path
 import cmaes
 import numpy as np
 
-from initflow.core.config import TrainConfig, TuneConfig
-from initflow.errors import InitflowError, without_credentials
+from initflow.core.configurations import TrainConfig, TuneConfig
+from initflow.core.secrets import without_credentials
+from initflow.errors import InitflowError
 from initflow.experiments.replay import bundle, provenance
-from initflow.experiments.tuning import sampler_state, studies
+from initflow.experiments.tuning import sampler_state, searches, storages, studies
 from initflow.initializers import finder, plugins, scheme
-from initflow.training import data
+from initflow.training import datasets
 from tests import replaying
 from tests.conftest import small_mnist
 
@@ -129,7 +130,7 @@ def packed(content):
 
 
 def _load():
-    return data.load(TrainConfig(data_dir=folder() / "data", dataset="mnist"))
+    return datasets.load(TrainConfig(data_dir=folder() / "data", dataset="mnist"))
 
 
 def new_optimizer():
@@ -155,10 +156,10 @@ def journal(content):
     """The file of studies: the trials of one that can be read."""
     file = folder() / "some.journal"
     file.write_bytes(content)
-    studies.forget()
-    search = studies.Search(str(file), "one", (0.1, 1.0), (0.5, 1.0), "random", "median", 0, 10, 5)
+    storages.forget()
+    search = searches.Search(str(file), "one", (0.1, 1.0), (0.5, 1.0), "random", "median", 0, 10, 5)
     study = studies.Study(search, {"dataset": "digits"}, (0.5, 0.9))
-    study.settle()
+    study.recover()
     assert len(study.ask(1)) == 1
     study.trials()
 
@@ -188,7 +189,7 @@ def secret(content):
     """Text without what stands before an @; done twice, it is the same."""
     shown = without_credentials(text_of(content))
     assert without_credentials(shown) == shown
-    studies.shown(text_of(content))
+    storages.shown(text_of(content))
 
 
 def _learned():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.reference import MODULES
-from initflow.core.config import ACTIVATION_NAMES
+from initflow.core.configurations import ACTIVATION_NAMES
 from initflow.initializers.activations import ACTIVATIONS
 
 ALL = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)

@@ -163,7 +163,7 @@ def test_nothing_asks_for_what_only_an_installed_package_has(name):
 HEAVY = {"torch", "mlflow", "optuna", "matplotlib", "numpy", "sklearn", "torchvision", "rich"}
 
 
-@pytest.mark.parametrize("statement", ["import initflow", "import initflow.cli.cli"])
+@pytest.mark.parametrize("statement", ["import initflow", "import initflow.cli.process"])
 def test_importing_is_light(statement):
     """Neither the package nor the command loads anything heavy."""
     program = f"{statement}; import sys; print(*sys.modules)"

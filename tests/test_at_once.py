@@ -29,8 +29,10 @@ TRIALS = 3  # of each study
 WARM = """
 import json, os, sys, traceback
 import mlflow, sklearn.model_selection, torch, torchvision.datasets
-from initflow import data, experiment, studies
-from initflow.config import TrainConfig
+from initflow.experiments import experiment
+from initflow.experiments.tuning import running, searches, storages, studies
+from initflow.training import datasets
+from initflow.core.configurations import TrainConfig
 from initflow.errors import StudyError
 
 def train(n, folder, chosen):
@@ -45,18 +47,18 @@ def train(n, folder, chosen):
 def load(n, folder, mirror, resources):
     theirs = torchvision.datasets.MNIST
     theirs.mirrors, theirs.resources = [mirror], [tuple(pair) for pair in resources]
-    return data.load(TrainConfig(data_dir=folder + "/data")).digest
+    return datasets.load(TrainConfig(data_dir=folder + "/data")).digest
 
 def study(n, storage, name):
-    search = studies.Search(
+    search = searches.Search(
         storage, name.format(n), (0.1, 1.0), (0.5, 1.0), "random", "none", n, 10, 5
     )
     try:
-        with studies.alone(storage, name.format(n)):
+        with storages.locked(storage, name.format(n)):
             mine = studies.Study(search, {}, (0.5, 0.9))
             for asked in mine.ask(TRIALS):
-                trying = studies.Trying(search, [asked])
-                trying.seen(asked.number, 5, 0.1)
+                trying = running.RunningTrials(search, [asked])
+                trying.report(asked.number, 5, 0.1)
                 trying.finished(asked.number, asked.lr)
             return len(mine.trials())
     except StudyError as error:

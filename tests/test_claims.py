@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from docs import claims
-from initflow.cli import cli
-from initflow.core.config import TrainConfig
-from initflow.training import data
+from initflow.cli import commands
+from initflow.core.configurations import DiagnoseConfig, TrainConfig
+from initflow.training import datasets
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "claims.md").read_text()
@@ -28,7 +28,7 @@ every_claim = pytest.mark.parametrize("name", claims.CLAIMS)
 
 @functools.cache
 def digits(normalize="unit"):
-    return data.load(TrainConfig(dataset="digits", normalize=normalize))
+    return datasets.load(TrainConfig(dataset="digits", normalize=normalize))
 
 
 def by_autograd(config, images):
@@ -274,9 +274,9 @@ def test_every_figure_is_of_a_claim_on_the_page():
 def test_the_commands_of_the_page_are_valid(command):
     """Every option and value; they are too long to run here."""
     name, *options = shlex.split(command)
-    context = cli.cli.commands[name].make_context(name, options)
+    context = commands.cli.commands[name].make_context(name, options)
     context.params.pop("experiment")
-    settings = {"train": cli.TrainConfig, "diagnose": cli.DiagnoseConfig}[name]
+    settings = {"train": TrainConfig, "diagnose": DiagnoseConfig}[name]
     config = settings(**context.params)
     for init in [config.init] if name == "train" else config.inits:
         claims.plugins.find(init)

@@ -9,9 +9,9 @@ from dataclasses import fields
 import pytest
 
 from initflow import __version__
-from initflow.cli import cli
+from initflow.cli import commands, process
 from initflow.cli.report import next_command
-from initflow.core.config import (
+from initflow.core.configurations import (
     SCHEME_NAMES,
     CompareConfig,
     DiagnoseConfig,
@@ -63,7 +63,7 @@ def plugins_here(tmp_path, monkeypatch):
 
 def run(capsys, *arguments):
     """Exit code, standard output and standard error of ``initflow ARGUMENTS``."""
-    code = cli.main([str(argument) for argument in arguments])
+    code = process.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -105,13 +105,13 @@ def test_help_has_examples(capsys, arguments):
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
-        (cli.train, TrainConfig),
-        (cli.diagnose, DiagnoseConfig),
-        (cli.compare, CompareConfig),
-        (cli.reproduce, ReproduceConfig),
-        (cli.tune, TuneConfig),
-        (cli.schemes, NetworkConfig),
-        (cli.verify, VerifyConfig),
+        (commands.train, TrainConfig),
+        (commands.diagnose, DiagnoseConfig),
+        (commands.compare, CompareConfig),
+        (commands.reproduce, ReproduceConfig),
+        (commands.tune, TuneConfig),
+        (commands.schemes, NetworkConfig),
+        (commands.verify, VerifyConfig),
     ],
     ids=["train", "diagnose", "compare", "reproduce", "tune", "schemes", "verify"],
 )
@@ -144,7 +144,7 @@ def test_help_examples_are_valid(capsys):
         examples = re.findall(rf"^ +initflow ({'|'.join(settings)}) (.*)$", out, re.MULTILINE)
         assert examples
         for name, example in examples:
-            context = cli.cli.commands[name].make_context(name, shlex.split(example))
+            context = commands.cli.commands[name].make_context(name, shlex.split(example))
             for more in ("experiment", "run_id"):
                 context.params.pop(more, None)
             settings[name](**context.params)
@@ -352,7 +352,7 @@ def test_the_next_command_is_another_scheme_with_the_same_settings():
         "mlflow run . --env-manager local --experiment-name 'my own' "
         "-P init=xavier -P activation=tanh"
     )
-    context = cli.train.make_context("train", shlex.split(config.command("train"))[2:])
+    context = commands.train.make_context("train", shlex.split(config.command("train"))[2:])
     context.params.pop("experiment")
     assert TrainConfig(**context.params) == config
 
@@ -788,9 +788,9 @@ def test_the_page_is_opened_at_the_newest_view(capsys, store, monkeypatch):
     """Of all experiments, whatever else is in their tags."""
     import mlflow
 
-    from initflow.tracking import track
+    from initflow.tracking import ui
 
-    empty = track.page(5001)
+    empty = ui.page(5001)
     assert empty.startswith("http://127.0.0.1:5001/#/experiments")
     assert "viewStateShareKey" not in empty
     client = mlflow.MlflowClient()
@@ -799,22 +799,22 @@ def test_the_page_is_opened_at_the_newest_view(capsys, store, monkeypatch):
     damaged = ("", "no json", "[]", "{}", *(f'{{"createdAt": {at}}}' for at in DAMAGED))
     for at, value in enumerate(damaged):
         client.set_experiment_tag(ids[0], f"{prefix}damaged{at}", value)
-    assert track.page(5001) == empty
+    assert ui.page(5001) == empty
     client.set_experiment_tag(ids[0], f"{prefix}old", saved_view(1_000))
     client.set_experiment_tag(ids[1], f"{prefix}new", saved_view(3_000))
     client.set_experiment_tag(ids[2], f"{prefix}middle", saved_view(2_000))
     client.set_experiment_tag(ids[2], "mlflow.note", saved_view(9_000))
-    address = track.page(5001)
+    address = ui.page(5001)
     assert address.startswith(f"http://127.0.0.1:5001/#/experiments/{ids[1]}/runs?")
     assert address.endswith("viewStateShareKey=new")
 
 
 def test_ui_serves_a_local_store(capsys, store, monkeypatch):
     """At its port, whose address is printed first; the exit code is the server's."""
-    from initflow.tracking import track
+    from initflow.tracking import ui
 
     served = []
-    monkeypatch.setattr(track, "serve", lambda port: served.append(port) or 3)
+    monkeypatch.setattr(ui, "serve", lambda port: served.append(port) or 3)
     code, out, err = run(capsys, "ui", "--port", "5001")
     assert (code, err) == (3, "")
     assert re.fullmatch(r"MLflow's page: http://127\.0\.0\.1:5001/#/experiments\S*\n", out)
@@ -833,10 +833,10 @@ def test_ui_only_tells_where_a_tracking_server_is(capsys, store, monkeypatch, se
     """It serves its page itself; of its password nothing is printed."""
     import mlflow
 
-    from initflow.tracking import track
+    from initflow.tracking import ui
 
     monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", lambda *_: [])
-    monkeypatch.setattr(track, "serve", lambda _: pytest.fail("a second server was started"))
+    monkeypatch.setattr(ui, "serve", lambda _: pytest.fail("a second server was started"))
     mlflow.set_tracking_uri(server)
     code, out, err = run(capsys, "ui")
     assert (code, err) == (0, "")

@@ -21,11 +21,11 @@ import psycopg
 import pytest
 from optuna.trial import TrialState
 
-from initflow.cli import cli
-from initflow.core.config import CompareConfig
+from initflow.cli import process
+from initflow.core.configurations import CompareConfig
 from initflow.experiments.compare import compare
-from initflow.experiments.tuning import studies
-from initflow.tracking import track
+from initflow.experiments.tuning import searches, storages
+from initflow.tracking import outages
 from tests.cluster import (
     HOST,
     PASSWORD,
@@ -81,7 +81,7 @@ def trial_of(run):
 def is_through(trial):
     """Whether it counts: a failed one has a reason."""
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
-        trial.state == TrialState.FAIL and studies.ERROR in trial.user_attrs
+        trial.state == TrialState.FAIL and searches.ERROR in trial.user_attrs
     )
 
 
@@ -215,7 +215,7 @@ def driver(site, tmp_path, monkeypatch, capsys):
     """The command in this process, with all that it needs; it returns its code and one line."""
 
     def run(words):
-        code = cli.main(list(words))
+        code = process.main(list(words))
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("Error: ")
@@ -289,7 +289,7 @@ def test_a_cluster_that_is_not_there_is_told(site, driver, monkeypatch, name):
 @pytest.mark.parametrize("name", ["tune", "compare"])
 def test_a_server_that_does_not_answer_is_told(site, driver, monkeypatch, name):
     """With the time that was waited for it, and without the password of its address."""
-    monkeypatch.setattr(track, "SERVER_PATIENCE_S", 1)
+    monkeypatch.setattr(outages, "SERVER_PATIENCE_S", 1)
     port = free_port()
     mlflow.set_tracking_uri(f"http://me:{PASSWORD}@{HOST}:{port}")
     storage = {"storage": site.database} if name == "tune" else {}
@@ -311,7 +311,7 @@ def test_a_server_that_does_not_answer_is_told(site, driver, monkeypatch, name):
 )
 def test_a_database_that_does_not_answer_is_told(site, driver, monkeypatch, other, reason):
     """With the time that was waited for it, the reason, and without the password."""
-    monkeypatch.setattr(studies, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(storages, "PATIENCE_S", 1.0)
     pattern, replacement = other
     storage = re.sub(pattern, replacement.format(port=free_port()), site.database)
     assert storage != site.database

@@ -16,13 +16,13 @@ from scipy import stats
 
 import initflow
 from initflow.core import machine
-from initflow.core.config import CompareConfig, TrainConfig
+from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.errors import InitflowError, PluginError, SettingError
 from initflow.experiments import compare, record
 from initflow.initializers.plugins import find
-from initflow.reporting.comparison import Cell
+from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import mlflow_page
-from initflow.training import data, propagation
+from initflow.training import datasets, propagation
 
 QUICK = {
     "dataset": "digits",
@@ -325,7 +325,7 @@ def schemes(tmp_path_factory):
     """Where the two are, and the first seed that is well while the next is not."""
     file = tmp_path_factory.mktemp("schemes") / "odd.py"
     file.write_text(SCHEMES)
-    splits, scheme = data.load(TrainConfig(**QUICK)), find(f"{file}:fails")
+    splits, scheme = datasets.load(TrainConfig(**QUICK)), find(f"{file}:fails")
     failing = [fails_under(scheme, seed, splits) for seed in range(60)]
     pairs = zip(failing, failing[1:], failing[2:], strict=False)
     first = [*pairs].index((False, True, False))

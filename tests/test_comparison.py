@@ -1,6 +1,7 @@
 """Comparison of schemes over seeds: scipy's tests, published examples, simulations, exact texts."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -14,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from initflow.reporting import comparison
-from initflow.reporting.comparison import (
+from initflow.reporting import seed_statistics, sentences
+from initflow.reporting.seed_statistics import (
     Cell,
     Difference,
     Outcome,
@@ -50,7 +51,7 @@ def around(mean, apart, n=10):
 
 
 def sentence(schemes):
-    (text,) = comparison.sentences(with_relu(schemes))
+    (text,) = sentences.comparison_sentences(with_relu(schemes))
     return text
 
 
@@ -114,9 +115,9 @@ def test_a_seed_that_diverged_has_no_accuracy():
 )
 def test_no_interval_is_claimed_for_fewer_than_two(ends, mean, n, diverged):
     """Nor a standard deviation; nor a mean of none."""
-    row = comparison.Row(Cell("he", "relu"), n, mean, None, None, None, None, None, diverged)
+    row = seed_statistics.Row(Cell("he", "relu"), n, mean, None, None, None, None, None, diverged)
     if mean == 0.9:
-        row = comparison.replace(row, to_90=500)
+        row = dataclasses.replace(row, to_90=500)
     assert rows(with_relu({"he": ends})) == [row]
 
 
@@ -264,7 +265,7 @@ def test_the_order_of_the_seeds_says_nothing(outcomes, shuffler):
     shuffled = {cell: shuffler.sample(seeds, len(seeds)) for cell, seeds in outcomes.items()}
     assert rows(shuffled) == rows(outcomes)
     assert differences(shuffled) == differences(outcomes)
-    assert comparison.sentences(shuffled) == comparison.sentences(outcomes)
+    assert sentences.comparison_sentences(shuffled) == sentences.comparison_sentences(outcomes)
 
 
 # Holm's method
@@ -314,13 +315,13 @@ def rejected(p_values, alpha):
 )
 def test_published_examples_of_holms_method(p_values, corrected):
     """Their corrected p-values."""
-    assert comparison._holm(p_values) == pytest.approx(corrected)
+    assert seed_statistics._holm(p_values) == pytest.approx(corrected)
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holms_method_is_its_definition(p_values):
     """No smaller than p, in the order of p, at most 1; and it rejects what Holm does."""
-    corrected = comparison._holm(p_values)
+    corrected = seed_statistics._holm(p_values)
     assert corrected == naive_holm(p_values)
     assert all(p <= p_holm <= 1 for p, p_holm in zip(p_values, corrected, strict=True))
     in_order = [p_holm for _, p_holm in sorted(zip(p_values, corrected, strict=True))]
@@ -533,7 +534,7 @@ def test_each_activation_has_its_sentence():
         "tanh": {"he": TEN["he"], "random": TEN["random"]},
         "relu": TEN,
     }
-    said = comparison.sentences(
+    said = sentences.comparison_sentences(
         {
             Cell(init, activation): trained(ends)
             for activation, schemes in given_order.items()
@@ -553,7 +554,7 @@ def test_each_activation_has_its_sentence():
 
 def test_nothing_is_said_of_nothing():
     """No cells, no words."""
-    assert rows({}) == differences({}) == comparison.sentences({}) == []
+    assert rows({}) == differences({}) == sentences.comparison_sentences({}) == []
 
 
 @given(st.lists(st.tuples(accuracies, accuracies), min_size=2, max_size=10))
@@ -562,7 +563,7 @@ def test_a_bound_is_never_rounded_down(pairs):
     """And no half width reads 0 that is not."""
     one, other = zip(*pairs, strict=True)
     outcomes = with_relu({"one": one, "other": other})
-    (text,), (found,) = comparison.sentences(outcomes), differences(outcomes)
+    (text,), (found,) = sentences.comparison_sentences(outcomes), differences(outcomes)
     if bound := re.search(r"larger than ([\d.]+) points", text):
         shown, unit = float(bound[1]), 10 ** -len(bound[1].partition(".")[2])
         assert 100 * found.largest - 1e-9 <= shown < 100 * found.largest + unit + 1e-9
@@ -581,7 +582,7 @@ def test_a_bound_is_never_rounded_down(pairs):
 @settings(max_examples=40)
 def test_any_comparison_can_be_told(outcomes):
     """One sentence for each activation, with every scheme in it, and no number that is none."""
-    said, found = comparison.sentences(outcomes), differences(outcomes)
+    said, found = sentences.comparison_sentences(outcomes), differences(outcomes)
     assert len(said) == len({cell.activation for cell in outcomes})
     json.dumps(as_json(rows(outcomes), found, said), allow_nan=False)
     for text in said:
@@ -620,7 +621,7 @@ def test_a_table_for_other_programs():
 
 def test_a_table_without_rows_has_its_names():
     """So that any program can read it."""
-    assert as_csv([]) == ",".join(comparison.COLUMNS) + "\n"
+    assert as_csv([]) == ",".join(seed_statistics.COLUMNS) + "\n"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
@@ -640,11 +641,11 @@ def test_plain_values_for_json():
     """They are those of the rows and differences, by documented names."""
     outcomes = with_relu({"he": [0.97, 0.98, 0.97], "normal": [0.9, 0.93, 0.9], "zero": [None] * 3})
     table, pairs = rows(outcomes), differences(outcomes)
-    said = comparison.sentences(outcomes)
+    said = sentences.comparison_sentences(outcomes)
     values = json.loads(json.dumps(as_json(table, pairs, said), allow_nan=False))
     assert list(values) == ["rows", "differences", "sentences"]
     assert values["sentences"] == said
-    assert values["rows"][2] == dict.fromkeys(comparison.COLUMNS) | {
+    assert values["rows"][2] == dict.fromkeys(seed_statistics.COLUMNS) | {
         "init": "zero",
         "activation": "relu",
         "n": 0,
@@ -659,7 +660,7 @@ def test_plain_values_for_json():
 
 def test_starting_is_light():
     """Scipy is imported only where something is compared."""
-    code = "import sys, initflow.reporting.comparison; sys.exit('scipy' in sys.modules)"
+    code = "import sys, initflow.reporting.sentences; sys.exit('scipy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -675,7 +676,7 @@ def test_seeds_that_agree_by_chance_settle_nothing(seeds, images, settled):
         ]
         for init, hits in (("he", 30 + images), ("zero", 30))
     }
-    (found,) = comparison.differences(outcomes)
+    (found,) = seed_statistics.differences(outcomes)
     assert found.effect == pytest.approx(images / tested)
     assert found.low < found.effect < found.high
     assert found.significant == settled

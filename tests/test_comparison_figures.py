@@ -7,7 +7,7 @@ import pytest
 
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import comparison_figures, drawing
-from initflow.reporting.comparison import Cell, Outcome, Row
+from initflow.reporting.seed_statistics import Cell, Outcome, Row
 from tests.drawn import legend, saved, shown
 
 

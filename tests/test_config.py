@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import settings as examples_of
 from hypothesis import strategies as st
 
-from initflow.cli import cli
-from initflow.core.config import (
+from initflow.cli import commands
+from initflow.core.configurations import (
     ACTIVATION_NAMES,
     VERDICTS,
     CompareConfig,
@@ -21,9 +21,8 @@ from initflow.core.config import (
     TrainConfig,
     TuneConfig,
     VerifyConfig,
-    format_widths,
-    parse_widths,
 )
+from initflow.core.kinds import format_widths, parse_widths
 from initflow.errors import SettingError
 
 
@@ -283,8 +282,8 @@ def test_a_command_line_gives_every_configuration_back(name, data):
     """As a shell and the command read it, whatever spaces, quotes and signs it has."""
     config = data.draw(CONFIGS[name])
     program, *words = shlex.split(config.command(name))
-    group, command = cli.cli, None
-    while words and isinstance(group, type(cli.cli)):
+    group, command = commands.cli, None
+    while words and isinstance(group, type(commands.cli)):
         command = words.pop(0)
         group = group.commands[command]
     assert program == "initflow"

@@ -19,7 +19,7 @@ from initflow.initializers.contract import RULES, Breach, attempt
 from initflow.initializers.plugins import find
 from initflow.initializers.scheme import Place, Scheme
 from initflow.training import model
-from initflow.training.data import Split
+from initflow.training.splits import Split
 
 RELU = ACTIVATIONS["relu"]
 AT = Place(5, 4)

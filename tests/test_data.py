@@ -22,12 +22,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision import datasets, transforms
+from torchvision import datasets as torchvision_sets
+from torchvision import transforms
 
-from initflow.cli import cli
-from initflow.core.config import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig
+from initflow.cli import process
+from initflow.core.configurations import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig
 from initflow.errors import DataError, SettingError
-from initflow.training import data, idx
+from initflow.training import datasets, idx
+from initflow.training.splits import OWN, PUBLISHED, UNCHECKED
 from tests.conftest import ROOT, small_mnist, write_raw
 from tests.conftest import idx as idx_file
 from tests.serving import QuietServer
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def load(folder=None, **settings):
-    return data.load(TrainConfig(data_dir=folder, **({"dataset": "mnist"} | settings)))
+    return datasets.load(TrainConfig(data_dir=folder, **({"dataset": "mnist"} | settings)))
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_mnist_is_torchvisions(mnist):
     """Every pixel and label, as ToTensor gives them, and its published second moment."""
     splits = load(mnist)
     assert (len(splits.train), len(splits.test), splits.pixels) == (60_000, 10_000, 784)
-    theirs = datasets.MNIST(mnist, train=False, transform=transforms.ToTensor())
+    theirs = torchvision_sets.MNIST(mnist, train=False, transform=transforms.ToTensor())
     for index in (0, 1, 4_999, 9_999):
         image, label = theirs[index]
         assert torch.equal(splits.test.images[index], image.flatten())
@@ -130,10 +132,10 @@ def test_more_validation_images_than_there_are(folder, validation):
 
 def test_the_folder_is_the_option_then_the_variable_then_the_cache(folder, cache, monkeypatch):
     """In that order."""
-    assert data.data_dir(None) == cache / "initflow" / "data"
+    assert datasets.data_dir(None) == cache / "initflow" / "data"
     monkeypatch.setenv("INITFLOW_DATA_DIR", str(folder))
-    assert data.data_dir(None) == folder
-    assert data.data_dir(folder / "other") == folder / "other"
+    assert datasets.data_dir(None) == folder
+    assert datasets.data_dir(folder / "other") == folder / "other"
     assert len(load().train) == 200
 
 
@@ -141,8 +143,9 @@ def test_torchvision_is_not_imported_for_what_is_on_disk(folder):
     """Importing it takes seconds, and reading the files does not; nothing is written."""
     before = sorted(folder.rglob("*"))
     program = (
-        "import sys; from initflow import data; from initflow.config import TrainConfig;"
-        f"s = data.load(TrainConfig(data_dir={str(folder)!r}));"
+        "import sys; from initflow.training import datasets;"
+        "from initflow.core.configurations import TrainConfig;"
+        f"s = datasets.load(TrainConfig(data_dir={str(folder)!r}));"
         "assert 'torchvision' not in sys.modules; print(s.digest)"
     )
     done = subprocess.run(
@@ -186,7 +189,7 @@ def lay(folder, name, content, *, named="as published", place="MNIST/raw", packe
 @pytest.fixture
 def alone(monkeypatch):
     """No data set can be downloaded, and none is tried."""
-    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("it was to be downloaded"))
+    monkeypatch.setattr(datasets, "_download", lambda *_: pytest.fail("it was to be downloaded"))
 
 
 WAYS = [
@@ -246,7 +249,7 @@ def digest_of(files):
 @pytest.mark.parametrize("place", ["{}/raw", "{}", "raw", "."])
 def test_other_sets_have_folders_of_their_own(alone, tmp_path, dataset, place):
     """Called as torchvision calls them, or as we do; MNIST's is no place of theirs."""
-    for home in (data.TORCHVISION[dataset], dataset):
+    for home in (datasets.TORCHVISION[dataset], dataset):
         new = tmp_path / home
         write_raw(new, small_mnist(train=10))
         for item in small_mnist(train=20).items():
@@ -488,13 +491,13 @@ def test_the_published_mnist_is_known_by_its_content(mnist, tmp_path):
     for path in raw.glob("*-ubyte"):
         lay(tmp_path, path.name, path.read_bytes(), named="7-Zip", place=".", packed="gzip")
     splits = load(tmp_path)
-    assert splits.edition == load(mnist).edition == data.PUBLISHED
+    assert splits.edition == load(mnist).edition == PUBLISHED
     assert splits.remark == ""
     assert splits.tags == {"initflow.data": "published", "initflow.data_sha256": splits.digest}
     images = (raw / "t10k-images-idx3-ubyte").read_bytes()
     lay(tmp_path, "t10k-images-idx3-ubyte", images[:-1] + b"\1", place=".")
     own = load(tmp_path)
-    assert own.edition == data.OWN
+    assert own.edition == OWN
     assert own.remark == (
         "The data is the user's own, not the published mnist: its SHA-256 is " + own.digest + "."
     )
@@ -512,14 +515,14 @@ def test_mnist_is_never_taken_for_another_set(mnist, tmp_path, dataset):
 
 def test_a_set_of_other_images_is_the_users_own(folder):
     """Under the name mnist, whose content is known; the digits are what they are."""
-    assert load(folder).edition == data.OWN
-    assert load(dataset="digits").edition == data.PUBLISHED
+    assert load(folder).edition == OWN
+    assert load(dataset="digits").edition == PUBLISHED
 
 
 def test_the_published_archives_are_torchvisions():
     """Their checksums, in the order of the parts."""
-    for name, sums in data.ARCHIVES.items():
-        resources = dict(getattr(datasets, data.TORCHVISION[name]).resources)
+    for name, sums in datasets.ARCHIVES.items():
+        resources = dict(getattr(torchvision_sets, datasets.TORCHVISION[name]).resources)
         assert [resources[f"{file}.gz"] for file in idx.NAMES.values()] == list(sums)
 
 
@@ -537,16 +540,16 @@ def test_sets_known_by_their_archives(alone, tmp_path, monkeypatch):
     def edition():
         return load(tmp_path, dataset="kmnist").edition
 
-    assert edition() == data.UNCHECKED
+    assert edition() == UNCHECKED
     for name, content in packed.items():
         (tmp_path / place / f"{name}.gz").write_bytes(content)
-    assert edition() == data.UNCHECKED
-    monkeypatch.setitem(data.ARCHIVES, "kmnist", sums)
-    assert edition() == data.PUBLISHED
+    assert edition() == UNCHECKED
+    monkeypatch.setitem(datasets.ARCHIVES, "kmnist", sums)
+    assert edition() == PUBLISHED
     other = lay(tmp_path, "t10k-images-idx3-ubyte", _idx(50, 28, 28), place=place)
-    assert edition() == data.UNCHECKED  # what is read is not what is in the archive
+    assert edition() == UNCHECKED  # what is read is not what is in the archive
     other.unlink()
-    assert edition() == data.PUBLISHED
+    assert edition() == PUBLISHED
     (tmp_path / "KMNIST").rename(tmp_path / "MNIST")
     with pytest.raises(DataError, match="are kmnist, not mnist: use dataset=kmnist"):
         load(tmp_path)
@@ -561,12 +564,14 @@ def server(tmp_path, monkeypatch):
     with QuietServer(handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever)
         thread.start()
-        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])
+        monkeypatch.setattr(
+            torchvision_sets.MNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"]
+        )
         resources = [
             (path.name, hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest())
             for path in sorted(raw.iterdir())
         ]
-        monkeypatch.setattr(datasets.MNIST, "resources", resources)
+        monkeypatch.setattr(torchvision_sets.MNIST, "resources", resources)
         yield raw
         httpd.shutdown()
         thread.join()
@@ -599,7 +604,7 @@ def test_a_download_arrives_by_one_step(tmp_path):
     for target in (tmp_path / "absent" / "raw", tmp_path / "empty" / "raw"):
         if target.parent.name == "empty":
             target.mkdir(parents=True)
-        data._move_in(raw, target)
+        datasets._move_in(raw, target)
         raw = target
         assert raw.stat().st_ino == inode  # it is the folder itself
         assert len(list(raw.iterdir())) == 4
@@ -629,7 +634,7 @@ def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
 )
 def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch, name, reason):
     """With the reason, and nothing is downloaded beside it."""
-    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("it was downloaded"))
+    monkeypatch.setattr(datasets, "_download", lambda *_: pytest.fail("it was downloaded"))
     lay(tmp_path, name, b"", place=".")
     lay(tmp_path, "notes.zip", b"", place=".")
     message = f"mnist in '{tmp_path}' is in no form that is read: '{tmp_path / name}' ({reason});"
@@ -642,7 +647,7 @@ def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch
 )
 def test_a_folder_of_the_set_that_is_not_read_is_named(tmp_path, monkeypatch, file):
     """As another program has it; nothing is downloaded beside it."""
-    monkeypatch.setattr(data, "_download", lambda *_: pytest.fail("it was downloaded"))
+    monkeypatch.setattr(datasets, "_download", lambda *_: pytest.fail("it was downloaded"))
     lay(tmp_path, file, b"", place=".")
     folder = "/".join(file.split("/")[: 2 if file.startswith("MNIST/") else 1])
     with pytest.raises(DataError, match=re.escape(f"'{tmp_path / folder}' (only IDX files are")):
@@ -688,7 +693,7 @@ def test_another_set_in_the_folder_is_in_nobodys_way(tmp_path, monkeypatch, data
     def downloaded(*_):
         raise DataError("downloading")
 
-    monkeypatch.setattr(data, "_download", downloaded)
+    monkeypatch.setattr(datasets, "_download", downloaded)
     with pytest.raises(DataError, match="downloading"):
         load(tmp_path, dataset=dataset)
 
@@ -705,7 +710,7 @@ def test_a_download_with_the_wrong_checksum_is_refused(server, tmp_path):
 @pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist", "kmnist"])
 def test_without_data_and_network_one_error_says_all(tmp_path, monkeypatch, dataset):
     """Folder, cause, the variable, and the data set that is always there."""
-    cls = getattr(datasets, data.TORCHVISION[dataset])
+    cls = getattr(torchvision_sets, datasets.TORCHVISION[dataset])
     monkeypatch.setattr(cls, "mirrors", ["http://127.0.0.1:1/"])
     with pytest.raises(DataError) as error:
         load(tmp_path / "nothing" / "below", dataset=dataset)
@@ -724,7 +729,7 @@ def test_without_data_and_network_one_error_says_all(tmp_path, monkeypatch, data
 
 def test_a_failed_download_leaves_an_existing_folder_in_place(tmp_path, monkeypatch):
     """Whatever else lies in it."""
-    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    monkeypatch.setattr(torchvision_sets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("keep")
     with pytest.raises(DataError, match="cannot be downloaded"):
@@ -769,7 +774,7 @@ def test_every_run_tells_what_its_images_are(store, alone, folder, command, caps
     settings, own = OF_COMMANDS[command]
     network = {} if command == "diagnose" else {"hidden": "9", "epochs": 1, "log_model": False}
     config = settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own)
-    assert cli.main(shlex.split(config.command(command))[1:]) == 0
+    assert process.main(shlex.split(config.command(command))[1:]) == 0
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     digest = load(folder).digest
     assert len(runs) >= {"train": 1, "compare": 3, "tune": 3, "diagnose": 2}[command]

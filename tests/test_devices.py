@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import initflow
-from initflow.core.config import (
+from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     TrainConfig,

@@ -7,14 +7,14 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow.core.config import DiagnoseConfig
+from initflow.core.configurations import DiagnoseConfig
 from initflow.diagnostics import measure
 from initflow.errors import SettingError
 from initflow.experiments import diagnose
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.theory.prediction import PREDICTED
-from initflow.training import data, model
+from initflow.training import datasets, model
 
 SETTINGS = {
     "inits": "zero,lecun,he:mode=fan_out",
@@ -71,7 +71,7 @@ def test_a_nested_run_has_the_networks_signals_and_verdict(diagnosed):
     """Those of the same network measured by itself, at step 0; nothing was trained."""
     diagnosis, runs, _ = diagnosed
     run = runs["lecun relu 64-30x12-10"]
-    splits = data.load(diagnosis.config.network("lecun", "relu"))
+    splits = datasets.load(diagnosis.config.network("lecun", "relu"))
     widths = (64, *(30,) * 12, 10)
     parameters = model.initialize(
         widths, find("lecun"), ACTIVATIONS["relu"], bias_init="pytorch", seed=4

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from initflow.reporting import drawing
-from initflow.reporting.comparison import Cell
+from initflow.reporting.seed_statistics import Cell
 
 
 def test_32_schemes_can_be_told_apart():

@@ -18,18 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import initflow
-from initflow.core import environment, machine
+from initflow.core import environment, machine, repository, secrets
 from initflow.core.environment import VARIABLES, Difference, Environment
 from tests.conftest import ROOT
 
 PASSWORD = "hunter2-planted"  # noqa: S105 - it opens nothing
-CACHED = ("_cpu", "_cpuinfo", "_packages", "_repository", "source_sha256")
+CACHED = (
+    *(environment._cpu, environment._cpuinfo, environment._packages, environment.source_sha256),
+    repository._of,
+)
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 
 
 def forget():
-    for name in CACHED:
-        getattr(environment, name).cache_clear()
+    for function in CACHED:
+        function.cache_clear()
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def git(*arguments):
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch, afresh):
+def checkout(tmp_path, monkeypatch, afresh):
     """A working folder with one commit, that nobody's configuration reaches."""
     for name in [n for n in os.environ if n.startswith("GIT_")]:
         monkeypatch.delenv(name)
@@ -69,7 +72,7 @@ def facts(device="cpu"):
 
 def git_facts():
     """As a new process would find them."""
-    environment._repository.cache_clear()
+    repository._of.cache_clear()
     found = facts()
     return found["git_commit"], found["git_tree"]
 
@@ -348,46 +351,46 @@ def test_only_listed_variables_are_recorded(monkeypatch):
 
 
 @needs_git
-def test_a_dirty_tree_is_told_from_a_clean_one_and_from_another_dirty_one(repository):
+def test_a_dirty_tree_is_told_from_a_clean_one_and_from_another_dirty_one(checkout):
     """From any folder below; commit and diff are git's own."""
     commit = git("rev-parse", "HEAD")
     assert git_facts() == (commit, "clean")
-    assert environment.uncommitted() == ""
-    (repository / "untracked.txt").write_text("new")
+    assert repository.current().diff == ""
+    (checkout / "untracked.txt").write_text("new")
     assert git_facts() == (commit, "clean")
     trees = set()
     for text in ("two\n", "three\n"):
-        (repository / "code.py").write_text(text)
+        (checkout / "code.py").write_text(text)
         assert git_facts()[0] == commit
         trees.add(git_facts()[1])
-        assert environment.uncommitted().splitlines()[-2:] == ["-one", f"+{text.strip()}"]
+        assert repository.current().diff.splitlines()[-2:] == ["-one", f"+{text.strip()}"]
     assert len(trees) == 2
     diff = git("diff", "HEAD", "--full-index") + "\n"
-    assert environment.uncommitted() == diff
+    assert repository.current().diff == diff
     assert git_facts()[1] == f"dirty {hashlib.sha256(diff.encode()).hexdigest()}"
-    (repository / "below").mkdir()
+    (checkout / "below").mkdir()
     git("config", "diff.relative", "true")
-    os.chdir(repository / "below")
+    os.chdir(checkout / "below")
     assert git_facts()[1].startswith("dirty ")
-    assert environment.uncommitted() == diff
+    assert repository.current().diff == diff
     git("commit", "--all", "--message", "second")
     assert git_facts() == (git("rev-parse", "HEAD"), "clean")
 
 
 @needs_git
-def test_git_is_asked_once_a_process_and_folder(repository, monkeypatch):
+def test_git_is_asked_once_a_process_and_folder(checkout, monkeypatch):
     """The code that runs is what was there at the start."""
     before = facts()
-    (repository / "code.py").write_text("two\n")
-    monkeypatch.setattr(environment, "_git", None)
+    (checkout / "code.py").write_text("two\n")
+    monkeypatch.setattr(repository, "_git", None)
     assert facts() == before
-    assert environment.uncommitted() == ""
+    assert repository.current().diff == ""
 
 
 @needs_git
-def test_binary_files_are_told_apart_too(repository):
+def test_binary_files_are_told_apart_too(checkout):
     """By the hashes that git shows of them; their bytes are not kept."""
-    file = repository / "weights.bin"
+    file = checkout / "weights.bin"
     file.write_bytes(b"\0first")
     git("add", ".")
     git("commit", "--message", "binary")
@@ -395,25 +398,25 @@ def test_binary_files_are_told_apart_too(repository):
     for content in (b"\0second", b"\0third"):
         file.write_bytes(content)
         trees.append(git_facts()[1])
-        assert "Binary files" in environment.uncommitted()
+        assert "Binary files" in repository.current().diff
     assert trees[0] != trees[1]
 
 
 @needs_git
-def test_no_program_of_the_repository_is_run(repository):
+def test_no_program_of_the_repository_is_run(checkout):
     """Neither its external diff nor its text filters nor its monitor; colours are left off."""
-    trap, sprung = repository / "trap", repository / "sprung"
+    trap, sprung = checkout / "trap", checkout / "sprung"
     trap.write_text(f"#!/bin/sh\ntouch '{sprung}'\necho trapped\n")
     trap.chmod(0o755)
-    (repository / ".gitattributes").write_text("*.py diff=trap\n")
+    (checkout / ".gitattributes").write_text("*.py diff=trap\n")
     for name in ("diff.external", "diff.trap.textconv", "diff.trap.command", "core.fsmonitor"):
         git("config", name, str(trap))
     for name, value in {"color.ui": "always", "diff.noprefix": "true", "core.pager": "x"}.items():
         git("config", name, value)
     sprung.unlink(missing_ok=True)
-    (repository / "code.py").write_text("two\n")
+    (checkout / "code.py").write_text("two\n")
     assert git_facts()[1].startswith("dirty ")
-    assert environment.uncommitted().startswith("diff --git a/code.py b/code.py\nindex ")
+    assert repository.current().diff.startswith("diff --git a/code.py b/code.py\nindex ")
     assert not sprung.exists()
     git("diff", "HEAD")
     assert sprung.exists()  # the trap works
@@ -423,7 +426,7 @@ NOWHERE = ("none", "none")
 
 
 @needs_git
-def test_where_git_cannot_say_there_is_nothing(repository, tmp_path, monkeypatch):
+def test_where_git_cannot_say_there_is_nothing(checkout, tmp_path, monkeypatch):
     """No repository, no commit yet, no git, no folder any more."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     for name in ("outside", "begun", "gone"):
@@ -434,8 +437,8 @@ def test_where_git_cannot_say_there_is_nothing(repository, tmp_path, monkeypatch
         elif name == "gone":
             (tmp_path / name).rmdir()
         assert git_facts() == NOWHERE
-        assert environment.uncommitted() == ""
-    monkeypatch.chdir(repository)
+        assert repository.current().diff == ""
+    monkeypatch.chdir(checkout)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_facts() == NOWHERE
 
@@ -443,7 +446,7 @@ def test_where_git_cannot_say_there_is_nothing(repository, tmp_path, monkeypatch
 def test_a_git_that_hangs_is_not_waited_for(tmp_path, monkeypatch, afresh):
     """Nor one that hangs only at the diff: then the tree is unknown."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(environment, "GIT_PATIENCE_S", 0.2)
+    monkeypatch.setattr(repository, "GIT_PATIENCE_S", 0.2)
     program = tmp_path / "git"
     hang = f"exec {shutil.which('sleep')} 60"
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -456,11 +459,11 @@ def test_a_git_that_hangs_is_not_waited_for(tmp_path, monkeypatch, afresh):
         started = time.perf_counter()
         assert git_facts() == expected
         assert time.perf_counter() - started < 30
-        assert environment.uncommitted() == ""
+        assert repository.current().diff == ""
 
 
 @needs_git
-def test_credentials_are_cut_out_of_the_diff_and_of_nothing_else(repository):
+def test_credentials_are_cut_out_of_the_diff_and_of_nothing_else(checkout):
     """Also those with a slash or an @ of their own; the rest of the diff is left as it is."""
     kept = ["@functools.cache", "y = a@b + c[0:2]@d", "mail = 'me@here.org'", 'x = {"a": 1}  # ü']
     cut = {
@@ -475,8 +478,8 @@ def test_credentials_are_cut_out_of_the_diff_and_of_nothing_else(repository):
         f'proxy="me:{PASSWORD}@host"': 'proxy="host"',
     }  # fmt: skip
     git("remote", "add", "origin", f"https://user:{PASSWORD}@host/x.git")
-    (repository / "code.py").write_text("\n".join([*kept, *cut]) + "\n")
-    found = environment.uncommitted()
+    (checkout / "code.py").write_text("\n".join([*kept, *cut]) + "\n")
+    found = repository.current().diff
     assert [line[1:] for line in found.splitlines()][-len(kept) - len(cut) :] == [
         *kept,
         *cut.values(),
@@ -487,17 +490,17 @@ def test_credentials_are_cut_out_of_the_diff_and_of_nothing_else(repository):
 
 
 @needs_git
-def test_a_large_diff_is_cut_at_a_line(repository, monkeypatch):
+def test_a_large_diff_is_cut_at_a_line(checkout, monkeypatch):
     """As half an address would show its password; the hash is that of all."""
     lines = [f"{n:04} https://user:{PASSWORD}@host" for n in range(2000)]
-    (repository / "code.py").write_text("\n".join(lines) + "\n")
-    whole = environment.uncommitted()
+    (checkout / "code.py").write_text("\n".join(lines) + "\n")
+    whole = repository.current().diff
     tree = git_facts()[1]
     size = len(git("diff", "HEAD", "--full-index")) + 1
     for limit in range(40_000, 40_040):  # wherever the limit falls in a line
-        monkeypatch.setattr(environment, "DIFF_LIMIT", limit)
+        monkeypatch.setattr(repository, "DIFF_LIMIT", limit)
         assert git_facts()[1] == tree
-        found = environment.uncommitted()
+        found = repository.current().diff
         *most, last = found.splitlines(keepends=True)
         assert last == f"… cut: {size:,} bytes in all\n"
         assert whole.startswith("".join(most))
@@ -510,7 +513,7 @@ def test_long_words_take_no_long_time(word):
     """A megabyte without a space: nothing is quadratic."""
     for text in (word * (1_000_000 // len(word)), f"https://{word * (1_000_000 // len(word))}"):
         started = time.perf_counter()
-        environment.without_secrets(text)
+        secrets.without_secrets(text)
         assert time.perf_counter() - started < 10
 
 
@@ -587,7 +590,8 @@ def test_no_record_raises(then):
 
 def test_tags_are_few_short_and_say_what_the_facts_say(monkeypatch, afresh):
     """No program is started for them, and no package or processor is looked up."""
-    for name in ("_git", "_packages", "_cpuinfo"):
+    monkeypatch.setattr(repository, "_git", None)
+    for name in ("_packages", "_cpuinfo"):
         monkeypatch.setattr(environment, name, None)
     tags = environment.tags()
     monkeypatch.undo()

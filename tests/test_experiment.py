@@ -13,14 +13,14 @@ import torch
 from mlflow.exceptions import MlflowException
 
 import initflow
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics.signals import QUANTITIES
 from initflow.errors import InitflowError, SettingError, TrackingError
 from initflow.experiments import experiment
 from initflow.experiments.replay import provenance
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.tracking.delivery import KEY_TAG, OPENER
-from initflow.training import data, model, train
+from initflow.training import datasets, model, train
 
 QUICK = {"dataset": "digits", "log_model": False, "eval_every": 20, "probe": 0}
 
@@ -112,7 +112,7 @@ def test_tags_name_version_scheme_outcome_and_weights(finished):
         "initflow.scheme": "xavier:gain=1.5",
         "initflow.provider": "built-in",
         "initflow.data": "published",
-        "initflow.data_sha256": data.load(result.config).digest,
+        "initflow.data_sha256": datasets.load(result.config).digest,
         "initflow.outcome": "finished",
         "initflow.losses_sha256": provenance.losses_sha256(result.losses),
         "initflow.verdict.forward": "stable",
@@ -215,7 +215,7 @@ def test_the_data_set_is_an_input_with_a_real_digest(finished):
     """Of all pixels and labels, not of the first ones."""
     _, run, _ = finished
     (logged,) = run.inputs.dataset_inputs
-    splits = data.load(TrainConfig(dataset="digits"))
+    splits = datasets.load(TrainConfig(dataset="digits"))
     assert (logged.dataset.name, logged.dataset.digest) == ("digits", splits.digest[:32])
     assert "load_digits" in logged.dataset.source
     assert "[1437, 64]" in logged.dataset.schema
@@ -229,7 +229,7 @@ def test_the_logged_model_takes_any_batch(finished, batch):
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     predicted = loaded.predict(images)
     assert predicted.shape == (batch, 10)
-    splits = data.load(result.config)
+    splits = datasets.load(result.config)
     plain = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model").state_dict()
     weights = {k: v for k, v in plain.items() if k.startswith("fc")}
     module = model.to_module(weights, ACTIVATIONS["tanh"], mean=splits.mean, std=splits.std)
@@ -329,7 +329,7 @@ def test_the_logged_model_needs_no_initflow(finished, tmp_path):
 def test_the_logged_model_reaches_the_logged_accuracy(finished):
     """On the test images, as they come from the data set."""
     _, run, _ = finished
-    splits = data.load(TrainConfig(dataset="digits"))
+    splits = datasets.load(TrainConfig(dataset="digits"))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     predicted = loaded.predict(splits.test.images.numpy()).argmax(axis=1)
     accuracy = (predicted == splits.test.labels.numpy()).mean()

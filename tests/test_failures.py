@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow.cli import cli
+from initflow.cli import process
 from initflow.core import environment
 from initflow.errors import ReportError
 from initflow.experiments import experiment, failures
@@ -67,7 +67,7 @@ def test_numbers_are_kept_where_nothing_can_be_drawn_or_reported(
     arguments, said, files = COMMANDS[command]
     monkeypatch.setattr(failures, "png", fail)
     monkeypatch.setattr(environment, "shown", fail)
-    assert cli.main(list(arguments)) == 1
+    assert process.main(list(arguments)) == 1
     told = capsys.readouterr()
     assert said in told.out
     (line,) = told.err.splitlines()
@@ -89,14 +89,14 @@ def test_numbers_are_kept_where_nothing_can_be_drawn_or_reported(
 def test_a_tuning_is_kept_where_the_registry_refuses_its_model(store, capsys, monkeypatch):
     """Told in one line, exit code 1, the table printed and logged."""
     from initflow.errors import TrackingError
-    from initflow.tracking import track
+    from initflow.tracking import registry
 
     def refuse(*_):
         raise TrackingError("no room in the registry")
 
-    monkeypatch.setattr(track, "register", refuse)
+    monkeypatch.setattr(registry, "register", refuse)
     arguments, said, files = COMMANDS["tune"]
-    assert cli.main([*arguments, "--register", "mine"]) == 1
+    assert process.main([*arguments, "--register", "mine"]) == 1
     told = capsys.readouterr()
     assert said in told.out
     what = "the versions in the registry could not be made"
@@ -107,7 +107,7 @@ def test_a_tuning_is_kept_where_the_registry_refuses_its_model(store, capsys, mo
 
 def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):
     """And says of the others that they are missing, and why."""
-    from initflow.core.config import CompareConfig
+    from initflow.core.configurations import CompareConfig
     from initflow.experiments.compare import compare
     from initflow.reporting import comparison_figures
 
@@ -125,12 +125,12 @@ def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):
 @pytest.mark.parametrize("what", ["model", "figures"])
 def test_a_network_is_none_the_worse_for_its_model_or_figures(store, monkeypatch, what):
     """Of many, too: it is named, and the comparison has it."""
-    from initflow.core.config import CompareConfig
+    from initflow.core.configurations import CompareConfig
     from initflow.experiments.compare import compare
-    from initflow.tracking import delivery
+    from initflow.tracking import models
 
     if what == "model":
-        monkeypatch.setattr(delivery, "_save_model", fail)
+        monkeypatch.setattr(models, "_save_model", fail)
     else:
         monkeypatch.setattr(experiment.figures, "weight_histograms", fail)
     small = {"dataset": "digits", "hidden": "8", "epochs": 1, "probe": 0}
@@ -160,7 +160,7 @@ def test_a_verdict_and_a_figure_that_failed_are_told_in_one_line(store, capsys, 
     """The verdict first, which the user asked for."""
     monkeypatch.setattr(failures, "png", fail)
     arguments, _, _ = COMMANDS["diagnose"]
-    assert cli.main([*arguments, "--fail-on", "stable,vanishing"]) == 1
+    assert process.main([*arguments, "--fail-on", "stable,vanishing"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Error: fail_on=stable,vanishing: he relu is ")
     assert "; schemes_by_layer.png could not be made: RuntimeError: no room for" in line
@@ -178,5 +178,5 @@ def test_debug_shows_why(store, capsys, caplog, monkeypatch):
     """With the traceback of the figure that could not be drawn."""
     monkeypatch.setattr(failures, "png", fail)
     with caplog.at_level(logging.WARNING, "initflow"):
-        assert cli.main(["--debug", *COMMANDS["train"][0]]) == 1
+        assert process.main(["--debug", *COMMANDS["train"][0]]) == 1
     assert "in fail" in caplog.text

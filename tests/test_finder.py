@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import initflow
-from initflow.core.config import SCHEME_NAMES
+from initflow.core.configurations import SCHEME_NAMES
 from initflow.errors import SettingError
 from initflow.initializers import finder
 from initflow.initializers.built_in import BUILT_IN
@@ -279,8 +279,8 @@ def test_two_hundred_plugins_are_listed_and_none_is_imported(tmp_path):
         info = install(tmp_path / "site", f"plugin-{n}", {f"scheme-{n}": f"plugin_{n}:fill"})
         (info.parent / f"plugin_{n}.py").write_text("raise SystemExit('imported')\n")
     program = (
-        "import sys, initflow.cli.cli\n"
-        "code = initflow.cli.cli.main(['plugins', 'list', '--json'])\n"
+        "import sys, initflow.cli.process\n"
+        "code = initflow.cli.process.main(['plugins', 'list', '--json'])\n"
         "heavy = {m for m in sys.modules if m.startswith(('plugin_', 'torch', 'mlflow'))}\n"
         "print(code, sorted(heavy), file=sys.stderr)"
     )

@@ -27,32 +27,33 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from torchvision import datasets
+from torchvision import datasets as torchvision_sets
 
-from initflow.core.config import TrainConfig, TuneConfig
-from initflow.errors import DataError, InitflowError, SettingError, StudyError, without_credentials
-from initflow.experiments.tuning import sampler_state, studies
+from initflow.core.configurations import TrainConfig, TuneConfig
+from initflow.core.secrets import without_credentials
+from initflow.errors import DataError, InitflowError, SettingError, StudyError
+from initflow.experiments.tuning import running, sampler_state, searches, storages, studies
 from initflow.initializers import finder, plugins, scheme
 from initflow.initializers.finder import GROUP
 from initflow.tracking.mlflow_page import plain
-from initflow.training import data, idx
+from initflow.training import datasets, idx
 from tests import targets
 from tests.conftest import ROOT, small_mnist, write_raw
 from tests.serving import QuietServer
 
 SPARE = 2**29  # bytes of address space beyond what the process has
-EVERYWHERE = sorted((ROOT / "initflow").glob("*.py"))
+EVERYWHERE = sorted((ROOT / "initflow").rglob("*.py"))
 
 
 @pytest.fixture(autouse=True)
 def _bounded(monkeypatch, tmp_path):
     """A test that takes more memory fails by a MemoryError; nothing reaches the network."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
-    studies.forget()
+    monkeypatch.setattr(torchvision_sets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
+    storages.forget()
     with _memory(SPARE):
         yield
-    studies.forget()
+    storages.forget()
 
 
 @contextlib.contextmanager
@@ -198,7 +199,7 @@ def test_a_header_that_lies_is_not_believed(tmp_path, monkeypatch, name):
     images.write_bytes(struct.pack(">I3I", 0x803, *HEADERS[name]) + images.read_bytes()[16:])
     monkeypatch.setattr(idx, "_content", lambda *_: pytest.fail("it was read"))
     with pytest.raises(DataError, match=rf"^data file '{images}' is damaged: "):
-        data.load(TrainConfig(data_dir=tmp_path))
+        datasets.load(TrainConfig(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize("kind", [0x9, 0xB, 0xD, 0xE, 0x0, 0xFF])
@@ -208,7 +209,7 @@ def test_numbers_of_another_kind_are_refused(tmp_path, kind):
     labels = raw / "t10k-labels-idx1-ubyte"
     labels.write_bytes(bytes([0, 0, kind, 1]) + labels.read_bytes()[4:])
     with pytest.raises(DataError, match="not an IDX file of the kind its name says"):
-        data.load(TrainConfig(data_dir=tmp_path))
+        datasets.load(TrainConfig(data_dir=tmp_path))
 
 
 def _fifo(path):
@@ -256,7 +257,7 @@ def test_a_strange_thing_where_a_data_file_should_be(tmp_path, kind, file):
         shutil.rmtree(tmp_path / "MNIST")  # it is to be downloaded
     STRANGE[kind](place)
     with pytest.raises(DataError) as caught:
-        data.load(TrainConfig(data_dir=tmp_path))
+        datasets.load(TrainConfig(data_dir=tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -280,7 +281,7 @@ def test_a_packed_bomb_is_not_unpacked(tmp_path, name):
     assert (raw / "train-images-idx3-ubyte.gz").stat().st_size < 2**20
     before = sorted(tmp_path.rglob("*"))
     with _memory(2**25), pytest.raises(DataError, match=r"train-.*-ubyte\.gz' (is|does)"):
-        data.load(TrainConfig(data_dir=tmp_path))
+        datasets.load(TrainConfig(data_dir=tmp_path))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -303,10 +304,10 @@ def test_a_server_that_answers_nonsense(tmp_path, monkeypatch, answer):
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         mirrors = [f"http://127.0.0.1:{server.server_port}/"]
-        monkeypatch.setattr(datasets.MNIST, "mirrors", mirrors)
+        monkeypatch.setattr(torchvision_sets.MNIST, "mirrors", mirrors)
         try:
             with pytest.raises(DataError, match="cannot be downloaded") as caught:
-                data.load(TrainConfig(data_dir=tmp_path / "new"))
+                datasets.load(TrainConfig(data_dir=tmp_path / "new"))
         finally:
             server.shutdown()
             thread.join()
@@ -362,10 +363,10 @@ STORAGES = [
 def test_a_hostile_storage(storage, monkeypatch, tmp_path):
     """One line, without what may be a password."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(studies, "PATIENCE_S", 0)
-    studies.is_same_database(storage, "sqlite:///x.db")
-    with pytest.raises(InitflowError) as caught, studies.alone(storage, "one"):
-        studies._storage(storage)
+    monkeypatch.setattr(storages, "PATIENCE_S", 0)
+    storages.is_same_database(storage, "sqlite:///x.db")
+    with pytest.raises(InitflowError) as caught, storages.locked(storage, "one"):
+        storages.open_storage(storage)
     assert "\n" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
@@ -376,8 +377,8 @@ def test_a_strange_thing_where_a_journal_should_be(tmp_path, kind):
     STRANGE[kind](tmp_path / "a.journal")
     if kind == "dangling":
         return  # it is made where the link leads
-    with pytest.raises(StudyError), studies.alone(str(tmp_path / "a.journal"), "one"):
-        studies._storage(str(tmp_path / "a.journal"))
+    with pytest.raises(StudyError), storages.locked(str(tmp_path / "a.journal"), "one"):
+        storages.open_storage(str(tmp_path / "a.journal"))
 
 
 class Planted:
@@ -391,11 +392,11 @@ class Planted:
 
 
 def _study(storage, n):
-    search = studies.Search(storage, "one", (0.1, 1.0), (0.5, 1.0), "cmaes", "none", 0, 10, 5)
+    search = searches.Search(storage, "one", (0.1, 1.0), (0.5, 1.0), "cmaes", "none", 0, 10, 5)
     study = studies.Study(search, {}, (0.5, 0.9))
     for _ in range(n):
         (asked,) = study.ask(1)
-        studies.Trying(search, [asked]).finished(asked.number, asked.lr)
+        running.RunningTrials(search, [asked]).finished(asked.number, asked.lr)
     return study
 
 
@@ -403,7 +404,7 @@ def test_a_planted_pickle_is_not_run(tmp_path):
     """Of the state of a sampler, which Optuna itself would run."""
     file = tmp_path / "run"
     study = _study(str(tmp_path / "a.journal"), 3)
-    trial = study._study.ask(studies._distributions(study.search))
+    trial = study._study.ask(searches.distributions(study.search))
     trial.storage.set_trial_system_attr(
         trial._trial_id, "cma:optimizer:0", pickle.dumps(Planted(file)).hex()
     )
@@ -496,13 +497,13 @@ def test_servers_listen_on_this_machine_only():
     """The one that is started is told so; nothing else in the package listens."""
     listening = re.compile(r"(.*\.)?(listen|serve_forever|run_server|HTTPServer|start_server)$")
     assert not [name for file in EVERYWHERE for name, _ in _calls(file) if listening.match(name)]
-    track = (ROOT / "initflow" / "track.py").read_text()
-    assert 'HOST, PORT = "127.0.0.1"' in track
-    assert '"--host": HOST' in track
+    ui = (ROOT / "initflow" / "tracking" / "ui.py").read_text()
+    assert 'HOST, PORT = "127.0.0.1"' in ui
+    assert '"--host": HOST' in ui
     started = [
         file.stem for file in EVERYWHERE if re.search(r'"(server|ui|serve)"', file.read_text())
     ]
-    assert started == ["track"]
+    assert started == ["ui"]
 
 
 MARK = "QqSecretqQ"
@@ -531,7 +532,7 @@ def test_no_secret_survives(shape, before, after):
     if "={}" in shape:  # there an & ends it
         before, after = before.replace("&", ""), after.replace("&", "")
     address = shape.format(f"{before}{MARK}{after}")
-    assert MARK not in studies.shown(address)
+    assert MARK not in storages.shown(address)
     for line in (
         address,
         f"MLflow at '{address}' failed: ({address}), {address}",

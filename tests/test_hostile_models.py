@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow.tracking import track
+from initflow.tracking import runs
 from tests.test_inspection import hooks_on
 
 
@@ -303,7 +303,7 @@ def keys():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INITFLOW_CONTEXT_TAGS", "false")
-        patch.setattr(track, "active", lambda: track.Run("id", "0", ()))
+        patch.setattr(runs, "active", lambda: runs.Run("id", "0", ()))
         patch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
         yield found
 

@@ -23,7 +23,8 @@ from initflow.diagnostics.signals import QUANTITIES, Moments
 from initflow.errors import SettingError
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.training import data, model
+from initflow.training import model
+from initflow.training.splits import Split
 
 
 class Layer:
@@ -303,7 +304,7 @@ def test_our_own_networks(name):
     parameters = model.initialize(
         (30, 20, 15, 10), find("he"), ACTIVATIONS["relu"], bias_init="pytorch", seed=0
     )
-    split = data.Split(normal(200, 30), torch.arange(200) % 10)
+    split = Split(normal(200, 30), torch.arange(200) % 10)
     (expected,) = measure.observe(parameters, activation, split)
     module = model.to_module(parameters.state(), activation)
     found = initflow.inspect(module, (split.images, split.labels), F.cross_entropy)

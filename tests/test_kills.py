@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from torchvision import datasets
+from torchvision import datasets as torchvision_sets
 
 from initflow.experiments.replay import bundle
-from initflow.experiments.tuning import studies
-from initflow.experiments.tuning.studies import Search, Study, Trying
+from initflow.experiments.tuning import storages
+from initflow.experiments.tuning.running import RunningTrials
+from initflow.experiments.tuning.searches import Search
+from initflow.experiments.tuning.studies import Study
 from initflow.tracking import delivery
 from initflow.tracking.outbox import Entry, Outbox
-from initflow.training import data
+from initflow.training import datasets
 from tests.conftest import small_mnist, write_raw
 
 KILLS = 50
@@ -78,7 +80,7 @@ class Place:
         for i in itertools.count(begin):
             box.add(entry(i))
             tell("outbox", i)
-            data._download("mnist", self.folder / f"data {i}")
+            datasets._download("mnist", self.folder / f"data {i}")
             tell("data", i)
             bundle.write(self.folder / f"bundle {i}", files(i))
             tell("bundle", i)
@@ -87,7 +89,7 @@ class Place:
             )
             tell("report", i)
             (asked,) = study.ask(1)
-            trying = Trying(self.search, [asked])
+            trying = RunningTrials(self.search, [asked])
             trying.seen(asked.number, 10, i / 10_000_000)
             trying.finished(asked.number, i / 10_000_000)
             tell("trial", i)
@@ -103,10 +105,10 @@ class Client:
 def _in_a_folder(monkeypatch):
     """A run's id is the folder of its files; data sets come from nowhere."""
     monkeypatch.setattr(delivery, "_artifact_root", lambda _, run: run)
-    monkeypatch.setattr(datasets, "MNIST", arrive)
-    studies.forget()
+    monkeypatch.setattr(torchvision_sets, "MNIST", arrive)
+    storages.forget()
     yield
-    studies.forget()
+    storages.forget()
 
 
 def killed(place, begin, after_s):
@@ -116,7 +118,7 @@ def killed(place, begin, after_s):
     if not child:
         try:
             os.close(listening)
-            studies.forget()
+            storages.forget()
 
             def tell(what, i):
                 os.write(telling, f"{what} {i}\n".encode())
@@ -184,7 +186,7 @@ def _check(place, told):
         content = written.read_bytes()
         assert content == report(int(content[6:].partition(b".")[0]))
     assert written.exists() >= bool(told["report"])
-    studies.forget()
+    storages.forget()
     accuracies = {trial.accuracy for trial in place.study().trials()}
-    studies.forget()
+    storages.forget()
     assert {i / 10_000_000 for i in told["trial"]} <= accuracies

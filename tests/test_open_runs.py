@@ -13,9 +13,10 @@ import mlflow
 import pytest
 
 from initflow.errors import OutageError
-from initflow.tracking import delivery, open_runs, outbox, track
+from initflow.tracking import delivery, open_runs, outbox, runs
 from tests.conftest import ROOT
-from tests.test_end_to_end import TIMEOUT_S, run, runs, warm_environment
+from tests.test_end_to_end import TIMEOUT_S, run, warm_environment
+from tests.test_end_to_end import runs as runs_in
 
 TRACKING = "http://127.0.0.1:1"
 
@@ -64,7 +65,9 @@ def test_what_a_living_process_has_open_is_its_own():
     """Also this one's: nobody else is told of it."""
     open_runs.opened(TRACKING, "a")
     assert left() == []
-    program = "from initflow import open_runs; print([o.runs for o in open_runs.left_open()])"
+    program = (
+        "from initflow.tracking import open_runs; print([o.runs for o in open_runs.left_open()])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -144,7 +147,7 @@ def test_only_what_is_open_is_closed(store):
     tracking = delivery.sender(store).tracking
     names = [*ids[:1], f"{outbox.KEY}by key", *ids[2:], never, "0" * 32]
     dead(*((tracking, name, True) for name in names))
-    track.close_left_open()
+    runs.close_left_open()
     found = [client.get_run(one) for one in ids]
     assert [one.info.status for one in found] == [
         "KILLED",
@@ -163,14 +166,14 @@ def test_a_run_that_another_process_has_opened_since_is_that_ones(store):
     client, ids = ended(store, "RUNNING", "RUNNING")
     client.set_tag(ids[0], delivery.OPENER, "another")
     dead(*((delivery.sender(store).tracking, one, True) for one in ids))
-    track.close_left_open()
+    runs.close_left_open()
     assert [client.get_run(one).info.status for one in ids] == ["RUNNING", "KILLED"]
     assert left() == []
 
 
 def test_a_run_that_is_opened_again_is_tagged_anew(store):
     """Before it is RUNNING."""
-    with track.start(name="parent", description="", params={}, tags={}) as parent:
+    with runs.start(name="parent", description="", params={}, tags={}) as parent:
         settings = {"name": "nested", "description": "", "params": {}, "tags": {}}
         with parent.nested(**settings) as first:
             pass
@@ -187,7 +190,7 @@ def test_a_run_that_waits_to_be_made_is_not_forgotten(store, monkeypatch):
     """Its process died while the server was away."""
     dead((delivery.sender(store).tracking, f"{outbox.KEY}{'0' * 32}", True))
     monkeypatch.setattr(delivery, "paths", lambda: [Path("waiting.outbox")])
-    track.close_left_open()
+    runs.close_left_open()
     assert len(left()) == 1
 
 
@@ -203,9 +206,9 @@ def test_where_nothing_answers_it_is_left_for_the_next(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(delivery, "close_orphan", away)
-        track.close_left_open()
+        runs.close_left_open()
     assert asked == ids[:1]
-    track.close_left_open()
+    runs.close_left_open()
     assert left() == []
 
 
@@ -220,7 +223,7 @@ def test_a_server_that_does_not_answer_is_asked_once(store, monkeypatch):
         raise OutageError("away")
 
     monkeypatch.setattr(delivery, "close_orphan", away)
-    track.close_left_open()
+    runs.close_left_open()
     assert len(asked) == 1
     assert len(left()) == 3
 
@@ -235,9 +238,9 @@ def test_a_full_disk_ends_no_command(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(open_runs, "_write", full)
-        track.close_left_open()
+        runs.close_left_open()
     assert client.get_run(id_).info.status == "KILLED"
-    track.close_left_open()
+    runs.close_left_open()
     assert left() == []
 
 
@@ -253,7 +256,7 @@ def test_what_is_refused_for_lack_of_rights_is_left_for_later(store, monkeypatch
         real(where, run, opener)
 
     monkeypatch.setattr(delivery, "close_orphan", refuse)
-    track.close_left_open()
+    runs.close_left_open()
     assert [runs for _, runs in left()] == [(ids[0],)]
     assert client.get_run(ids[1]).info.status == "KILLED"
 
@@ -263,9 +266,9 @@ def test_elsewhere_is_for_sync(store, tmp_path):
     other = f"sqlite:///{tmp_path}/other.db"
     client, (id_,) = ended(other, "RUNNING")
     dead((other, id_, True), (f"sqlite:///{tmp_path}/gone.db", "a", True))
-    track.close_left_open()
+    runs.close_left_open()
     assert client.get_run(id_).info.status == "RUNNING"
-    track.close_left_open(everywhere=True)
+    runs.close_left_open(everywhere=True)
     assert client.get_run(id_).info.status == "KILLED"
     assert not (tmp_path / "gone.db").exists()
     assert left() == [(f"sqlite:///{tmp_path}/gone.db", ("a",))]
@@ -296,7 +299,7 @@ def test_the_next_command_closes_the_runs_of_killed_ones(tmp_path):
 
     def by_experiment():
         client = mlflow.MlflowClient(shell["MLFLOW_TRACKING_URI"])
-        there, found = runs(tmp_path), {}
+        there, found = runs_in(tmp_path), {}
         # After them, as each is made after its experiment.
         names = {e.experiment_id: e.name for e in client.search_experiments()}
         for one in there:

@@ -18,13 +18,14 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from initflow.cli import cli
+from initflow.cli import process
 from initflow.core import machine
-from initflow.core.config import CompareConfig, TrainConfig, TuneConfig
+from initflow.core.configurations import CompareConfig, TrainConfig, TuneConfig
+from initflow.errors import TrackingError
 from initflow.experiments import experiment
 from initflow.experiments.compare import compare
 from initflow.experiments.tuning.tune import tune
-from initflow.tracking import delivery, outbox, track, unsent
+from initflow.tracking import connection, delivery, outages, outbox, runs, unsent
 from tests.cluster import missing, wait
 from tests.network import Road, Server
 from tests.test_end_to_end import free_port
@@ -181,7 +182,7 @@ def test_a_server_that_was_never_there_when_it_was_needed(site, road, undisturbe
     )
     road.mode = "open"
     assert site.sender.settle(60)
-    run_id = track.with_ids(result.run.id)
+    run_id = runs.with_ids(result.run.id)
     assert site.seen(run_id, tmp_path) == undisturbed
     assert result.run_id == run_id
     (run,) = site.with_key(run_id)
@@ -203,12 +204,12 @@ def test_a_run_made_twice_is_there_once(site, road, monkeypatch):
     """The answer to its making comes too late: it was made, and is found."""
     road.mode = "deaf"
     monkeypatch.setattr(road, "passed", 2)  # the next answer is heard, the one to its making is not
-    with track.start(
+    with runs.start(
         name="once", description="", params={}, tags={}, experiment="undisturbed"
     ) as run:
         road.mode = "open"
         assert site.sender.settle(60)
-    (found,) = site.with_key(track.with_ids(run.id))
+    (found,) = site.with_key(runs.with_ids(run.id))
     assert found.info.status == "FINISHED"
     assert road.lost > 0
 
@@ -235,17 +236,17 @@ def test_what_a_killed_process_left_is_sent_by_sync(site, road, undisturbed, tmp
     (path,) = outbox.paths()
     waiting = outbox.left(path).waiting
     assert waiting > 10
-    assert cli.main(["sync"]) == 1
+    assert process.main(["sync"]) == 1
     out, err = capsys.readouterr()
     assert out == "0 entries were sent.\n"
     assert err.startswith(f"Error: {waiting} entries wait in '{path}' for MLflow at ")
     road.mode = "open"
-    assert cli.main(["sync"]) == 0
+    assert process.main(["sync"]) == 0
     assert capsys.readouterr().out == f"{waiting} entries were sent.\n"
     where = site.client.get_experiment_by_name("left behind").experiment_id
     (run,) = site.client.search_runs([where])
     assert site.seen(run.info.run_id, tmp_path) == undisturbed
-    assert cli.main(["sync"]) == 0
+    assert process.main(["sync"]) == 0
     assert capsys.readouterr().out == "0 entries were sent.\n"
 
 
@@ -255,12 +256,12 @@ def test_a_proxy_that_lets_nobody_in_refuses_nothing(site, road, capsys):
     small = CONFIG.__class__(dataset="digits", epochs=1, probe=0, log_model=False, threads=1)
     killed(lambda: experiment.train_one(small, experiment="stranger"))
     road.mode = "strange"
-    assert cli.main(["sync"]) == 1
+    assert process.main(["sync"]) == 1
     assert "wait in" in capsys.readouterr().err
     (path,) = outbox.paths()
     assert outbox.left(path).refused == 0
     road.mode = "open"
-    assert cli.main(["sync"]) == 0
+    assert process.main(["sync"]) == 0
 
 
 def test_a_run_that_was_deleted_holds_up_no_other(site, road, capsys):
@@ -274,7 +275,7 @@ def test_a_run_that_was_deleted_holds_up_no_other(site, road, capsys):
     (run,) = site.client.search_runs([where])
     site.client.delete_run(run.info.run_id)
     road.open_for = math.inf
-    assert cli.main(["sync"]) == 1
+    assert process.main(["sync"]) == 1
     assert "were refused by MLflow" in capsys.readouterr().err
     where = site.client.get_experiment_by_name("kept").experiment_id
     (run,) = site.client.search_runs([where])
@@ -287,7 +288,7 @@ def test_a_users_own_requests_keep_their_patience(road):
     """Ours are impatient, in the thread that makes them alone."""
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
 
-    with delivery.impatient():
+    with connection.impatient():
         assert RETRIES.get() == 1
         seen = []
         other = threading.Thread(target=lambda: seen.append(RETRIES.get()))
@@ -325,7 +326,7 @@ def test_the_next_command_sends_what_waits(site, undisturbed, tmp_path, monkeypa
     site.road.mode = "open"
     monkeypatch.setattr(unsent, "CLOSING_PATIENCE_S", 60.0)  # on a machine that is busy, too
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
-    assert cli.main(["train", *small, "--experiment", "later"]) == 0
+    assert process.main(["train", *small, "--experiment", "later"]) == 0
     assert "wait" not in capsys.readouterr().out
     where = site.client.get_experiment_by_name("earlier").experiment_id
     (run,) = site.client.search_runs([where])
@@ -336,7 +337,7 @@ def test_the_closing_line_says_what_waits(site, road, capsys):
     """The training itself is a success."""
     road.mode = "closed"
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
-    assert cli.main(["train", *small, "--experiment", "told"]) == 0
+    assert process.main(["train", *small, "--experiment", "told"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     last = out.splitlines()[-1]
@@ -349,7 +350,7 @@ def test_where_nothing_can_be_kept_it_is_an_error(site, road, monkeypatch, capsy
     monkeypatch.setattr(outbox, "LIMIT", 0)
     monkeypatch.setattr("initflow.tracking.sender.IN_MEMORY", 0)
     small = ["--dataset", "digits", "--epochs", "1", "--probe", "0", "--log-model", "false"]
-    assert cli.main(["train", *small, "--experiment", "lost"]) == 1
+    assert process.main(["train", *small, "--experiment", "lost"]) == 1
     out, err = capsys.readouterr()
     assert "test accuracy after" in out, err
     assert re.match(r"Error: \d+ entries for MLflow at '.*' are lost, as neither it nor the ", err)
@@ -363,14 +364,14 @@ def test_a_comparison_goes_on(site, road):
     result = compare(config, experiment="compared")
     road.mode = "open"
     assert site.sender.settle(90)
-    parent = track.with_ids(result.population.run.id)
+    parent = runs.with_ids(result.population.run.id)
     where = site.client.get_run(parent).info.experiment_id
-    runs = {run.info.run_id: run for run in site.client.search_runs([where])}
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    below = runs.keys() - {parent}
+    there = {run.info.run_id: run for run in site.client.search_runs([where])}
+    assert {run.info.status for run in there.values()} == {"FINISHED"}
+    below = there.keys() - {parent}
     assert len(below) == 4
-    assert {runs[one].data.tags["mlflow.parentRunId"] for one in below} == {parent}
-    described = runs[parent].data.tags["mlflow.note.content"]
+    assert {there[one].data.tags["mlflow.parentRunId"] for one in below} == {parent}
+    described = there[parent].data.tags["mlflow.note.content"]
     assert all(one in described for one in below)
     found = site.client.get_experiment(where)
     (view,) = (tag for tag in found.tags if tag.startswith("mlflow.sharedViewState."))
@@ -438,7 +439,7 @@ def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, mon
         assert unsent.waiting_lines()
         assert enlarge() == 0
         assert sender.settle(60)
-        seen = site.seen(track.with_ids(result.run.id), tmp_path, store)
+        seen = site.seen(runs.with_ids(result.run.id), tmp_path, store)
         assert seen == undisturbed
     finally:
         mlflow.set_tracking_uri(site.road.address)
@@ -471,9 +472,9 @@ def test_watching_goes_on(site, road, monkeypatch):
 
 def test_a_server_that_is_none_is_an_error_where_it_is_asked(monkeypatch):
     """A tuning needs one that answers, and says for how long it was tried."""
-    monkeypatch.setattr(track, "SERVER_PATIENCE_S", 0.2)
+    monkeypatch.setattr(outages, "SERVER_PATIENCE_S", 0.2)
     mlflow.set_tracking_uri(f"http://127.0.0.1:{free_port()}")
     began = time.monotonic()
-    with pytest.raises(track.TrackingError, match=r"failed: .* \(tried for \d+ s\)"):
+    with pytest.raises(TrackingError, match=r"failed: .* \(tried for \d+ s\)"):
         tune(TuneConfig(inits="he", trials=1, **OF_MANY))
     assert time.monotonic() - began < 30

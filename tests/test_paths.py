@@ -3,15 +3,16 @@
 from pathlib import Path
 from urllib.parse import quote
 
+import mlflow
 import platformdirs
 import pytest
 
 from initflow.core import paths
-from initflow.core.config import TrainConfig, TuneConfig
+from initflow.core.configurations import TrainConfig, TuneConfig
 from initflow.errors import SettingError
 from initflow.initializers import finder
 from initflow.initializers.plugins import find
-from initflow.tracking import delivery, outbox, track
+from initflow.tracking import connection, outbox, queries
 from tests.conftest import new_store
 from tests.test_finder import project
 
@@ -77,8 +78,8 @@ def test_the_file_of_a_store(clone, monkeypatch, uri, file):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     if file:
         assert paths.home() == Path(file).parent
-        monkeypatch.setattr(track.mlflow, "get_tracking_uri", lambda: uri)
-        assert track.folder() == Path(file).parent
+        monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+        assert connection.folder() == Path(file).parent
 
 
 def test_in_a_folder_with_a_space_the_store_is_found(tmp_path, monkeypatch):
@@ -88,10 +89,10 @@ def test_in_a_folder_with_a_space_the_store_is_found(tmp_path, monkeypatch):
     new_store(place)
     uri = f"sqlite:///{quote(str(place))}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(track.mlflow, "get_tracking_uri", lambda: uri)
-    assert track.read_run("0" * 32) is None
-    assert track._is_there(uri)
-    with delivery.store_lock(uri):
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    assert queries.read_run("0" * 32) is None
+    assert connection.is_there(uri)
+    with connection.store_lock(uri):
         assert (place / "mlflow.db.lock").exists()
     # MLflow itself makes an empty folder by the quoted name.
     assert {path.parent.name for path in tmp_path.glob("*/*")} == {"my data"}
@@ -102,8 +103,8 @@ def test_with_a_server_the_users_data_folder_is_the_place(clone, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("XDG_DATA_HOME", str(clone.parent / "kept"))
     assert paths.home() == platformdirs.user_data_path("initflow")
-    monkeypatch.setattr(track.mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:1")
-    assert track.folder() == paths.home()
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:1")
+    assert connection.folder() == paths.home()
     monkeypatch.setenv("INITFLOW_OUTBOX", "outbox")
     assert outbox.folder() == paths.home() / "outbox"
 

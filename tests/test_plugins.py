@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import initflow
 from initflow import TrainConfig
 from initflow.core import importing
-from initflow.core.config import DiagnoseConfig
+from initflow.core.configurations import DiagnoseConfig
 from initflow.errors import InitflowError, PluginError, SettingError
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import initflow
-from initflow.cli import cli
+from initflow.cli import process
 from initflow.core.importing import LIMIT_S
 from initflow.initializers import scheme, signature
 from initflow.initializers.contract import RULES
@@ -46,7 +46,7 @@ def test_the_first_commands_lead_from_nothing_to_a_trained_network(clean, store,
     commands = re.findall(r"^\$ initflow (.*)$", BLOCKS["console"][0], re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
-        assert cli.main(shlex.split(command)) == 0, command
+        assert process.main(shlex.split(command)) == 0, command
     out = capsys.readouterr().out
     assert "Written: plugins/initflow-mine" in out
     assert "'mine' keeps its contract." in out
@@ -62,7 +62,7 @@ def test_functions_are_named_by_their_place(clean, store, monkeypatch):
     commands = re.findall(r"^\$ initflow (.*)$", BLOCKS["console"][1], re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
-        assert cli.main([*shlex.split(command), "--epochs", "1", "--log-model", "false"]) == 0
+        assert process.main([*shlex.split(command), "--epochs", "1", "--log-model", "false"]) == 0
 
 
 def test_the_functions_keep_the_contract():
@@ -90,7 +90,7 @@ def test_it_is_the_same_to_all_commands(clean, store, capsys):
     parameters = dict(re.findall(r"-P (\w+)=(\S+)", launched))
     options = [text for key, value in parameters.items() for text in (f"--{key}", value)]
     for command in [*commands, shlex.join(["initflow", "diagnose", *options])]:
-        assert cli.main(shlex.split(command)[1:]) == 0, command
+        assert process.main(shlex.split(command)[1:]) == 0, command
     assert "mine:gain=1.5" in capsys.readouterr().out
 
 

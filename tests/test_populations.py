@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
 from initflow.core import machine
-from initflow.core.config import CompareConfig, TrainConfig
+from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, TrackingError
 from initflow.experiments import experiment, populations, record
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.tracking import mlflow_page, track
+from initflow.tracking import mlflow_page, runs
 from initflow.tracking.delivery import KEY_TAG, OPENER
-from initflow.training import data, model, propagation, supplies, train
+from initflow.training import datasets, model, propagation, supplies, train
 
 QUICK = {
     "dataset": "digits",
@@ -494,7 +494,7 @@ def test_one_that_is_not_finite_from_the_start_is_a_result_too(tracked):
 
 
 def load():
-    return data.load(TrainConfig(**QUICK))
+    return datasets.load(TrainConfig(**QUICK))
 
 
 # What fails.
@@ -506,7 +506,7 @@ def test_where_no_run_can_be_written_that_is_the_error(tracked, monkeypatch):
     def refuse(*_):
         raise TrackingError("the disk is full")
 
-    monkeypatch.setattr(track.Run, "log_history", refuse)
+    monkeypatch.setattr(runs.Run, "log_history", refuse)
     with pytest.raises(InitflowError, match="no network was left: the disk is full"):
         train_all(configs(["he", "lecun"]), "full")
     assert set(statuses("full").values()) == {"FAILED"}
@@ -573,7 +573,7 @@ def test_a_stack_in_which_none_can_start_is_passed_over(tracked, tmp_path):
     assert len(population.failed) == 1
 
 
-def cut_off(error, *, after):
+def interrupt(error, *, after):
     """Raises ``error`` in the stack before which ``after`` networks were done."""
 
     def progress(what, done, of):
@@ -593,7 +593,7 @@ def test_an_interruption_keeps_what_was_measured(tracked, error, status):
     name = f"cut off by {error!r}"
     asked = configs(["he", "lecun"], seeds=[0, 1, 2], probe=50)
     with pytest.raises(type(error)) as raised:
-        train_all(asked, name, stack=2, progress=cut_off(error, after=2))
+        train_all(asked, name, stack=2, progress=interrupt(error, after=2))
     assert raised.value is error
     assert mlflow.active_run() is None
     assert statuses(name) == {
@@ -627,14 +627,14 @@ def test_an_interruption_keeps_what_was_measured(tracked, error, status):
 @pytest.mark.parametrize("method", ["log_json", "log_history", "log_data"])
 def test_a_run_that_cannot_be_written_leaves_the_others_whole(tracked, monkeypatch, method):
     """It is FAILED, and what it failed by is kept."""
-    name, real = f"without {method}", getattr(track.Run, method)
+    name, real = f"without {method}", getattr(runs.Run, method)
 
     def refuse(run, *args, **options):
         if mlflow.get_run(run.id).info.run_name == "lecun relu seed 0":
             raise TrackingError(f"no {method}")
         return real(run, *args, **options)
 
-    monkeypatch.setattr(track.Run, method, refuse)
+    monkeypatch.setattr(runs.Run, method, refuse)
     asked = configs(["he", "lecun"], seeds=[0, 1])
     population = train_all(asked, name, stack=4)
     assert population.failed == {"lecun relu seed 0": f"no {method}"}
@@ -698,14 +698,14 @@ def test_a_run_cut_off_in_the_middle_of_a_statement_is_closed(tracked, monkeypat
 
 def test_an_interruption_while_runs_are_written_loses_none(tracked, monkeypatch):
     """Those written before stay whole, and of those after are the measurements."""
-    real = track.Run.log_data
+    real = runs.Run.log_data
 
     def interrupt(run, splits):
         if mlflow.get_run(run.id).info.run_name == "lecun relu seed 0":
             raise KeyboardInterrupt
         real(run, splits)
 
-    monkeypatch.setattr(track.Run, "log_data", interrupt)
+    monkeypatch.setattr(runs.Run, "log_data", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_all(configs(["he", "lecun"], seeds=[0, 1]), "writing", stack=4)
     assert statuses("writing") == {
@@ -725,16 +725,19 @@ MEASURE_MEMORY = """
 import json, re
 from pathlib import Path
 import torch
-from initflow import data, machine, plugins, record, train
-from initflow.config import CompareConfig, TrainConfig
+from initflow.experiments import record
+from initflow.initializers import plugins
+from initflow.training import train
+from initflow.training.splits import Split, Splits
+from initflow.core.configurations import CompareConfig, TrainConfig
 
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 
 def split(n):
-    return data.Split(torch.rand(n, 784, generator=g), torch.randint(10, (n,), generator=g))
+    return Split(torch.rand(n, 784, generator=g), torch.randint(10, (n,), generator=g))
 
-splits = data.Splits("synthetic", split(60_000), None, split(500), 0.0, 1.0, "0" * 64, "memory")
+splits = Splits("synthetic", split(60_000), None, split(500), 0.0, 1.0, "0" * 64, "memory")
 train.batch_order = lambda images, seed, epoch: torch.arange(500) * (seed + 1)  # five updates
 configs = [TrainConfig(seed=n // 8, epochs=1, probe=100) for n in range(200)]
 scheme = plugins.find("he")

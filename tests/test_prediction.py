@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.initializers.scheme import Place, Scheme, fans
 from initflow.theory.prediction import PREDICTED, Ends, Interval, Layer, layers_of, predict
-from initflow.training import data, model
+from initflow.training import datasets, model
 from initflow.training.propagation import Pass
 
 NETWORKS = 400
@@ -30,7 +30,7 @@ def square_layers(width, depth, sigma_w2, bias_variance=0.0):
 
 def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zeros", images=200):
     """Second moments of many random networks, by quantity (layers, networks), and predicted."""
-    splits = data.load(TrainConfig(dataset="digits", normalize=normalize))
+    splits = datasets.load(TrainConfig(dataset="digits", normalize=normalize))
     probe, phi, scheme = measure.probe(splits.train, images), ACTIVATIONS[activation], find(init)
     widths = (splits.pixels, *([width] * depth), 10)
     stack = model.Parameters(widths, NETWORKS)
@@ -118,7 +118,7 @@ def test_the_bands_hold_95_percent_of_networks(init, activation, settings):
 
 def test_a_wide_network_meets_the_expected_values():
     """Within a few per cent, layer by layer, forward and backward."""
-    splits = data.load(TrainConfig(dataset="digits"))
+    splits = datasets.load(TrainConfig(dataset="digits"))
     probe = measure.probe(splits.train, 100)
     for init, activation in (("he", "relu"), ("xavier", "tanh"), ("lecun", "sigmoid")):
         widths = (splits.pixels, *([2_000] * 4), 2_000)

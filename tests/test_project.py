@@ -14,7 +14,7 @@ from mlflow.projects import utils
 from mlflow.utils.environment import _PythonEnv
 from packaging.requirements import Requirement
 
-from initflow.core.config import (
+from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     ReproduceConfig,
@@ -86,10 +86,10 @@ def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
         given = {"init": "normal:std=0.05"}
     required = dict.fromkeys(REQUIRED.get(name, []), "x y")
     command = entry_point.compute_command(given | required, str(tmp_path))
-    from initflow.cli import cli
+    from initflow.cli import commands
 
     words = shlex.split(command)
-    context = cli.cli.commands[words[3]].make_context(words[3], words[4:])
+    context = commands.cli.commands[words[3]].make_context(words[3], words[4:])
     context.params.pop("experiment", None)
     assert {key: context.params.pop(key) for key in required} == required
     assert settings(**context.params) == settings(**given)

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from initflow.core.config import ReproduceConfig, TrainConfig
+from initflow.core.configurations import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError
 from initflow.reporting import published
-from initflow.reporting.comparison import Outcome
 from initflow.reporting.published import (
     Check,
     PublishedRow,
@@ -22,6 +21,7 @@ from initflow.reporting.published import (
     explained,
     sentence,
 )
+from initflow.reporting.seed_statistics import Outcome
 from tests.test_reference_experiments import ASSIGNMENT, ASSIGNMENT_RANGES, TUTORIAL
 
 MINE = """

@@ -16,7 +16,7 @@ import mlflow
 import pytest
 
 import initflow
-from initflow.core.config import (
+from initflow.core.configurations import (
     ACTIVATION_NAMES,
     DATASET_NAMES,
     VERDICTS,
@@ -30,7 +30,7 @@ from initflow.core.config import (
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.plugins import load_all
 from initflow.testing import assert_initializer_contract
-from initflow.tracking import track
+from initflow.tracking import ui
 from tests.conftest import ROOT
 from tests.test_end_to_end import environment, free_port, run, runs
 
@@ -127,7 +127,7 @@ def test_make_ui_serves_the_runs_on_this_machine_only(tmp_path):
                     assert make.poll() is None
                     time.sleep(0.5)
             assert "<title>MLflow</title>" in page
-            assert track.HOST == "127.0.0.1"
+            assert ui.HOST == "127.0.0.1"
             make.terminate()  # which it passes on to the command, as that does to the server
             make.communicate(timeout=120)  # until none of them holds the output
             with pytest.raises(OSError, match="refused"):

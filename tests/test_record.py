@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from initflow.core import machine
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.diagnostics.signals import QUANTITIES
 from initflow.experiments import record
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.training import data, model, propagation, train
+from initflow.training import datasets, model, propagation, train
 
 SETTINGS = {
     "dataset": "digits",
@@ -56,7 +56,7 @@ def configs(different, **settings):
 
 def trained(asked, *, one_by_one=False, **options):
     """A record of each of the settings, trained as one stack or each by itself."""
-    splits = data.load(asked[0])
+    splits = datasets.load(asked[0])
     records = [record.start(config, find(config.init), splits) for config in asked]
     for together in [[one] for one in records] if one_by_one else [records]:
         record.train_together(together, splits, **options)
@@ -147,7 +147,7 @@ def test_a_stack_in_which_all_diverge_ends_there():
 def test_the_history_is_what_measuring_the_network_gives():
     """At the start and at the end, computed again; the rate and the losses in between."""
     (config,) = configs([{"init": "he", "activation": "tanh", "seed": 4, "gamma": 0.5}])
-    splits = data.load(config)
+    splits = datasets.load(config)
     _, one = trained([configs([MIXED[0]])[0], config])
     widths = (64, 16, 8, 10)
     parameters = model.initialize(
@@ -217,7 +217,7 @@ def test_each_measurement_is_told_once_when_it_is_in_the_record():
 def test_what_was_measured_stays_when_it_is_interrupted():
     """In the records of all networks of the stack."""
     asked = configs(MIXED[:3])
-    splits = data.load(asked[0])
+    splits = datasets.load(asked[0])
     records = [record.start(config, find(config.init), splits) for config in asked]
 
     def interrupt(_, done, of):
@@ -287,7 +287,7 @@ def test_a_gradient_that_rounds_differently_is_seen_too(monkeypatch, wrong):
 
 def test_asking_whether_it_is_exact_changes_nothing():
     """Neither parameters nor what the training makes of them."""
-    splits = data.load(configs(MIXED)[0])
+    splits = datasets.load(configs(MIXED)[0])
     networks = [record.start(c, find(c.init), splits).initial for c in configs(MIXED)]
     recipes = [record.recipe(config) for config in configs(MIXED)]
     hashes = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from initflow.core.config import ReproduceConfig
+from initflow.core.configurations import ReproduceConfig
 from initflow.experiments.reproduce import reproduce
 
 # Scheme and activation, and the accuracies published at 500, 1000, …, 3000 iterations. The row

@@ -11,7 +11,7 @@ from initflow.errors import DataError, ReplayError
 from initflow.experiments.replay import provenance, replay
 from initflow.experiments.replay.replay import DIFFERENT, EXIT_CODES, IDENTICAL, TOLERABLE, sentence
 from initflow.initializers.plugins import find
-from initflow.training import data, model
+from initflow.training import datasets, model
 from tests.replaying import config, elsewhere, evidence, reader, stated, trained
 from tests.test_finder import project
 
@@ -23,7 +23,7 @@ def replayed(kept, init=None, plugins_dir=None, **own):
     """What comes of training it again, on its own images and by its own scheme, if by no other."""
     settings = replace(kept.provenance.config, **own)
     scheme = find(init or settings.init, plugins_dir or settings.plugins_dir)
-    return replay.replay(kept, scheme, data.load(settings), "cpu")
+    return replay.replay(kept, scheme, datasets.load(settings), "cpu")
 
 
 def verdicts(found):

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from initflow.cli import report
-from initflow.core.config import ACTIVATION_NAMES, SCHEME_NAMES
-from initflow.reporting.comparison import Cell, Outcome, Row, rows
+from initflow.core.configurations import ACTIVATION_NAMES, SCHEME_NAMES
 from initflow.reporting.published import PublishedRow, checks
+from initflow.reporting.seed_statistics import Cell, Outcome, Row, rows
 from initflow.reporting.trials import Trial, tuned
 
 COLUMNS = 100

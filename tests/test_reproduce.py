@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from scipy import stats
 
-from initflow.core.config import ReproduceConfig, TrainConfig
+from initflow.core.configurations import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError
 from initflow.experiments import experiment
 from initflow.experiments.reproduce import reproduce

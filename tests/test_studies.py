@@ -16,14 +16,17 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import sqlalchemy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from initflow.core.config import PRUNERS, SAMPLERS
+from initflow.core.configurations import PRUNERS, SAMPLERS
 from initflow.errors import GivenUpError, SettingError, StudyError
-from initflow.experiments.tuning import studies
-from initflow.experiments.tuning.studies import Asked, Search, Study, Trying
+from initflow.experiments.tuning import running, samplers, searches, storages, studies
+from initflow.experiments.tuning.running import RunningTrials
+from initflow.experiments.tuning.searches import PendingTrial, Search
+from initflow.experiments.tuning.studies import Study
 from tests.conftest import ROOT
 
 NAME = "digits"  # that a user knows the study by
@@ -37,9 +40,9 @@ TOO_HIGH = 0.5  # the rate above which a training diverges
 def _closed(monkeypatch):
     """No test finds a storage that another one has opened, or waits for the disk."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    studies.forget()
+    storages.forget()
     yield
-    studies.forget()
+    storages.forget()
 
 
 @pytest.fixture
@@ -51,8 +54,8 @@ def journal(tmp_path):
 def empty(tmp_path_factory):
     """A database with Optuna's tables, which take a while to make."""
     file = tmp_path_factory.mktemp("empty") / "optuna.db"
-    studies._storage(f"sqlite:///{file}").engine.dispose()
-    studies.forget()
+    storages.open_storage(f"sqlite:///{file}").engine.dispose()
+    storages.forget()
     return file
 
 
@@ -65,13 +68,14 @@ def database(tmp_path, empty):
 @pytest.fixture
 def shared(database, monkeypatch):
     """A database that is taken for one of several machines, where time goes fast."""
-    monkeypatch.setattr(studies, "is_shared", lambda _: True)
-    monkeypatch.setattr(studies, "STALE_S", 1)
-    monkeypatch.setattr(studies, "HEARTBEAT_S", 1)
-    studies._storage(database)  # Optuna's own clock has whole seconds
-    monkeypatch.setattr(studies, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(storages, "is_shared", lambda _: True)
+    monkeypatch.setattr(storages, "STALE_S", 1)
+    monkeypatch.setattr(storages, "HEARTBEAT_S", 1)
+    storages.open_storage(database)  # Optuna's own clock has whole seconds
+    monkeypatch.setattr(storages, "HEARTBEAT_S", 0.1)
     short = SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: time.sleep(s / 10))
-    monkeypatch.setattr(studies, "time", short)
+    for module in (storages, studies):
+        monkeypatch.setattr(module, "time", short)
     return database
 
 
@@ -96,7 +100,7 @@ def opened(storage, described=SETTINGS, first=FIRST, **own):
 
 def reopened(storage, **own):
     """As another process would."""
-    studies.forget()
+    storages.forget()
     return opened(storage, **own)
 
 
@@ -108,14 +112,14 @@ def accuracy(lr, gamma, step):
 
 def carry_out(study, asked, told=None):
     """Train all that were ``asked`` for together, and tell the first ``told`` of them."""
-    trying, running, ends = Trying(study.search, asked), list(asked), {}
+    trying, running, ends = RunningTrials(study.search, asked), list(asked), {}
     for step in range(EVERY, UPDATES + 1, EVERY):
         for one in list(running):
             if one.lr > TOO_HIGH and step > EVERY:
                 ends[one.number] = trying.diverged
             else:
-                trying.seen(one.number, step, accuracy(one.lr, one.gamma, step))
-                if trying.is_hopeless(one.number):
+                trying.report(one.number, step, accuracy(one.lr, one.gamma, step))
+                if trying.should_prune(one.number):
                     ends[one.number] = trying.pruned
         running = [one for one in running if one.number not in ends]
     for one in asked[:told]:
@@ -127,9 +131,9 @@ def carry_out(study, asked, told=None):
 
 def whole(search, trials, batch):
     """What a process leaves that makes ``trials`` of the study, the earlier ones included."""
-    with studies.alone(search.storage, NAME):
+    with storages.locked(search.storage, NAME):
         study = Study(search, SETTINGS, FIRST)
-        study.settle()
+        study.recover()
         while (begun := study.begun()) < trials:
             carry_out(study, study.ask(min(batch - begun % batch, trials - begun)))
         return results(study)
@@ -144,11 +148,11 @@ def tried(study, *ends):
     """One trial after the other that ends so: an accuracy, None for one that failed."""
     for end in ends:
         (asked,) = study.ask(1)
-        trying = Trying(study.search, [asked])
+        trying = RunningTrials(study.search, [asked])
         if end is None:
             trying.failed(asked.number, "no such thing")
             continue
-        trying.seen(asked.number, EVERY, abs(end))
+        trying.report(asked.number, EVERY, abs(end))
         if end < 0:
             trying.diverged(asked.number)
         else:
@@ -157,7 +161,7 @@ def tried(study, *ends):
 
 def by_optuna(search):
     """The study as Optuna itself shows it."""
-    storage = studies._storage(search.storage)
+    storage = storages.open_storage(search.storage)
     return optuna.load_study(study_name=search.name, storage=storage)
 
 
@@ -213,7 +217,7 @@ def test_a_sampler_learns_from_what_it_is_told(journal, tmp_path, sampler):
         study = opened(storage, sampler=sampler)
         for _ in range(12):
             (one,) = study.ask(1)
-            Trying(study.search, [one]).finished(one.number, 0.5 + sign * one.lr / 3)
+            RunningTrials(study.search, [one]).finished(one.number, 0.5 + sign * one.lr / 3)
         return [(one.lr, one.gamma) for one in study.ask(1)]
 
     risen, fallen = after(journal, 1), after(str(tmp_path / "other.journal"), -1)
@@ -224,7 +228,7 @@ def test_a_diverged_trial_is_learnt_from(journal):
     """TPE keeps away from the rates that diverged, which a failed trial would not make it do."""
     study = opened(journal, sampler="tpe", first=(9, 9))
     for one in study.ask(20):
-        trying = Trying(study.search, [one])
+        trying = RunningTrials(study.search, [one])
         if one.lr > 0.03:
             trying.diverged(one.number)
         else:
@@ -243,10 +247,10 @@ def test_the_sampler_is_seeded(journal, tmp_path):
 
 def test_a_sampler_that_is_not_there(monkeypatch):
     """One line says what to install."""
-    monkeypatch.setattr(studies.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SettingError, match=r"^sampler=cmaes needs .*: pip install cmaes$"):
-        studies.check_sampler("cmaes")
-    studies.check_sampler("tpe")
+        samplers.check_sampler("cmaes")
+    samplers.check_sampler("tpe")
 
 
 # What is told
@@ -256,10 +260,10 @@ def test_how_trials_end(journal):
     """Optuna's state, value and marks of each end, and the trial that is made of it."""
     study = opened(journal)
     asked = study.ask(5)
-    trying = Trying(study.search, asked)
+    trying = RunningTrials(study.search, asked)
     for number, seen in enumerate([(0.5, 0.9, 0.8), (0.7, 0.3), (0.6,), (), (0.1,)]):
         for step, value in enumerate(seen, 1):
-            trying.seen(number, step * EVERY, value)
+            trying.report(number, step * EVERY, value)
     trying.finished(0, 0.9)
     trying.diverged(1)
     trying.pruned(2)
@@ -267,9 +271,9 @@ def test_how_trials_end(journal):
     kept = by_optuna(study.search).trials
     states = ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "RUNNING"]
     assert [trial.state.name for trial in kept] == states
-    assert [trial.value for trial in kept] == [0.9, studies.WORST, 0.6, None, None]
-    assert kept[1].user_attrs[studies.DIVERGED] is True
-    assert kept[3].user_attrs[studies.ERROR] == "ValueError: no"
+    assert [trial.value for trial in kept] == [0.9, running.WORST, 0.6, None, None]
+    assert kept[1].user_attrs[searches.DIVERGED] is True
+    assert kept[3].user_attrs[searches.ERROR] == "ValueError: no"
     assert kept[0].intermediate_values == {10: 0.5, 20: 0.9, 30: 0.8}
     found = [(t.number, t.outcome, t.accuracy) for t in study.trials()]
     ends = [(0, "finished", 0.9), (1, "diverged", 0.7), (2, "pruned", 0.6), (3, "failed", None)]
@@ -289,20 +293,20 @@ def test_a_failed_trial_counts(journal):
     """It would fail again: its place is not given to another."""
     study = opened(journal)
     tried(study, None, None, 0.5)
-    study.settle()
+    study.recover()
     assert study.begun() == len(study.trials()) == 3
-    assert study.were_cut_off() == []
+    assert study.interrupted() == []
 
 
 @pytest.mark.parametrize(
     ("end", "kind"),
     [
-        ("seen", "journal"),
+        ("report", "journal"),
         ("finished", "journal"),
         ("diverged", "journal"),
         ("pruned", "journal"),
         ("failed", "journal"),
-        ("seen", "database"),
+        ("report", "database"),
         ("failed", "database"),
     ],
 )
@@ -310,16 +314,16 @@ def test_what_was_given_up_meanwhile_is_not_told(request, kind, end):
     """One line of ours; the trial stays cut off and its other try is the one that counts."""
     study = opened(request.getfixturevalue(kind))
     (asked,) = study.ask(1)
-    late = Trying(study.search, [asked])
-    study.cut_off([asked.number])
-    given = {"seen": (EVERY, 0.5), "finished": (0.5,), "failed": ("reason",)}.get(end, ())
+    late = RunningTrials(study.search, [asked])
+    study.interrupt([asked.number])
+    given = {"report": (EVERY, 0.5), "finished": (0.5,), "failed": ("reason",)}.get(end, ())
     with pytest.raises(GivenUpError, match=r"^trial 0 of .* was given up meanwhile by another"):
         getattr(late, end)(0, *given)
     assert study.trials() == []
-    assert study.were_cut_off() == [0]
+    assert study.interrupted() == [0]
     (again,) = study.ask(1)
     assert (again.number, again.lr, again.gamma) == (1, *FIRST)
-    Trying(study.search, [again]).finished(again.number, 0.9)
+    RunningTrials(study.search, [again]).finished(again.number, 0.9)
     assert results(study) == [(*FIRST, "finished", None)]
 
 
@@ -328,14 +332,14 @@ def test_what_was_given_up_meanwhile_is_not_judged(journal, pruner):
     """Where the pruner keeps a mark of its own with it."""
     study = opened(journal, pruner=pruner)
     (asked,) = study.ask(1)
-    late = Trying(study.search, [asked])
-    late.seen(asked.number, EVERY, 0.5)
-    study.cut_off([asked.number])
+    late = RunningTrials(study.search, [asked])
+    late.report(asked.number, EVERY, 0.5)
+    study.interrupt([asked.number])
     if pruner == "hyperband":
         with pytest.raises(GivenUpError):
-            late.is_hopeless(asked.number)
+            late.should_prune(asked.number)
     else:
-        assert not late.is_hopeless(asked.number)
+        assert not late.should_prune(asked.number)
 
 
 def test_a_trial_is_told_once(journal):
@@ -343,9 +347,9 @@ def test_a_trial_is_told_once(journal):
     study = opened(journal)
     tried(study, 0.9)
     (asked,) = study.ask(1)
-    study.cut_off([0, asked.number])
+    study.interrupt([0, asked.number])
     assert results(study) == [(*FIRST, "finished", 0.9)]
-    assert study.were_cut_off() == [1]
+    assert study.interrupted() == [1]
 
 
 # Trials that are given up early
@@ -354,10 +358,10 @@ def test_a_trial_is_told_once(journal):
 def pruned_at(study, curve, steps):
     """The step at which a trial that goes like ``curve`` is given up, or None."""
     (asked,) = study.ask(1)
-    trying = Trying(study.search, [asked])
+    trying = RunningTrials(study.search, [asked])
     for step in steps:
-        trying.seen(asked.number, step, curve(step))
-        if trying.is_hopeless(asked.number):
+        trying.report(asked.number, step, curve(step))
+        if trying.should_prune(asked.number):
             trying.pruned(asked.number)
             return step
     trying.finished(asked.number, curve(steps[-1]))
@@ -377,7 +381,7 @@ def test_the_median_waits_a_quarter_of_the_training(journal, eval_every, first):
     """Then the first evaluation that is below the median of those before it is the last."""
     study = opened(journal, pruner="median", eval_every=eval_every)
     steps = range(eval_every, UPDATES + 1, eval_every)
-    assert [pruned_at(study, good, steps) for _ in range(studies.STARTUP)] == [None] * 5
+    assert [pruned_at(study, good, steps) for _ in range(samplers.STARTUP)] == [None] * 5
     assert pruned_at(study, bad, steps) == first
     assert pruned_at(study, good, steps) is None
     assert [trial.outcome for trial in study.trials()][5:] == ["pruned", "finished"]
@@ -387,10 +391,10 @@ def test_the_median_needs_trials_to_compare_with(journal):
     """Five that finished, of which one that was given up is none."""
     study = opened(journal, pruner="median")
     steps = range(EVERY, UPDATES + 1, EVERY)
-    for _ in range(studies.STARTUP - 1):
+    for _ in range(samplers.STARTUP - 1):
         assert pruned_at(study, good, steps) is None
     for one in study.ask(3):
-        Trying(study.search, [one]).pruned(one.number)
+        RunningTrials(study.search, [one]).pruned(one.number)
     assert pruned_at(study, bad, steps) is None
     assert pruned_at(study, bad, steps) == EVERY
 
@@ -412,9 +416,9 @@ def test_a_training_of_one_evaluation(journal, pruner):
     study = Study(search, SETTINGS, FIRST)
     for _ in range(8):
         (asked,) = study.ask(1)
-        trying = Trying(search, [asked])
-        trying.seen(asked.number, 5, 0.5)
-        trying.is_hopeless(asked.number)
+        trying = RunningTrials(search, [asked])
+        trying.report(asked.number, 5, 0.5)
+        trying.should_prune(asked.number)
         trying.finished(asked.number, 0.5)
     assert study.begun() == 8
 
@@ -424,7 +428,7 @@ def test_a_batch_is_judged_by_those_before_it(journal, tmp_path):
 
     def pruned(storage, size):
         study = opened(storage, pruner="median")
-        carry_out(study, study.ask(studies.STARTUP))
+        carry_out(study, study.ask(samplers.STARTUP))
         asked = study.ask(6)
         for begin in range(0, 6, size):
             carry_out(study, asked[begin : begin + size])
@@ -529,14 +533,14 @@ def test_what_was_asked_for_and_not_told_is_asked_for_again(steps):
         file, ask = Path(folder) / "a.journal", []
         for n, told in steps:
             study = reopened(file)
-            study.settle()
+            study.recover()
             asked = study.ask(n)
             new = [(one.lr, one.gamma) for one in asked]
             assert new[: len(ask)] == ask[:n]
             carry_out(study, asked, told)
             ask = new[told:] + ask[n:]
         left = reopened(file)
-        left.settle()
+        left.recover()
         assert [(one.lr, one.gamma) for one in left.ask(len(ask))] == ask
         assert len(left.trials()) == len(set(results(left)))
 
@@ -546,11 +550,11 @@ def test_a_kill_while_what_was_cut_off_is_put_back(journal):
     study = opened(journal)
     expected = [(one.lr, one.gamma) for one in study.ask(4)]
     study = reopened(journal)
-    study.settle()
+    study.recover()
     study.ask(2)  # of the four
     study = reopened(journal)
-    study.settle()
-    study.settle()
+    study.recover()
+    study.recover()
     assert [(one.lr, one.gamma) for one in study.ask(4)] == expected
     assert study.begun() == 4
 
@@ -570,8 +574,8 @@ def test_a_cut_off_trial_does_not_count(journal):
     study.ask(3)
     study = reopened(journal)
     assert study.begun() == 3
-    study.settle()
-    assert (study.begun(), study.trials(), study.were_cut_off()) == (0, [], [0, 1, 2])
+    study.recover()
+    assert (study.begun(), study.trials(), study.interrupted()) == (0, [], [0, 1, 2])
     assert [one.number for one in study.ask(2)] == [3, 4]
 
 
@@ -586,29 +590,29 @@ def test_journals_of_any_name(tmp_path, monkeypatch, name):
     """Relative to the working folder; folders are made."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with studies.alone(name, NAME):
+    with storages.locked(name, NAME):
         tried(opened(name), 0.5)
     assert Path(name).is_file()
-    with studies.alone(name, NAME):
+    with storages.locked(name, NAME):
         assert results(opened(name)) == [(*FIRST, "finished", 0.5)]
 
 
 def test_a_last_line_that_was_cut_is_mended(journal):
     """At every byte of the last lines: what was written before is there, and it goes on."""
-    with studies.alone(journal, NAME):
+    with storages.locked(journal, NAME):
         tried(opened(journal), 0.5, 0.6)
     file = Path(journal)
     content = file.read_bytes()
     ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
     for cut in range(ends[-3], len(content) + 1):
         file.write_bytes(content[:cut])
-        studies.forget()
-        studies._storage(journal)
+        storages.forget()
+        storages.open_storage(journal)
         lasting = max(end for end in ends if end <= cut)
         assert file.read_bytes() == content[:lasting]
         if cut % 50 == 0:
             study = reopened(journal)
-            study.settle()
+            study.recover()
             tried(study, *[0.6] * (2 - study.begun()))
             assert len(results(study)) == 2
             assert results(study)[0] == (*FIRST, "finished", 0.5)
@@ -617,11 +621,11 @@ def test_a_last_line_that_was_cut_is_mended(journal):
 @pytest.mark.parametrize("cut", [0, 1, 5, 11, 40])
 def test_a_first_line_that_was_cut_is_mended(journal, cut):
     """There is nothing before it."""
-    with studies.alone(journal, NAME):
+    with storages.locked(journal, NAME):
         opened(journal)
     file = Path(journal)
     file.write_bytes(file.read_bytes()[:cut])
-    with studies.alone(journal, NAME):
+    with storages.locked(journal, NAME):
         assert len(opened(journal).ask(1)) == 1
 
 
@@ -671,24 +675,24 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch, storage, reason):
     Path("folder").mkdir()
     with (
         pytest.raises(StudyError, match=rf"^storage '{storage}' cannot be written: {reason}$"),
-        studies.alone(storage, NAME),
+        storages.locked(storage, NAME),
     ):
         opened(storage)
 
 
 def test_where_nothing_can_be_written_any_more(journal):
     """The same from a worker, which holds no lock."""
-    with studies.alone(journal, NAME):
+    with storages.locked(journal, NAME):
         study = opened(journal)
     search = dataclasses.replace(study.search, storage=f"{journal}/below")
     with pytest.raises(StudyError, match="cannot be written"):
-        Trying(search, [])
+        RunningTrials(search, [])
 
 
 def test_a_journal_with_another_beside_it(tmp_path):
     """The default names of two studies are two files."""
-    assert studies.journal(tmp_path, "mnist-relu-1234") == f"{tmp_path}/mnist-relu-1234.journal"
-    assert studies.journal(tmp_path, "a") != studies.journal(tmp_path, "b")
+    assert storages.journal(tmp_path, "mnist-relu-1234") == f"{tmp_path}/mnist-relu-1234.journal"
+    assert storages.journal(tmp_path, "a") != storages.journal(tmp_path, "b")
 
 
 # A study of that name
@@ -713,7 +717,7 @@ def test_a_study_of_other_settings(request, kind):
 def test_a_study_that_is_not_ours(journal):
     """Of whoever used Optuna in the same file: not gone on with."""
     Path(journal).parent.mkdir()
-    storage = studies._storage(journal)
+    storage = storages.open_storage(journal)
     made = optuna.create_study(storage=storage, study_name="digits: he relu")
     made.add_trial(optuna.trial.create_trial(value=0.5))
     with pytest.raises(SettingError, match=r"is there already, with dataset=\?, .*another name$"):
@@ -742,11 +746,11 @@ def test_what_is_remembered(request, kind):
     """Plain values, after it is opened again too, and the last of one key."""
     storage = request.getfixturevalue(kind)
     study = opened(storage)
-    assert study.remembered("initflow.tested") is None
+    assert study.user_attr("initflow.tested") is None
     value = {"lr 0.1": {"curve": [[0, 0.1], [10, 0.97531]], "diverged_at": None, "é": "x" * 5000}}
-    study.remember("initflow.tested", {"old": 1})
-    study.remember("initflow.tested", value)
-    assert reopened(storage).remembered("initflow.tested") == value
+    study.set_user_attr("initflow.tested", {"old": 1})
+    study.set_user_attr("initflow.tested", value)
+    assert reopened(storage).user_attr("initflow.tested") == value
 
 
 # Held by one process
@@ -754,8 +758,8 @@ def test_what_is_remembered(request, kind):
 
 HOLDER = """
 import sys
-from initflow import studies
-with studies.alone(sys.argv[1], sys.argv[3]), studies.alone(sys.argv[2], sys.argv[3]):
+from initflow.experiments.tuning import storages
+with storages.locked(sys.argv[1], sys.argv[3]), storages.locked(sys.argv[2], sys.argv[3]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -771,15 +775,15 @@ def test_one_process_at_a_time(journal, database):
         for storage in (journal, database):
             with (
                 pytest.raises(StudyError, match=r"^study 'digits' is being tuned by another"),
-                studies.alone(storage, NAME),
+                storages.locked(storage, NAME),
             ):
                 pass
-            with studies.alone(storage, "another"):
+            with storages.locked(storage, "another"):
                 pass
         holder.kill()
         holder.wait()
         for storage in (journal, database):
-            with studies.alone(storage, NAME):
+            with storages.locked(storage, NAME):
                 assert len(opened(storage).ask(1)) == 1
 
 
@@ -787,11 +791,11 @@ def test_one_process_at_a_time(journal, database):
 def test_it_is_free_again(request, kind):
     """After its end, an error too; and what was opened is closed."""
     storage = request.getfixturevalue(kind)
-    with pytest.raises(SettingError), studies.alone(storage, NAME):  # noqa: PT012 - two steps
+    with pytest.raises(SettingError), storages.locked(storage, NAME):  # noqa: PT012 - two steps
         opened(storage)
         opened(storage, described={"dataset": "mnist"})
-    assert studies._storage.cache_info().currsize == 0
-    with studies.alone(storage, NAME):
+    assert storages.open_storage.cache_info().currsize == 0
+    with storages.locked(storage, NAME):
         pass
 
 
@@ -804,20 +808,22 @@ def test_a_study_in_a_database(database, tmp_path):
     found = whole(search, 6, 3)
     journal = searching(tmp_path / "a.journal", pruner="median")
     assert found == whole(journal, 6, 3)
-    with studies.alone(database, NAME):
+    with storages.locked(database, NAME):
         study = Study(search, SETTINGS, FIRST)
         asked = study.ask(2)
         assert set(heartbeats_in(database)) >= {one.key for one in asked}
         study = Study(search, SETTINGS, FIRST)
-        study.settle()
+        study.recover()
         assert [(a.lr, a.gamma) for a in study.ask(2)] == [(a.lr, a.gamma) for a in asked]
 
 
 def heartbeats_in(database):
     """When each trial's was, by its key."""
-    storage = studies._storage(database)
+    storage = storages.open_storage(database)
     with storage.engine.connect() as connection:
-        rows = connection.execute(studies.text("SELECT trial_id, heartbeat FROM trial_heartbeats"))
+        rows = connection.execute(
+            sqlalchemy.text("SELECT trial_id, heartbeat FROM trial_heartbeats")
+        )
         return {key: str(when) for key, when in rows}
 
 
@@ -825,7 +831,7 @@ def heartbeats_in(database):
 def test_a_database_in_memory_is_none(tmp_path, monkeypatch, url):
     """Nothing could go on there."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingError, match="must outlive its process"), studies.alone(url, NAME):
+    with pytest.raises(SettingError, match="must outlive its process"), storages.locked(url, NAME):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -834,7 +840,7 @@ def test_databases_of_any_name(tmp_path, monkeypatch):
     """As a file may have."""
     monkeypatch.chdir(tmp_path)
     url = "sqlite:///a b ü%~.db"
-    with studies.alone(url, NAME):
+    with storages.locked(url, NAME):
         tried(opened(url), 0.5)
         assert len(opened(url).trials()) == 1
 
@@ -857,7 +863,7 @@ def test_a_database_that_is_none(storage, reason, tmp_path, monkeypatch):
     url = storage.replace("***", "s3cret")
     with (
         pytest.raises(SettingError, match=rf"not '.*': .*{reason}") as caught,
-        studies.alone(url, NAME),
+        storages.locked(url, NAME),
     ):
         opened(url)
     message = str(caught.value)
@@ -870,12 +876,12 @@ def test_a_database_that_is_none(storage, reason, tmp_path, monkeypatch):
 def test_a_server_that_does_not_answer(monkeypatch):
     """It is tried for a while, which the one line tells, with the server's reason."""
     pytest.importorskip("psycopg")
-    monkeypatch.setattr(studies, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(storages, "PATIENCE_S", 1.0)
     url = "postgresql+psycopg://me:s3cret@127.0.0.1:1/optuna"
     started = time.monotonic()
     with (
         pytest.raises(StudyError) as caught,
-        studies.alone(url, NAME),
+        storages.locked(url, NAME),
     ):
         opened(url)
     assert 1 <= time.monotonic() - started < 60
@@ -892,29 +898,29 @@ def test_a_server_that_does_not_answer(monkeypatch):
 def test_a_server_that_answers_late(monkeypatch):
     """It is found when it is there."""
     attempts = []
-    monkeypatch.setattr(studies.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storages.time, "sleep", lambda _: None)
 
     def connect():
         attempts.append(1)
         if len(attempts) < 3:
-            raise studies.StorageInternalError("starting")
+            raise storages.StorageInternalError("starting")
         return "there"
 
-    assert studies._patiently(connect, "postgresql://h/x") == "there"
+    assert storages._patiently(connect, "postgresql://h/x") == "there"
 
 
 def test_a_database_that_fails_on_the_way(database):
     """One line, as from whatever else is asked of it."""
     study = opened(database)
     (asked,) = study.ask(1)
-    trying = Trying(study.search, [asked])
-    with studies._storage(database).engine.begin() as connection:
-        connection.execute(studies.text("DROP TABLE trial_intermediate_values"))
-        connection.execute(studies.text("DROP TABLE study_user_attributes"))
+    trying = RunningTrials(study.search, [asked])
+    with storages.open_storage(database).engine.begin() as connection:
+        connection.execute(sqlalchemy.text("DROP TABLE trial_intermediate_values"))
+        connection.execute(sqlalchemy.text("DROP TABLE study_user_attributes"))
     with pytest.raises(StudyError, match=r"^storage 'sqlite:.*' failed: .*no such table: trial_"):
-        trying.seen(asked.number, EVERY, 0.5)
+        trying.report(asked.number, EVERY, 0.5)
     with pytest.raises(StudyError, match=r"^storage 'sqlite:.*' failed: .*no such table: study_"):
-        study.remember("key", "value")
+        study.set_user_attr("key", "value")
 
 
 PASSWORDS = {
@@ -940,14 +946,14 @@ PASSWORDS = {
 @pytest.mark.parametrize(("storage", "shown"), PASSWORDS.items())
 def test_a_storage_is_shown_without_its_password(storage, shown):
     """Wherever it stands, and whatever is in it."""
-    assert studies.shown(storage) == shown
+    assert storages.shown(storage) == shown
 
 
 @given(st.text("aZ0 ü€:/?#[]%&=+;'\"\\~*,$!|<>{}", min_size=1))
 @settings(max_examples=30)
 def test_no_password_is_shown(password):
     """Whatever is in it."""
-    shown = studies.shown(f"postgresql://u:{password}QQ@host/name")
+    shown = storages.shown(f"postgresql://u:{password}QQ@host/name")
     assert "QQ" not in shown
     assert shown.endswith("host/name")
 
@@ -963,7 +969,7 @@ def test_no_password_is_shown(password):
 )
 def test_kinds_of_storage(storage, database, shared):
     """By which it is known who may be at work in it."""
-    assert (studies.is_database(storage), studies.is_shared(storage)) == (database, shared)
+    assert (storages.is_database(storage), storages.is_shared(storage)) == (database, shared)
 
 
 # Heartbeats
@@ -974,11 +980,11 @@ def test_fresh_trials_of_another_process_are_left_alone(shared):
     study = opened(shared)
     asked = study.ask(2)
     with (
-        studies.heartbeats(shared, lambda: asked),
+        running.heartbeats(shared, lambda: asked),
         pytest.raises(StudyError, match=r"^study 'digits: he relu' is being tuned"),
     ):
-        opened(shared).settle()
-    assert study.were_cut_off() == []
+        opened(shared).recover()
+    assert study.interrupted() == []
     carry_out(study, asked)
     assert len(study.trials()) == 2
 
@@ -987,19 +993,19 @@ def test_stale_trials_are_tried_again(shared):
     """Also one that never had a heartbeat, as its process died first; not one that is fresh."""
     study = opened(shared)
     asked = study.ask(3)
-    with studies._storage(shared).engine.begin() as connection:
+    with storages.open_storage(shared).engine.begin() as connection:
         for statement in (
             "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')",
             "UPDATE trials SET datetime_start = datetime('now', 'localtime', '-1 hour')",
             "DELETE FROM trial_heartbeats WHERE trial_id = :last",
         ):
-            connection.execute(studies.text(statement), {"last": asked[-1].key})
-    studies._storage(shared).record_heartbeat(asked[0].key)
+            connection.execute(sqlalchemy.text(statement), {"last": asked[-1].key})
+    storages.open_storage(shared).record_heartbeat(asked[0].key)
     other = opened(shared)
-    other._cut_off_stale()
-    assert other.were_cut_off() == [1, 2]
+    other._interrupt_stale()
+    assert other.interrupted() == [1, 2]
     carry_out(study, asked[:1])
-    other.settle()
+    other.recover()
     settings = [(one.lr, one.gamma) for one in asked]
     assert [(one.lr, one.gamma) for one in other.ask(2)] == settings[1:]
     assert other.begun() == 3
@@ -1012,21 +1018,21 @@ def test_a_trial_that_ends_while_it_is_waited_for(shared):
     ending = threading.Timer(0.5, carry_out, [study, asked])
     ending.start()
     other = opened(shared)
-    other.settle()
+    other.recover()
     ending.join()
     assert len(other.trials()) == 1
-    assert other.were_cut_off() == []
+    assert other.interrupted() == []
 
 
 def test_heartbeats_are_sent_while_it_lasts(shared, monkeypatch):
     """Again and again, for what is at hand at the time."""
-    monkeypatch.setattr(studies, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(storages, "HEARTBEAT_S", 0.02)
     study = opened(shared)
     at_hand = study.ask(2)
-    storage = studies._storage(shared)
+    storage = storages.open_storage(shared)
     sent = []
     monkeypatch.setattr(storage, "record_heartbeat", sent.append)
-    with studies.heartbeats(shared, lambda: at_hand):
+    with running.heartbeats(shared, lambda: at_hand):
         wait_until(lambda: sent.count(at_hand[1].key) > 1)
         gone = at_hand.pop()
         time.sleep(0.1)
@@ -1047,15 +1053,15 @@ def wait_until(come, seconds=60):
 
 def test_a_heartbeat_that_fails_is_no_failure(shared, monkeypatch):
     """The next one may arrive."""
-    monkeypatch.setattr(studies, "HEARTBEAT_S", 0.01)
-    storage, calls = studies._storage(shared), []
+    monkeypatch.setattr(storages, "HEARTBEAT_S", 0.01)
+    storage, calls = storages.open_storage(shared), []
 
     def fails(key):
         calls.append(key)
-        raise studies.StorageInternalError("gone")
+        raise storages.StorageInternalError("gone")
 
     monkeypatch.setattr(storage, "record_heartbeat", fails)
-    with studies.heartbeats(shared, lambda: [Asked(1, 0, 0.1, 0.9)]):
+    with running.heartbeats(shared, lambda: [PendingTrial(1, 0, 0.1, 0.9)]):
         wait_until(lambda: len(calls) > 2)
 
 
@@ -1064,7 +1070,7 @@ def test_a_journal_has_no_heartbeats(journal):
     study = opened(journal)
     asked = study.ask(1)
     before = threading.active_count()
-    with studies.heartbeats(journal, lambda: asked):
+    with running.heartbeats(journal, lambda: asked):
         assert threading.active_count() == before
 
 
@@ -1118,6 +1124,6 @@ def test_figures_of_a_study_on_its_way(journal):
     study = opened(journal)
     tried(study, 0.9, 0.8, 0.7)
     asked = study.ask(3)
-    Trying(study.search, asked).pruned(asked[0].number)
-    study.cut_off([asked[1].number])
+    RunningTrials(study.search, asked).pruned(asked[0].number)
+    study.interrupt([asked[1].number])
     assert set(study.figures()) == {"history", "slice", "contour", "importances"}

@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from initflow import testing
-from initflow.cli import cli
+from initflow.cli import process
 from initflow.core import importing
 from initflow.errors import SettingError
 from initflow.initializers.built_in import BUILT_IN
@@ -220,7 +220,7 @@ def test_every_way_to_be_wrong_fails_its_row(tmp_path, monkeypatch, capsys, chec
     module = name.replace("-", "_")
     home = project(tmp_path / "plugins", name, {name: f"{module}:fill"})
     (home / f"{module}.py").write_text(textwrap.dedent(code))
-    assert cli.main(["plugins", "check", name]) == 1
+    assert process.main(["plugins", "check", name]) == 1
     out, err = capsys.readouterr()
     assert f" ✗  {rule} " in out
     assert f"\n{rule}: " in out

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 from initflow.initializers.activations import ACTIVATIONS
-from initflow.theory import mean_field as theory
+from initflow.theory import infinite_width, integrals
 
 TANH, RELU = ACTIVATIONS["tanh"], ACTIVATIONS["relu"]
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -60,8 +60,8 @@ def pair_mean(function, q, c):
 def test_moments_are_scipys(name, q):
     """E[φ²] and E[φ′²], closed form or quadrature, to 1e-6 and better."""
     phi = ACTIVATIONS[name]
-    second = theory.second_moment(phi, double(q)).item()
-    slope = theory.slope_moment(phi, double(q)).item()
+    second = integrals.second_moment(phi, double(q)).item()
+    slope = integrals.slope_moment(phi, double(q)).item()
     assert second == pytest.approx(gaussian_mean(lambda x: phi.function(x) ** 2, q), rel=1e-8)
     assert slope == pytest.approx(gaussian_mean(lambda x: phi.derivative(x) ** 2, q), rel=1e-8)
 
@@ -73,15 +73,19 @@ def test_closed_forms_are_the_quadratures(name, q):
     phi = ACTIVATIONS[name]
     at, c = double(q), double(0.7)
     by_quadrature = {
-        theory.second_moment: theory.expectation(lambda x: phi.function(x).square(), at),
-        theory.slope_moment: theory.expectation(lambda x: phi.derivative(x).square(), at),
+        integrals.second_moment: integrals.expectation(lambda x: phi.function(x).square(), at),
+        integrals.slope_moment: integrals.expectation(lambda x: phi.derivative(x).square(), at),
     }
     for closed, expected in by_quadrature.items():
         assert closed(phi, at).item() == pytest.approx(expected.item(), rel=1e-6)
-    product = theory.product_moment(phi, at, c).item()
-    assert product == pytest.approx(theory.pair_expectation(phi.function, at, c).item(), rel=1e-6)
-    slopes = theory.slope_product_moment(phi, at, c).item()
-    assert slopes == pytest.approx(theory.pair_expectation(phi.derivative, at, c).item(), rel=1e-5)
+    product = integrals.product_moment(phi, at, c).item()
+    assert product == pytest.approx(
+        integrals.pair_expectation(phi.function, at, c).item(), rel=1e-6
+    )
+    slopes = integrals.slope_product_moment(phi, at, c).item()
+    assert slopes == pytest.approx(
+        integrals.pair_expectation(phi.derivative, at, c).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "relu", "selu", "gelu"])
@@ -90,7 +94,7 @@ def test_products_are_scipys(name, q, c):
     """Two correlated inputs, by nested adaptive quadrature."""
     phi = ACTIVATIONS[name]
     expected = pair_mean(phi.function, q, c)
-    assert theory.product_moment(phi, double(q), double(c)).item() == pytest.approx(
+    assert integrals.product_moment(phi, double(q), double(c)).item() == pytest.approx(
         expected, abs=1e-6
     )
 
@@ -101,19 +105,19 @@ def test_an_input_is_fully_correlated_with_itself(name):
     phi = ACTIVATIONS[name]
     for q in (0.01, 1.0, 100.0):
         at = double(q)
-        same = theory.product_moment(phi, at, double(1.0)).item()
-        assert same == pytest.approx(theory.second_moment(phi, at).item(), rel=1e-6)
-        apart = theory.product_moment(phi, at, double(0.0)).item()
-        mean = theory.expectation(phi.function, at).item()
+        same = integrals.product_moment(phi, at, double(1.0)).item()
+        assert same == pytest.approx(integrals.second_moment(phi, at).item(), rel=1e-6)
+        apart = integrals.product_moment(phi, at, double(0.0)).item()
+        mean = integrals.expectation(phi.function, at).item()
         assert apart == pytest.approx(mean**2, rel=1e-5, abs=1e-9)
 
 
 @given(st.floats(1e-6, 1e6), st.floats(0.01, 10), st.floats(0, 1))
 def test_relus_map_is_exact(q, sigma_w2, sigma_b2):
     """q′ = σ_w² q/2 + σ_b², and χ₁ = σ_w²/2."""
-    moved = theory.variance_map(RELU, double(q), sigma_w2, sigma_b2).item()
+    moved = infinite_width.variance_map(RELU, double(q), sigma_w2, sigma_b2).item()
     assert moved == pytest.approx(sigma_w2 * q / 2 + sigma_b2, rel=1e-12)
-    assert theory.mean_field(RELU, sigma_w2, 0.0).chi_1 == sigma_w2 / 2
+    assert infinite_width.mean_field(RELU, sigma_w2, 0.0).chi_1 == sigma_w2 / 2
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_relus_map_is_exact(q, sigma_w2, sigma_b2):
 )
 def test_tanhs_fixed_points(sigma_w2, sigma_b2, q_star, chi_1):
     """q* and χ₁ on the critical line and off it."""
-    field = theory.mean_field(TANH, sigma_w2, sigma_b2)
+    field = infinite_width.mean_field(TANH, sigma_w2, sigma_b2)
     assert field.q_star == pytest.approx(q_star, rel=5e-5, abs=1e-9)
     assert field.chi_1 == pytest.approx(chi_1, rel=1e-4)
     if q_star:
@@ -144,17 +148,17 @@ def test_tanhs_fixed_points(sigma_w2, sigma_b2, q_star, chi_1):
 def test_depth_scales_are_those_of_the_orbits():
     """The maps, iterated, come nearer to their fixed points by e^(−1/ξ) a layer."""
     for sigma_w2, sigma_b2 in ((1.69, 0.09), (6.25, 0.09), (2.0, 0.0)):
-        field = theory.mean_field(TANH, sigma_w2, sigma_b2)
+        field = infinite_width.mean_field(TANH, sigma_w2, sigma_b2)
         q, c = double(field.q_star + 1e-4), double(field.c_star - 1e-3)
         apart_q, apart_c = [], []
         for _ in range(12):
-            q = theory.variance_map(TANH, q, sigma_w2, sigma_b2)
-            c = theory.correlation_map(TANH, c, field.q_star, sigma_w2, sigma_b2)
+            q = infinite_width.variance_map(TANH, q, sigma_w2, sigma_b2)
+            c = infinite_width.correlation_map(TANH, c, field.q_star, sigma_w2, sigma_b2)
             apart_q.append(abs(q.item() - field.q_star))
             apart_c.append(abs(c.item() - field.c_star))
         assert apart_q[3] / apart_q[2] == pytest.approx(math.exp(-1 / field.xi_q), rel=1e-2)
         assert apart_c[11] / apart_c[10] == pytest.approx(math.exp(-1 / field.xi_c), rel=1e-2)
-    ordered = theory.mean_field(TANH, 1.69, 0.09)
+    ordered = infinite_width.mean_field(TANH, 1.69, 0.09)
     assert ordered.c_star == 1
     assert ordered.xi_c == pytest.approx(-1 / math.log(ordered.chi_1), rel=1e-5)
 
@@ -163,7 +167,7 @@ def test_depth_scales_are_those_of_the_orbits():
 @pytest.mark.parametrize("sigma_w2", [0.5, 1.0, 3.0])
 def test_depth_scales_where_the_variance_vanishes_or_explodes(name, sigma_w2):
     """The correlation, which is relative, is not drawn together any faster for it."""
-    field = theory.mean_field(ACTIVATIONS[name], sigma_w2, 0.0)
+    field = infinite_width.mean_field(ACTIVATIONS[name], sigma_w2, 0.0)
     if 0 < field.q_star < math.inf:
         return
     assert field.c_star in (0.0, 1.0)
@@ -171,8 +175,8 @@ def test_depth_scales_where_the_variance_vanishes_or_explodes(name, sigma_w2):
     c = double(0.9)
     for _ in range(60):
         q = 1e-12 if field.q_star == 0 else 1e12
-        c = theory.correlation_map(ACTIVATIONS[name], c, q, sigma_w2, 0.0)
-    moved = theory.correlation_map(ACTIVATIONS[name], c, q, sigma_w2, 0.0)
+        c = infinite_width.correlation_map(ACTIVATIONS[name], c, q, sigma_w2, 0.0)
+    moved = infinite_width.correlation_map(ACTIVATIONS[name], c, q, sigma_w2, 0.0)
     assert (1 - moved) / (1 - c) == pytest.approx(1, abs=0.05)
 
 
@@ -181,28 +185,28 @@ def test_depth_scales_where_the_variance_vanishes_or_explodes(name, sigma_w2):
 )
 def test_fixed_points_far_out_are_found(sigma_w2, sigma_b2, q_star):
     """Bounded activations have one, however large or small."""
-    assert theory.fixed_point(TANH, sigma_w2, sigma_b2) == pytest.approx(q_star, rel=1e-5)
+    assert infinite_width.fixed_point(TANH, sigma_w2, sigma_b2) == pytest.approx(q_star, rel=1e-5)
 
 
 def test_lecun_with_tanh_decays_as_one_over_twice_the_depth():
     """From q = 1."""
     q = double(1.0)
-    orbit = [q := theory.variance_map(TANH, q, 1.0, 0.0) for _ in range(100)]
+    orbit = [q := infinite_width.variance_map(TANH, q, 1.0, 0.0) for _ in range(100)]
     assert orbit[9].item() == pytest.approx(0.05220, abs=1e-5)
     assert orbit[99].item() == pytest.approx(0.005069, abs=1e-6)
-    assert theory.mean_field(TANH, 1.0, 0.0).xi_c == math.inf
+    assert infinite_width.mean_field(TANH, 1.0, 0.0).xi_c == math.inf
 
 
 def test_relus_correlation_map():
     """c₁ = 1/π, c₁₀ and c₅₀ under He, and the closed form of the map."""
     c = double(0.0)
-    orbit = [c := theory.correlation_map(RELU, c, 1.0, 2.0, 0.0) for _ in range(50)]
+    orbit = [c := infinite_width.correlation_map(RELU, c, 1.0, 2.0, 0.0) for _ in range(50)]
     assert orbit[0].item() == pytest.approx(1 / math.pi, rel=1e-12)
     assert orbit[9].item() == pytest.approx(0.871536, abs=1e-6)
     assert orbit[49].item() == pytest.approx(0.987862, abs=1e-6)
     c = 0.3
     closed = (math.sqrt(1 - c * c) + c * (math.pi - math.acos(c))) / math.pi
-    moved = theory.correlation_map(RELU, double(c), 7.0, 2.0, 0.0).item()
+    moved = infinite_width.correlation_map(RELU, double(c), 7.0, 2.0, 0.0).item()
     assert moved == pytest.approx(closed, rel=1e-12)
 
 
@@ -218,14 +222,16 @@ def test_relus_correlation_map():
 )
 def test_where_the_variance_leads(name, sigma_w2, q_star):
     """To 0, to infinity, or to what is left as it is."""
-    assert theory.fixed_point(ACTIVATIONS[name], sigma_w2, 0.0) == pytest.approx(q_star, rel=1e-6)
+    assert infinite_width.fixed_point(ACTIVATIONS[name], sigma_w2, 0.0) == pytest.approx(
+        q_star, rel=1e-6
+    )
 
 
 def test_selus_and_tanhs_second_moments():
     """E[selu(z)²] = 1, and tanh's gain of 1.592537."""
     one = double(1.0)
-    assert theory.second_moment(ACTIVATIONS["selu"], one).item() == pytest.approx(1, abs=1e-6)
-    gain = 1 / math.sqrt(theory.second_moment(TANH, one).item())
+    assert integrals.second_moment(ACTIVATIONS["selu"], one).item() == pytest.approx(1, abs=1e-6)
+    gain = 1 / math.sqrt(integrals.second_moment(TANH, one).item())
     assert gain == pytest.approx(1.592537, abs=1e-6)
 
 
@@ -234,6 +240,6 @@ def test_selus_and_tanhs_second_moments():
 @pytest.mark.parametrize("sigma_b2", [0.0, 0.01])
 def test_every_corner_has_numbers(name, sigma_w2, sigma_b2):
     """No NaN, whatever the weights."""
-    field = theory.mean_field(ACTIVATIONS[name], sigma_w2, sigma_b2)
+    field = infinite_width.mean_field(ACTIVATIONS[name], sigma_w2, sigma_b2)
     for value in (field.q_star, field.chi_1, field.c_star, field.xi_q, field.xi_c):
         assert value >= 0

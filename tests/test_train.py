@@ -16,7 +16,7 @@ from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import model, propagation, train
-from initflow.training.data import Split
+from initflow.training.splits import Split
 
 
 def images(n, pixels=784, seed=0):

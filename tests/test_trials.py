@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from initflow.reporting import comparison, trials
-from initflow.reporting.comparison import Cell, Outcome
+from initflow.reporting import formats, seed_statistics, sentences, trials
+from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.reporting.trials import (
     OUTCOMES,
     Trial,
@@ -230,7 +230,7 @@ CHANGES = [
 @pytest.mark.parametrize(("untuned", "tuned", "change"), CHANGES)
 def test_what_tuning_changes(untuned, tuned, change):
     """Word for word: of each pair of schemes whose verdict is another once they are tuned."""
-    said = trials.sentences(with_relu(tuned), with_relu(untuned), SETTING)
+    said = trials.tuning_sentences(with_relu(tuned), with_relu(untuned), SETTING)
     assert said[-1] == change
     assert len(said) == 3
 
@@ -239,9 +239,9 @@ def test_the_sentences_of_both_comparisons_come_first():
     """They are those of a comparison, each after what it is of."""
     untuned = with_relu({"he": around(0.90), "xavier": shifted(0.95)})
     tuned = with_relu({"he": around(0.97), "xavier": shifted(0.97)})
-    said = trials.sentences(tuned, untuned, SETTING)
-    (of_tuned,) = comparison.sentences(tuned, "Each at its best: ")
-    (of_untuned,) = comparison.sentences(untuned, f"All at {SETTING}: ")
+    said = trials.tuning_sentences(tuned, untuned, SETTING)
+    (of_tuned,) = sentences.comparison_sentences(tuned, "Each at its best: ")
+    (of_untuned,) = sentences.comparison_sentences(untuned, f"All at {SETTING}: ")
     assert said[:2] == [of_tuned, of_untuned]
     assert of_untuned == (
         "All at lr 0.1 and gamma 0.96: xavier beats he by 5.0 ± 0.1 points over 10 seeds."
@@ -258,12 +258,12 @@ def test_the_sentences_of_both_comparisons_come_first():
 )
 def test_nothing_is_said_of_a_change_where_no_two_schemes_are_compared(untuned, tuned):
     """One scheme alone, one seed, or none that finished."""
-    assert len(trials.sentences(with_relu(tuned), with_relu(untuned), SETTING)) == 2
+    assert len(trials.tuning_sentences(with_relu(tuned), with_relu(untuned), SETTING)) == 2
 
 
 def verdicts(outcomes):
     """Who beats whom, of a comparison."""
-    found = comparison.differences(outcomes)
+    found = seed_statistics.differences(outcomes)
     return {(pair.better, pair.worse): pair for pair in found if pair.significant}
 
 
@@ -276,7 +276,7 @@ schemes = st.fixed_dictionaries(dict.fromkeys(("he", "xavier", "normal"), ends))
 def test_the_change_told_is_that_of_the_verdicts(untuned, tuned):
     """Whatever the accuracies are: told where a verdict comes, goes or turns, and only there."""
     untuned, tuned = with_relu(untuned), with_relu(tuned)
-    said = trials.sentences(tuned, untuned, SETTING)[2:]
+    said = trials.tuning_sentences(tuned, untuned, SETTING)[2:]
     before, after = verdicts(untuned), verdicts(tuned)
     changed = {frozenset(pair) for pair in before.keys() ^ after.keys()}
     if changed:
@@ -298,7 +298,7 @@ def test_equal_changes_are_told_in_the_same_order_in_every_process():
     program = (
         "from tests.test_trials import *\n"
         "lasting = {name: around(0.9) for name in ('b', 'a')} | {'z': shifted(0.5)}\n"
-        "print(trials.sentences(with_relu(lasting), with_relu(lasting), SETTING)[-1])\n"
+        "print(trials.tuning_sentences(with_relu(lasting), with_relu(lasting), SETTING)[-1])\n"
     )
     running = [
         subprocess.Popen(
@@ -402,4 +402,4 @@ def test_a_tolerance_in_words(near, text):
 def test_a_rate_has_three_digits(value):
     """None is a dash."""
     assert math.isclose(float(rate(value)), value, rel_tol=0.005)
-    assert rate(None) == comparison.NONE
+    assert rate(None) == formats.NONE

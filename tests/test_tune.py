@@ -12,11 +12,11 @@ import optuna
 import pytest
 
 from initflow.core import workers
-from initflow.core.config import TrainConfig, TuneConfig
+from initflow.core.configurations import TrainConfig, TuneConfig
 from initflow.errors import PluginError, SettingError, StudyError, TrackingError, WorkError
 from initflow.experiments import experiment
-from initflow.experiments.tuning import finals, studies, tune
-from initflow.reporting.comparison import Cell
+from initflow.experiments.tuning import evaluation, reports, searches, storages, studies, tune
+from initflow.reporting.seed_statistics import Cell
 from tests import test_end_to_end
 
 QUICK = {
@@ -79,7 +79,7 @@ def kept(settings, cell):
     backend = optuna.storages.journal.JournalFileBackend(settings.storage)
     storage = optuna.storages.JournalStorage(backend)
     study = optuna.load_study(storage=storage, study_name=f"{settings.study}: {cell}")
-    return [t for t in study.trials if t.state.name != "FAIL" or studies.ERROR in t.user_attrs]
+    return [t for t in study.trials if t.state.name != "FAIL" or searches.ERROR in t.user_attrs]
 
 
 def values(settings, cell):
@@ -349,7 +349,7 @@ def test_a_trial_that_diverges_is_a_result_and_never_the_best(tracked):
     counts = result.rows[0].counts
     assert counts["diverged"] > 0
     for trial in kept(settings, Cell("normal", "linear")):
-        diverged = trial.user_attrs.get(studies.DIVERGED, False)
+        diverged = trial.user_attrs.get(searches.DIVERGED, False)
         assert (trial.value == 0.0) == diverged
     runs = part(runs_of("diverges"), "trial")
     diverged = [run for run in runs if run.data.tags["initflow.outcome"] == "diverged"]
@@ -367,7 +367,7 @@ def test_where_all_diverge_there_is_nothing_to_test(tracked):
     assert row.counts["diverged"] == 3
     assert not part(runs_of("lost"), "tuned")
     assert row.untuned.diverged == 2
-    assert any("no trial finished" in line for line in tune.closing_lines(result))
+    assert any("no trial finished" in line for line in reports.closing_lines(result))
 
 
 FAILING = """
@@ -416,7 +416,7 @@ def test_a_wrong_setting_is_an_error_before_anything_is_made(tuned, tracked, own
 
 def test_a_server_that_does_not_answer_is_told_with_the_time(tracked, monkeypatch):
     """Instead of MLflow's minutes of silence."""
-    monkeypatch.setattr("initflow.tracking.track.SERVER_PATIENCE_S", 0.5)
+    monkeypatch.setattr("initflow.tracking.outages.SERVER_PATIENCE_S", 0.5)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri("http://user:secret@127.0.0.1:9")
     try:
@@ -488,7 +488,7 @@ def test_a_worker_taken_for_dead_that_lives_on_counts_for_nothing(tracked, monke
         logged = there(run, record, *arguments, tags=tags, **own)
         if not given_up and tags.get("initflow.tuning") == "trial":
             given_up.append(logged.run_id)
-            storage = studies._storage(settings.storage)
+            storage = storages.open_storage(settings.storage)
             study = optuna.load_study(storage=storage, study_name="undead: he relu")
             study.tell(tags["initflow.trial"], state=optuna.trial.TrialState.FAIL)
         return logged
@@ -508,8 +508,8 @@ KILLED = """
 import os, sys, time
 import torch
 import mlflow
-from initflow import tune
-from initflow.config import TuneConfig
+from initflow.experiments.tuning import tune
+from initflow.core.configurations import TuneConfig
 
 torch.set_num_threads(1)
 settings = {settings!r}
@@ -558,7 +558,7 @@ def test_killed_at_ten_moments_it_loses_nothing(peaceful, tracked):
     known = set()
     for cell in (HE, NORMAL):
         described = {**result.plan.described, "scheme": f"{cell.init} (built-in)"}
-        known |= finals.runs(studies.Study(result.plan.search(cell), described, (0.1, 0.96)))
+        known |= evaluation.tested_runs(studies.Study(result.plan.search(cell), described, (0.1, 0.96)))
     assert tested == known
 
 
@@ -626,9 +626,9 @@ def test_a_version_that_was_deleted_is_made_again(tracked):
 NOTEBOOK = """
 import sys
 import initflow
-from initflow.config import TuneConfig
+from initflow.core.configurations import TuneConfig
 from initflow.errors import SettingError
-from initflow.tune import tune
+from initflow.experiments.tuning.tune import tune
 
 @initflow.initializer
 def mine(weight, generator):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from initflow.reporting import drawing, tuning_figures
-from initflow.reporting.comparison import Cell, Row
+from initflow.reporting.seed_statistics import Cell, Row
 from initflow.reporting.trials import Trial
 from tests.drawn import saved, shown
 

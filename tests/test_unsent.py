@@ -9,7 +9,7 @@ import pytest
 
 from initflow.core import workers
 from initflow.errors import TrackingError
-from initflow.tracking import delivery, unsent
+from initflow.tracking import connection, delivery, unsent
 from initflow.tracking.outbox import Entry
 from tests.test_end_to_end import free_port
 
@@ -42,7 +42,7 @@ def crew(*, is_here=False):
 
 def write(task):
     """Some work, of which there is something to be written."""
-    delivery.sender(delivery.uri()).send(Entry("tags", f"run {task}", {"tags": {"a": "b"}}))
+    delivery.sender(connection.uri()).send(Entry("tags", f"run {task}", {"tags": {"a": "b"}}))
     return 2 * task
 
 

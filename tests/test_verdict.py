@@ -2,18 +2,18 @@
 
 import pytest
 
-from initflow.core.config import VERDICTS, TrainConfig
+from initflow.core.configurations import VERDICTS, TrainConfig
 from initflow.diagnostics import measure
 from initflow.diagnostics.signals import Signals
 from initflow.diagnostics.verdict import Verdict, advice, judge
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.plugins import find
-from initflow.training import data, model
+from initflow.training import datasets, model
 
 
 def verdict(init, activation, hidden, bias_init="pytorch"):
-    splits = data.load(TrainConfig(dataset="digits"))
+    splits = datasets.load(TrainConfig(dataset="digits"))
     probe = measure.probe(splits.train, 300)
     widths = (splits.pixels, *hidden, 10)
     parameters = model.initialize(

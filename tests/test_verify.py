@@ -8,9 +8,9 @@ from dataclasses import replace
 import mlflow
 import pytest
 
-from initflow.cli import cli
-from initflow.core import environment
-from initflow.core.config import CompareConfig, DiagnoseConfig, TuneConfig, VerifyConfig
+from initflow.cli import process
+from initflow.core import repository
+from initflow.core.configurations import CompareConfig, DiagnoseConfig, TuneConfig, VerifyConfig
 from initflow.errors import DataError, InitflowError, ReplayError, SettingError
 from initflow.experiments import compare, diagnose, experiment, verify
 from initflow.experiments.replay import bundle, provenance
@@ -223,17 +223,17 @@ def test_what_is_exported_needs_no_server(exported, result, monkeypatch):
 
 def test_what_was_not_committed_is_beside_what_was_trained(tracked, tmp_path, monkeypatch):
     """In the run of a training, and of a comparison in the one above all others."""
-    monkeypatch.setattr(environment, "uncommitted", lambda: "diff --git a/x b/x\n")
+    monkeypatch.setattr(repository, "uncommitted", lambda: "diff --git a/x b/x\n")
     alone = experiment.train_one(config(**ONE), experiment="dirty").run_id
     settings = CompareConfig(**ONE, inits="he", activations="relu", seeds=1)
     population = compare.compare(settings, experiment="dirty").population
     (member,) = population.members
     for run_id in (alone, population.run.id):
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/{UNCOMMITTED}")
-        assert text == environment.uncommitted()
+        assert text == repository.current().diff
     folder = tmp_path / "it"
     verify.export(member.run_id, folder)
-    assert (folder / UNCOMMITTED).read_text() == environment.uncommitted()
+    assert (folder / UNCOMMITTED).read_text() == repository.current().diff
 
 
 def test_what_cannot_be_exported_leaves_nothing(comparison, tracked, tmp_path):
@@ -272,7 +272,7 @@ def test_a_parameter_that_was_changed_with_the_manifest_is_found_out(
 ):
     """By training: one line that names where, exit 1."""
     rewritten(exported, "config", setting, to=value)
-    assert cli.main(["verify", str(exported)]) == 1
+    assert process.main(["verify", str(exported)]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(f"Error: Different: folder '{exported}' does not come out as")
     assert captured.err.count("\n") == 1
@@ -368,7 +368,7 @@ def test_another_version_is_named_first_and_the_replay_goes_on(tmp_path, capsys)
     kept = stated(kept, environment={"facts": other, "packages": {}, "variables": 7})
     bundle.write(tmp_path / "it", provenance.files(kept))
     assert verified(tmp_path / "it").differences[0][:2] == ("initflow", "0.0.1")
-    assert cli.main(["verify", str(tmp_path / "it")]) == 0
+    assert process.main(["verify", str(tmp_path / "it")]) == 0
     shown = capsys.readouterr().out
     first = shown.index("0.0.1")
     assert first < shown.index("2.7") < shown.index("more packages.") < shown.index("Identical: ")
@@ -376,22 +376,22 @@ def test_another_version_is_named_first_and_the_replay_goes_on(tmp_path, capsys)
 
 def test_the_command_tells_what_is_identical(result, capsys, tmp_path):
     """A table and a sentence; export tells the next command."""
-    assert cli.main(["verify", result.run_id]) == 0
+    assert process.main(["verify", result.run_id]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"final weights +identical", shown)
     assert f"Identical: trained again, run {result.run_id} has the same" in shown
     assert "at each of 30 iterations" in shown
-    assert cli.main(["export", result.run_id, "--to", str(tmp_path / "it")]) == 0
+    assert process.main(["export", result.run_id, "--to", str(tmp_path / "it")]) == 0
     shown = capsys.readouterr().out
     assert shown.endswith(f"Next, try it: initflow verify {tmp_path / 'it'}\n")
-    assert cli.main(shown.split()[-2:]) == 0
+    assert process.main(shown.split()[-2:]) == 0
 
 
 def test_the_command_ends_with_3_within_tolerance(tmp_path, capsys):
     """What is not as it was first, then where the numbers differ."""
     kept = elsewhere(evidence(config(activation="tanh"), change=rounded))
     bundle.write(tmp_path / "it", provenance.files(kept))
-    assert cli.main(["verify", str(tmp_path / "it")]) == 3
+    assert process.main(["verify", str(tmp_path / "it")]) == 3
     shown = capsys.readouterr().out
     assert shown.index("cpu_capability") < shown.index("initial weights")
     assert re.search(

@@ -26,7 +26,7 @@ from initflow import errors
 from initflow.diagnostics import observed, recorder
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import QUANTITIES, Firing, Layer, Moments, signals
-from initflow.tracking import track, unsent
+from initflow.tracking import runs, unsent
 from tests.test_inspection import Net, cnn, hooks_on, normal, squared
 
 
@@ -39,7 +39,7 @@ def logged(monkeypatch):
     def log_batch(self, run_id, metrics=(), params=(), tags=()):
         batches.append((metrics, tags))
 
-    monkeypatch.setattr(track, "active", lambda: track.Run("id", "0", ()))
+    monkeypatch.setattr(runs, "active", lambda: runs.Run("id", "0", ()))
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
     return batches
 
@@ -660,8 +660,8 @@ few_names = st.lists(st.lists(letters, max_size=4).map("".join), max_size=8)
 @settings(max_examples=200, deadline=None)
 def test_key_names(names, late):
     """Distinct and valid; what can stay does, and what is known keeps what it has."""
-    found = track.key_names(names)
-    later = track.key_names(late, found)
+    found = runs.key_names(names)
+    later = runs.key_names(late, found)
     assert list(found) == list(dict.fromkeys(names))
     assert list(later) == list(dict.fromkeys(late))
     both = {**found, **later}
@@ -965,7 +965,7 @@ def test_whatever_mlflow_answers(logged, monkeypatch, broken, error):
         raise error
 
     monkeypatch.setenv("INITFLOW_CONTEXT_TAGS", "true")
-    monkeypatch.setattr(track.Run, broken, fail)
+    monkeypatch.setattr(runs.Run, broken, fail)
     monkeypatch.setattr(unsent, "settle", fail)
     net = mlp()
     with initflow.watch(net, every=1):
@@ -979,7 +979,7 @@ def test_an_interrupt_comes_through(logged, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(track.Run, "log_metrics", stop)
+    monkeypatch.setattr(runs.Run, "log_metrics", stop)
     net = mlp()
     with pytest.raises(KeyboardInterrupt), initflow.watch(net, every=1):
         train(net, data(3))

@@ -8,7 +8,7 @@ import jinja2
 import pytest
 
 from initflow.reporting import webpage
-from initflow.reporting.comparison import Cell, Difference, Row
+from initflow.reporting.seed_statistics import Cell, Difference, Row
 from initflow.reporting.webpage import (
     Column,
     Command,

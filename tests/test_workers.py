@@ -395,7 +395,7 @@ WAITS = """
 import signal
 import sys
 from pathlib import Path
-from initflow.workers import hired, results
+from initflow.core.workers import hired, results
 from tests.test_workers import meet, taken_from
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from initflow.core.config import RECOMMENDED, TrainConfig
+from initflow.core.configurations import RECOMMENDED, TrainConfig
 from initflow.reporting import trials
-from initflow.reporting.comparison import NONE, interval, percent, whole
+from initflow.reporting.formats import NONE, interval, percent, whole
 from initflow.reporting.published import explained
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from initflow.experiments.experiment import Result
     from initflow.experiments.replay.replay import Part, Replay
     from initflow.experiments.reproduce import Reproduction
-    from initflow.reporting.comparison import Row as ComparisonRow
+    from initflow.reporting.seed_statistics import Row as ComparisonRow
     from initflow.reporting.trials import Tuned
     from initflow.testing import Row
 

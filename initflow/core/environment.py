@@ -10,9 +10,7 @@ import hashlib
 import os
 import platform
 import re
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +20,10 @@ from typing import Any, NamedTuple
 import torch
 
 import initflow
-from initflow.errors import LONGEST, without_credentials
+from initflow.core import repository
+from initflow.core.repository import UNKNOWN
+from initflow.core.secrets import without_credentials
+from initflow.errors import LONGEST
 
 # The only environment variables that are recorded: they choose kernels and how sums are split.
 VARIABLES = (
@@ -45,25 +46,10 @@ VARIABLES = (
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
 TAGGED = ("source_sha256", "python", "torch", "blas", "cpu_capability", "threads", "deterministic")
-DIFF_LIMIT = 1_000_000  # bytes of an uncommitted diff that are kept
-GIT_PATIENCE_S = 10.0
-# As no configuration changes it, and no program of others makes it.
-PLAIN = (
-    *("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--submodule=short"),
-    *("--src-prefix=a/", "--dst-prefix=b/"),
-)
-UNKNOWN = "unknown"
 # What stands for a name that one side does not have.
 ABSENT = {"facts": UNKNOWN, "variables": "not set", "packages": "not installed"}
 # What a processor's flags say of its arithmetic, on x86 and on ARM.
 ARITHMETIC = r"s?sse|avx|fma|f16c|amx|asimd|sve|sme(?!p)|bf16|i8mm|fphp"
-# A user and a password before a host; not the product of a slice.
-USER = r"\w[\w.%+~-]{0,63}:[^@\s()\[\]{},]{1,256}@(?=\w)"
-# An address's parameter that is named as a secret.
-PARAMETER = (
-    r"(?i)([?&][\w%.-]{0,40}(?:token|key|secret|pass|passwd|password|pwd|credential|sig|signature)=)"
-    r"[^&#]+"
-)
 
 
 @dataclass(frozen=True)
@@ -110,8 +96,8 @@ def current(device: str) -> Environment:
         **_settings(device),
         "python": platform.python_version(),
         "system": _system(),
-        "git_commit": (repository := _repository(_folder())).commit,
-        "git_tree": repository.tree,
+        "git_commit": repository.current().commit,
+        "git_tree": repository.current().tree,
     }
     return Environment(facts, dict(_packages()), _variables())
 
@@ -134,15 +120,6 @@ def differences(then: Mapping[str, Any], now: Environment) -> list[Difference]:
             if before != after:
                 found.append(Difference(kind + _line(name), _line(before), _line(after)))
     return found
-
-
-def uncommitted() -> str:
-    """``git diff HEAD`` of the working folder's repository; empty where there is none of it.
-
-    Credentials in addresses are left out, and what is beyond :data:`DIFF_LIMIT`, which a last
-    line says. Files that git does not track are not in it.
-    """
-    return _repository(_folder()).diff
 
 
 def tags() -> dict[str, str]:
@@ -316,91 +293,6 @@ def _variables() -> dict[str, str]:
         name: _line(without_credentials(value)) if len(value) <= LONGEST else "(too long)"
         for name, value in asked.items()
     }
-
-
-class _Repository(NamedTuple):
-    commit: str
-    tree: str  # "clean", or "dirty" with the SHA-256 of the diff
-    diff: str
-
-
-@functools.cache
-def _repository(folder: str) -> _Repository:
-    """As it was when it was first asked for: then the code was loaded."""
-    head = _git(folder, "rev-parse", "--verify", "HEAD")
-    if head is None:
-        return _Repository("none", "none", "")
-    commit = head.first.decode().strip()
-    diff = _git(folder, "diff", *PLAIN, "HEAD")
-    if diff is None:
-        return _Repository(commit, UNKNOWN, "")
-    if not diff.size:
-        return _Repository(commit, "clean", "")
-    kept, note = diff.first, ""
-    if diff.size > len(kept):
-        kept = kept[: kept.rfind(b"\n") + 1]  # a whole line, or half an address would be kept
-        note = f"… cut: {diff.size:,} bytes in all\n"
-    text = kept.decode(errors="replace")
-    return _Repository(commit, f"dirty {diff.sha256}", without_secrets(text) + note)
-
-
-class _Answer(NamedTuple):
-    first: bytes  # at most DIFF_LIMIT
-    size: int
-    sha256: str
-
-
-def _git(folder: str, *arguments: str) -> _Answer | None:
-    """What git answers there; None where it cannot or takes too long. It asks nobody anything."""
-    command = ["git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "diff.relative=false"]
-    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
-    try:
-        process = subprocess.Popen(  # noqa: S603 - our own arguments
-            [*command, *arguments],
-            cwd=folder,
-            env=os.environ | quiet,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except OSError:
-        return None
-    first, size, digest = b"", 0, hashlib.sha256()
-    with process:
-        assert process.stdout
-        patience = threading.Timer(GIT_PATIENCE_S, process.kill)
-        patience.start()
-        try:
-            while block := process.stdout.read(1 << 16):
-                digest.update(block)
-                size += len(block)
-                first += block[: DIFF_LIMIT - len(first)]
-        finally:
-            patience.cancel()
-    return None if process.returncode else _Answer(first, size, digest.hexdigest())
-
-
-def _folder() -> str:
-    try:
-        return str(Path.cwd())
-    except OSError:  # removed meanwhile
-        return os.devnull
-
-
-def without_secrets(text: str) -> str:
-    """``text`` whose addresses hold no credentials: neither before an @ nor as a parameter.
-
-    Other words keep their @, as a diff is full of them: its hunks, decorators, products.
-    """
-
-    def cut(found: re.Match[str]) -> str:
-        word = found[0]
-        scheme, there, rest = word.partition("://")
-        if there:
-            return scheme + there + re.sub(PARAMETER, r"\1***", rest.rpartition("@")[2])
-        return re.sub(USER, "", word) if ":" in word and "@" in word else word
-
-    return re.sub(r"[^\s'\"]+", cut, text)
 
 
 def _found(pattern: str, text: str, before: str = "") -> str:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import initflow
-from initflow.core.config import BACKENDS
+from initflow.core.configurations import BACKENDS
 from initflow.errors import LONGEST, SettingError, cause, first_line, unknown
 
 # The run that `mlflow run` made is this process's own; a worker's runs are others.

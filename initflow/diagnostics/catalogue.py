@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from initflow.core.config import NetworkConfig
+from initflow.core.configurations import NetworkConfig, training
 from initflow.errors import PluginError, SettingError
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, places
 from initflow.initializers.signature import Value
-from initflow.training import data
+from initflow.training import datasets
 from initflow.training.model import initialize, layer_names
 
 
@@ -69,7 +69,7 @@ def filled(spec: str, config: NetworkConfig) -> Entry:
     Images are loaded only for a scheme that sees them. Raises what training would.
     """
     scheme = plugins.find(spec, config.plugins_dir)
-    images = data.load(config.training(spec)).train if scheme.kind == "network" else None
+    images = datasets.load(training(config, init=spec)).train if scheme.kind == "network" else None
     activation = ACTIVATIONS[config.activation]
     parameters = initialize(
         _widths(config),
@@ -94,7 +94,7 @@ def filled(spec: str, config: NetworkConfig) -> Entry:
 
 
 def _widths(config: NetworkConfig) -> tuple[int, ...]:
-    return (data.pixels(config.dataset), *config.hidden, data.CLASSES)
+    return (datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES)
 
 
 def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:

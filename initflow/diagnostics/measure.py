@@ -10,9 +10,9 @@ from torch import Tensor
 
 from initflow.diagnostics.signals import Firing, Layer, Moments, Signals, signals
 from initflow.initializers.activations import Activation
-from initflow.training.data import Split
 from initflow.training.model import Parameters, layer_names
 from initflow.training.propagation import Pass
+from initflow.training.splits import Split
 
 CHUNK = 1_000  # images evaluated at once: their activations stay in the cache
 

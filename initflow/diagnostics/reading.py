@@ -16,10 +16,10 @@ from initflow.diagnostics.signals import QUANTITIES, Signals
 from initflow.diagnostics.verdict import Verdict, advice, judge
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Scheme
-from initflow.theory.mean_field import MeanField, mean_field
+from initflow.theory.infinite_width import MeanField, mean_field
 from initflow.theory.prediction import Ends, Prediction, layers_of, predict
-from initflow.training.data import Split
 from initflow.training.model import Parameters
+from initflow.training.splits import Split
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from initflow.core.config import RECOMMENDED
+from initflow.core.configurations import RECOMMENDED
 from initflow.diagnostics.signals import Signals
 from initflow.initializers.activations import Activation
 
@@ -39,7 +39,7 @@ SATURATED = 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of :data:`initflow.core.config.VERDICTS` for the signal and one for the gradient."""
+    """One of ``VERDICTS`` for the signal and one for the gradient."""
 
     forward: str
     backward: str

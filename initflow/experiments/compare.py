@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from initflow.core import environment
-from initflow.core.config import CompareConfig, format_shape
+from initflow.core.configurations import CompareConfig
+from initflow.core.kinds import format_shape
 from initflow.experiments import failures
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import addresses, log_overview, warnings
 from initflow.experiments.populations import Population, grown, seeds_of
 from initflow.experiments.record import Progress
-from initflow.reporting import comparison, comparison_figures, webpage
-from initflow.reporting.comparison import Difference, Row
-from initflow.training import data, supplies
+from initflow.reporting import comparison_figures, seed_statistics, sentences, webpage
+from initflow.reporting.seed_statistics import Difference, Row
+from initflow.training import datasets, supplies
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def compare(
         for activation in config.activations
         for init in config.inits
     ]
-    shape = format_shape((data.pixels(config.dataset), *config.hidden, data.CLASSES))
+    shape = format_shape((datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES))
     names = ", ".join(scheme.spec for scheme in schemes.values())
     title = f"{shape} networks on {config.dataset}, {seeds_of(config.seeds)}"
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
@@ -71,9 +72,9 @@ def compare(
         result = Comparison(
             config,
             population,
-            comparison.rows(outcomes),
-            comparison.differences(outcomes),
-            comparison.sentences(outcomes),
+            seed_statistics.rows(outcomes),
+            seed_statistics.differences(outcomes),
+            sentences.comparison_sentences(outcomes),
         )
         _log_table(result)
         log_overview(population, name, [*result.sentences, summary])
@@ -86,9 +87,9 @@ def compare(
 def _log_table(result: Comparison) -> None:
     run, failed = result.population.run, result.population.failures
     with noted(failed, "comparison.csv"):
-        run.log_text("comparison.csv", comparison.as_csv(result.rows))
+        run.log_text("comparison.csv", seed_statistics.as_csv(result.rows))
     with noted(failed, "comparison.json"):
-        table = comparison.as_json(result.rows, result.differences, result.sentences)
+        table = seed_statistics.as_json(result.rows, result.differences, result.sentences)
         run.log_json("comparison", {**table, "failed": dict(result.population.failed)})
 
 

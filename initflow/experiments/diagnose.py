@@ -12,7 +12,8 @@ import torch
 
 import initflow
 from initflow.core import machine
-from initflow.core.config import DiagnoseConfig, format_shape
+from initflow.core.configurations import DiagnoseConfig
+from initflow.core.kinds import format_shape
 from initflow.diagnostics import measure
 from initflow.diagnostics.reading import Reading, as_json, read
 from initflow.errors import SettingError
@@ -28,8 +29,8 @@ from initflow.experiments.record import Progress
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting import figures
-from initflow.tracking import track
-from initflow.training import data, model
+from initflow.tracking import runs
+from initflow.training import datasets, model
 
 Cell = tuple[str, str]  # a scheme and an activation function
 
@@ -43,14 +44,14 @@ class Diagnosis:
     """
 
     config: DiagnoseConfig
-    run: track.Run
+    run: runs.Run
     readings: dict[Cell, Reading]
     remark: str = ""
     failures: Failures = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
-        return track.with_ids(self.run.id)
+        return runs.with_ids(self.run.id)
 
     @property
     def failed(self) -> dict[Cell, Reading]:
@@ -80,8 +81,8 @@ def diagnose(
     device = machine.device(config.device)
     cells = list(itertools.product(schemes, config.activations))
     progress("loading the data, downloaded at its first use", 0, 1)
-    splits = data.load(config.network(*cells[0]))
-    widths = (splits.pixels, *config.hidden, data.CLASSES)
+    splits = datasets.load(config.network(*cells[0]))
+    widths = (splits.pixels, *config.hidden, datasets.CLASSES)
     probe = measure.probe(splits.train, config.probe).to(torch.device(device))
     summary = (
         f"{len(cells)} untrained {format_shape(widths)} networks, "
@@ -105,7 +106,7 @@ def diagnose(
     failed: Failures = {}
     with machine.threads(config.threads) as threads:
         resolved = resolved_params(device, threads)
-        with track.start(
+        with runs.start(
             name=f"diagnose {format_shape(widths)} {config.dataset} seed {config.seed}",
             description=splits.described(summary),
             params=config.as_text() | resolved,
@@ -150,7 +151,7 @@ def diagnose(
     return Diagnosis(config, run, readings, splits.remark, failed)
 
 
-def _log_network(run: track.Run, reading: Reading, title: str, failed: Failures) -> None:
+def _log_network(run: runs.Run, reading: Reading, title: str, failed: Failures) -> None:
     run.log_metrics(0, reading.signals.metrics() | reading.metrics())
     run.log_json("signals", as_json(reading, [(0, reading.signals)]))
     name, of_network = "predicted_and_measured", Failures()
@@ -159,9 +160,9 @@ def _log_network(run: track.Run, reading: Reading, title: str, failed: Failures)
     failed |= failures.of(title, of_network)
 
 
-def _log_numbers(run: track.Run, readings: Mapping[Cell, Reading]) -> None:
+def _log_numbers(run: runs.Run, readings: Mapping[Cell, Reading]) -> None:
     """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
-    names = track.key_names(init for init, _ in readings)
+    names = runs.key_names(init for init, _ in readings)
     for quantity in ("preactivation_second_moment", "gradient_second_moment"):
         lines = {
             f"{quantity}/{names[init]} {activation}": reading.signals.by_layer(quantity)

@@ -10,8 +10,10 @@ from functools import partial
 import torch
 
 import initflow
-from initflow.core import environment, machine
-from initflow.core.config import Settings, TrainConfig, format_shape
+from initflow.core import machine, repository
+from initflow.core.configurations import TrainConfig
+from initflow.core.kinds import format_shape
+from initflow.core.settings import Settings
 from initflow.diagnostics.reading import Reading, as_json
 from initflow.diagnostics.verdict import Verdict
 from initflow.errors import InitflowError, cause
@@ -21,8 +23,9 @@ from initflow.experiments.record import History, Progress, Record, start, train_
 from initflow.experiments.replay import provenance
 from initflow.initializers import plugins
 from initflow.reporting import figures
-from initflow.tracking import track
-from initflow.training import data, model
+from initflow.tracking import runs
+from initflow.training import datasets, model
+from initflow.training.splits import Splits
 
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
 
@@ -34,13 +37,13 @@ class Result(Record):
     ``remark`` is a sentence on the data, where there is something odd to say of it.
     """
 
-    run: track.Run
+    run: runs.Run
     remark: str = ""
     failures: Failures = field(default_factory=dict)
 
     @property
     def run_id(self) -> str:
-        return track.with_ids(self.run.id)
+        return runs.with_ids(self.run.id)
 
 
 def train_one(
@@ -57,12 +60,12 @@ def train_one(
     scheme = plugins.find(config.init, config.plugins_dir)
     device = machine.device(config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
-    splits = data.load(config)
+    splits = datasets.load(config)
 
     with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
         record = start(config, scheme, splits)
         resolved = resolved_params(device, threads)
-        with track.start(
+        with runs.start(
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
             description=summary(record, splits),
             params=config.as_text() | resolved,
@@ -108,7 +111,7 @@ def resolved_params(device: str, threads: int) -> dict[str, str]:
     return {"resolved.device": device, "resolved.threads": str(threads)}
 
 
-def start_tags(record: Record, splits: data.Splits) -> dict[str, object]:
+def start_tags(record: Record, splits: Splits) -> dict[str, object]:
     """The tags of a network before its training."""
     return {
         "initflow.version": initflow.__version__,
@@ -120,9 +123,9 @@ def start_tags(record: Record, splits: data.Splits) -> dict[str, object]:
 
 
 def log_network(
-    parent: track.Run,
+    parent: runs.Run,
     record: Record,
-    splits: data.Splits,
+    splits: Splits,
     *,
     name: str,
     resolved: Mapping[str, str],
@@ -156,7 +159,7 @@ def log_network(
 
 
 def log_failed(
-    parent: track.Run,
+    parent: runs.Run,
     config: TrainConfig,
     error: InitflowError,
     *,
@@ -178,7 +181,7 @@ def log_failed(
 
 
 def log_setting(
-    run: track.Run, settings: Settings, splits: data.Splits, resolved: Mapping[str, str]
+    run: runs.Run, settings: Settings, splits: Splits, resolved: Mapping[str, str]
 ) -> None:
     """The settings of a run, and the data."""
     # Params may hold MLflow's own spelling of what it was given; this is ours.
@@ -186,17 +189,17 @@ def log_setting(
     run.log_data(splits)
 
 
-def log_uncommitted(run: track.Run) -> None:
+def log_uncommitted(run: runs.Run) -> None:
     """What is not committed of the code around a command; nothing where all is."""
-    diff = environment.uncommitted()
+    diff = repository.current().diff
     if diff:
         run.log_text(provenance.UNCOMMITTED, diff)
 
 
 def log_trained(
-    run: track.Run,
+    run: runs.Run,
     record: Record,
-    splits: data.Splits,
+    splits: Splits,
     resolved: Mapping[str, str],
     failed: Failures,
 ) -> str | None:
@@ -238,7 +241,7 @@ def result_tags(record: Record) -> dict[str, object]:
     return tags | (verdict_tags(record.reading.verdict) if record.reading else {})
 
 
-def log_figures(run: track.Run, record: Record, failed: Failures) -> None:
+def log_figures(run: runs.Run, record: Record, failed: Failures) -> None:
     """All figures of one network's training; those that could not be drawn are in ``failed``."""
     config, reading = record.config, record.reading
     shape = format_shape(record.initial.widths)
@@ -258,7 +261,7 @@ def log_figures(run: track.Run, record: Record, failed: Failures) -> None:
     failures.log_figures(run, drawn, failed)
 
 
-def summary(record: Record, splits: data.Splits) -> str:
+def summary(record: Record, splits: Splits) -> str:
     """The settings as a sentence."""
     config = record.config
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
@@ -273,7 +276,7 @@ def summary(record: Record, splits: data.Splits) -> str:
     return splits.described(sentence)
 
 
-def description(record: Record, splits: data.Splits) -> str:
+def description(record: Record, splits: Splits) -> str:
     """The settings, how the untrained network was, and what came of it."""
     untrained = verdict_sentence(record.reading) if record.reading else ""
     return " ".join(filter(None, (summary(record, splits), untrained, outcome_sentence(record))))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from initflow.errors import ReportError, cause
 from initflow.reporting.drawing import Figure, png
-from initflow.tracking import track
+from initflow.tracking import runs
 
 Failures = dict[str, str]  # of figures, reports and models: by what it is, why it could not be made
 _logger = logging.getLogger("initflow")
@@ -25,7 +25,7 @@ def noted(failures: Failures, what: str) -> Iterator[None]:
 
 
 def log_figures(
-    run: track.Run, figures: Mapping[str, Callable[[], Figure]], failures: Failures
+    run: runs.Run, figures: Mapping[str, Callable[[], Figure]], failures: Failures
 ) -> dict[str, bytes]:
     """Draw and log each figure by its name; the PNG files of those that could be drawn."""
     made = {}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from initflow.experiments.failures import noted
 from initflow.experiments.populations import BY_LAYER, Population, by_layer
-from initflow.tracking import mlflow_page, track
+from initflow.tracking import mlflow_page, runs, ui
 
 _BY_LAYER = tuple(f"by_layer/{quantity}" for quantity in BY_LAYER)
 SECTIONS = (
@@ -37,7 +37,7 @@ def _log_means(population: Population) -> None:
     MLflow's page draws a chart of each, and would show nothing of a parent without any.
     """
     outcomes, signals = population.outcomes(), population.signals()
-    names = track.key_names(map(str, outcomes))
+    names = runs.key_names(map(str, outcomes))
     history: dict[str, list[tuple[int, float]]] = {}
     for cell, of_seeds in outcomes.items():
         curves = [dict(o.curve) for o in of_seeds if o.diverged_at is None]
@@ -88,9 +88,9 @@ def addresses(population: Population) -> dict[str, str]:
     }
     if 1 < len(ids) <= mlflow_page.LINKED:
         found["Run by run"] = mlflow_page.comparison_address(run.experiment_id, ids)
-    server = track.server()
+    server = ui.server()
     return {
-        what: track.with_ids(mlflow_page.absolute(server, address))
+        what: runs.with_ids(mlflow_page.absolute(server, address))
         for what, address in found.items()
     }
 

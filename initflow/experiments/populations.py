@@ -16,15 +16,15 @@ import torch
 
 import initflow
 from initflow.core import machine, workers
-from initflow.core.config import CompareConfig, ReproduceConfig, TrainConfig
+from initflow.core.configurations import CompareConfig, ReproduceConfig, TrainConfig
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
 from initflow.experiments import experiment as experiments
 from initflow.experiments.failures import Failures
 from initflow.experiments.record import Progress, Record, start, train_together
-from initflow.reporting.comparison import Cell, Outcome
-from initflow.tracking import delivery, mlflow_page, track, unsent
-from initflow.training import data, supplies
+from initflow.reporting.seed_statistics import Cell, Outcome
+from initflow.tracking import connection, mlflow_page, outages, runs, unsent
+from initflow.training import datasets, supplies
 
 # Metrics by layer instead of step, whose charts are the picture by depth: see by_layer.
 BY_LAYER = ("preactivation_variance", "relative_gradient_variance")
@@ -75,7 +75,7 @@ class Population(Trained):
     ``remark`` is a sentence on the data, where there is something odd to say of it.
     """
 
-    run: track.Run
+    run: runs.Run
     device: str
     cells: Sequence[Cell]
     remark: str = ""
@@ -128,7 +128,7 @@ def stacks(
 
     for _, group in groupby(configs, alike):
         of_shape = list(group)
-        widths = (pixels, *of_shape[0].hidden, data.CLASSES)
+        widths = (pixels, *of_shape[0].hidden, datasets.CLASSES)
         size = asked or room(widths, of_shape[0].batch_size, device)
         of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
         if not asked and size > of_a_seed:
@@ -148,7 +148,7 @@ class Stack:
     ``label`` begins their names, and by ``id`` they are found if a worker dies.
     """
 
-    run: track.Run
+    run: runs.Run
     tracking: str
     configs: Sequence[TrainConfig]
     device: str
@@ -179,9 +179,9 @@ def grown(
     before a run is made.
     """
     device = machine.device(settings.device)
-    track.check_backend(settings.backend)
+    connection.check_backend(settings.backend)
     if settings.backend != "local":  # elsewhere nobody would know of what waits there
-        track.check_reachable()
+        outages.check_reachable()
     cells = list(dict.fromkeys(map(cell_of, configs)))
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = supplies.splits(configs[0])
@@ -191,7 +191,7 @@ def grown(
             supplies.check_elsewhere([scheme], crew)
             start(config, scheme, splits)
         resolved = experiments.resolved_params(device, crew.threads)
-        with track.start(
+        with runs.start(
             name=name,
             description=splits.described(summary),
             params=settings.as_text() | resolved,
@@ -204,7 +204,7 @@ def grown(
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [
-                Stack(run, delivery.uri(), together, device, tags, settings.run_figures)
+                Stack(run, connection.uri(), together, device, tags, settings.run_figures)
                 for together in stacks(configs, splits.pixels, device, settings.stack)
             ]
             train_all(population, parts, crew, progress)
@@ -266,7 +266,7 @@ def train_all(
 def _close(parts: Sequence[Stack]) -> None:
     """End the runs that workers have left open."""
     for run in {part.run.id: part.run for part in parts}.values():
-        for found in run.found({track.PARENT: run.id}):
+        for found in run.found({runs.PARENT: run.id}):
             if found.status == "RUNNING":
                 run.disown(found)
 
@@ -282,7 +282,7 @@ def _train_again(part: Stack, losses: int, loss: Exception) -> None:
 
 def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
     """Train and write the networks of ``stack``, in this process."""
-    track.follow(stack.tracking)
+    connection.set_uri(stack.tracking)
     writer = _Writer(stack)
     records = writer.start()
     if records:

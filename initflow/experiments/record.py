@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.diagnostics.reading import Reading, read
 from initflow.diagnostics.signals import Signals
 from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.initializers.scheme import Scheme
-from initflow.training import data, model, train
+from initflow.training import datasets, model, train
+from initflow.training.splits import Split, Splits
 
 # Told what is being done, and how much of it: (what, done, of).
 Progress = Callable[[str, int, int], None]
@@ -73,10 +74,10 @@ class Record:
             self.history.setdefault(key, []).append((step, value))
 
 
-def start(config: TrainConfig, scheme: Scheme, splits: data.Splits) -> Record:
+def start(config: TrainConfig, scheme: Scheme, splits: Splits) -> Record:
     """The untrained network of ``config``, initialized by ``scheme``."""
     initial = model.initialize(
-        (splits.pixels, *config.hidden, data.CLASSES),
+        (splits.pixels, *config.hidden, datasets.CLASSES),
         scheme,
         ACTIVATIONS[config.activation],
         bias_init=config.bias_init,
@@ -88,7 +89,7 @@ def start(config: TrainConfig, scheme: Scheme, splits: data.Splits) -> Record:
 
 def train_together(
     records: Sequence[Record],
-    splits: data.Splits,
+    splits: Splits,
     *,
     measured: Callable[[Record, int, Mapping[str, float]], None] = lambda *_: None,
     give_up: Callable[[Record, int, Mapping[str, float]], bool] = lambda *_: False,
@@ -163,8 +164,8 @@ def _measure(
     checkpoint: train.Checkpoint,
     member: int,
     *,
-    splits: data.Splits,
-    probe: data.Split | None,
+    splits: Splits,
+    probe: Split | None,
 ) -> dict[str, float]:
     """What there is to say of one network at a checkpoint, finite values only."""
     activation, step = record.activation, checkpoint.step
@@ -194,7 +195,7 @@ def _measure(
 
 
 def _evaluations(
-    parameters: model.Parameters, activation: Activation, splits: data.Splits
+    parameters: model.Parameters, activation: Activation, splits: Splits
 ) -> dict[str, float]:
     """Loss and accuracy over the images that are not trained on, by metric key."""
     values = {}

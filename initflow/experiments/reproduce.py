@@ -8,16 +8,17 @@ from functools import partial
 from typing import Any
 
 from initflow.core import environment
-from initflow.core.config import ReproduceConfig
+from initflow.core.configurations import ReproduceConfig
 from initflow.errors import SettingError
 from initflow.experiments import failures
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import addresses, log_overview, warnings
 from initflow.experiments.populations import Population, grown, seeds_of
 from initflow.experiments.record import Progress
-from initflow.reporting import comparison, comparison_figures, published, webpage
-from initflow.reporting.comparison import NONE, Cell, Outcome, Row, interval, percent, whole
+from initflow.reporting import comparison_figures, published, seed_statistics, webpage
+from initflow.reporting.formats import NONE, interval, percent, whole
 from initflow.reporting.published import Check, PublishedTable, explained
+from initflow.reporting.seed_statistics import Cell, Outcome, Row
 from initflow.training import supplies
 
 NUMBERS = (
@@ -81,7 +82,7 @@ def reproduce(
             row.name: of_cells.get(Cell(schemes[row.init].spec, row.activation), [])
             for row in table.rows
         }
-        rows = comparison.rows({Cell(row, ""): seeds for row, seeds in outcomes.items()})
+        rows = seed_statistics.rows({Cell(row, ""): seeds for row, seeds in outcomes.items()})
         checks = {row.name: published.checks(row, outcomes[row.name]) for row in table.rows}
         result = Reproduction(
             config,

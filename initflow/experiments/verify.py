@@ -9,8 +9,9 @@ from pathlib import Path
 
 import initflow
 from initflow.core import machine, paths
-from initflow.core.config import VerifyConfig
-from initflow.errors import ReplayError, SettingError, without_credentials
+from initflow.core.configurations import VerifyConfig
+from initflow.core.secrets import without_credentials
+from initflow.errors import ReplayError, SettingError
 from initflow.experiments import experiment
 from initflow.experiments.record import Progress
 from initflow.experiments.replay import bundle, provenance
@@ -19,8 +20,8 @@ from initflow.experiments.replay.replay import Replay, replay, sentence
 from initflow.initializers import finder, plugins
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, parse
-from initflow.tracking import delivery, track
-from initflow.training import data
+from initflow.tracking import connection, queries, runs
+from initflow.training import datasets
 
 RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
 CURVES = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation")
@@ -71,7 +72,7 @@ def verify(
         scheme = _scheme(past, own.init, own.plugins_dir, trusted=not is_folder)
     device = _device(past, config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
-    result = Verification(named, replay(evidence, scheme, data.load(own), device, progress))
+    result = Verification(named, replay(evidence, scheme, datasets.load(own), device, progress))
     if os.environ.get("MLFLOW_RUN_ID"):
         _log(result, what, config, device)
     return result
@@ -86,9 +87,9 @@ def export(run_id: str, folder: Path) -> str:
     if not RUN_ID.fullmatch(run_id):
         raise SettingError(f"run must be the id of a run, 32 digits and letters, not '{run_id}'")
     evidence = _of_run(run_id)
-    run_id = track.with_ids(run_id)
+    run_id = runs.with_ids(run_id)
     files = provenance.files(evidence)
-    files |= bundle.pages(evidence, track.read_history(run_id, CURVES), run_id)
+    files |= bundle.pages(evidence, queries.read_history(run_id, CURVES), run_id)
     diff = _uncommitted(run_id)
     if diff is not None:
         files[UNCOMMITTED] = diff
@@ -149,9 +150,9 @@ def _device(past: Provenance, asked: str | None) -> str:
 
 def _of_run(run_id: str) -> Evidence:
     """What the run recorded, if it is one that can be trained again."""
-    run = track.read_run(run_id)
+    run = queries.read_run(run_id)
     if run is None:
-        where = without_credentials(delivery.uri())
+        where = without_credentials(connection.uri())
         raise ReplayError(f"there is no run {run_id} in MLflow at '{where}'")
     run_id = run.id
     if run.lifecycle != "active":
@@ -164,7 +165,7 @@ def _of_run(run_id: str) -> Evidence:
         )
 
     def read(name: str, limit: int) -> bytes | None:
-        return track.read_artifact(run_id, name, limit)
+        return queries.read_artifact(run_id, name, limit)
 
     outcome = run.tags.get("initflow.outcome")
     is_network = "initflow.initial_weights_sha256" in run.tags or outcome is not None
@@ -187,7 +188,7 @@ def _of_run(run_id: str) -> Evidence:
     return provenance.gathered(read, f"run {run_id}")
 
 
-def _of_many(run: track.Kept) -> str:
+def _of_many(run: queries.Kept) -> str:
     """Why a run that is no network's cannot be verified."""
     below = _below(run)
     networks = [one.id for one in below if one.tags.get("initflow.outcome")]
@@ -202,15 +203,15 @@ def _of_many(run: track.Kept) -> str:
     return f"run {run.id} is of no network that initflow trained"
 
 
-def _below(run: track.Kept) -> list[track.Found]:
+def _below(run: queries.Kept) -> list[runs.Found]:
     """The runs below it and, where those are of many too, below them."""
-    found: list[track.Found] = []
+    found: list[runs.Found] = []
     above = [run.id]
     for _ in range(DEPTH):
         level = [
             one
             for parent in above
-            for one in track.Run(parent, run.experiment_id, ()).found({track.PARENT: parent})
+            for one in runs.Run(parent, run.experiment_id, ()).found({runs.PARENT: parent})
         ]
         found += level
         above = [one.id for one in level if "initflow.initial_weights_sha256" not in one.tags]
@@ -221,13 +222,13 @@ def _uncommitted(run_id: str) -> bytes | None:
     """What was not committed, which the run above all others of its command has."""
     top: str | None = run_id
     for _ in range(DEPTH + 1):
-        run = track.read_run(top) if top else None
+        run = queries.read_run(top) if top else None
         if not run:
             return None
-        diff = track.read_artifact(run.id, UNCOMMITTED, LARGEST_DIFF)
+        diff = queries.read_artifact(run.id, UNCOMMITTED, LARGEST_DIFF)
         if diff is not None:
             return diff
-        top = run.tags.get(track.PARENT)
+        top = run.tags.get(runs.PARENT)
     return None
 
 
@@ -235,7 +236,7 @@ def _log(result: Verification, what: str, config: VerifyConfig, device: str) -> 
     """Into the run that ``mlflow run`` has made."""
     found = result.replay
     resolved = experiment.resolved_params(device, found.provenance.threads)
-    with track.start(
+    with runs.start(
         name=f"verify {what}",
         description=sentence(found, result.what),
         params={"run_id": what} | config.as_text() | resolved,

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType
 
 from initflow.core import paths
-from initflow.core.config import SCHEME_NAMES
+from initflow.core.configurations import SCHEME_NAMES
 from initflow.errors import SettingError, cause, first_line
 
 GROUP = "initflow.initializers"

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from initflow.core.config import SCHEME_NAMES
+from initflow.core.configurations import SCHEME_NAMES
 from initflow.errors import SettingError
 from initflow.initializers.finder import found
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import drawing
-from initflow.reporting.comparison import Cell, Outcome, Outcomes, Row
 from initflow.reporting.drawing import Axes, Figure, Look, Values
+from initflow.reporting.seed_statistics import Cell, Outcome, Outcomes, Row
 
 VARIANCES = {
     "preactivation_variance": "signal: variance\nof the pre-activations",

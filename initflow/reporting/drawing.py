@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from initflow.reporting.comparison import Cell, Row
+from initflow.reporting.seed_statistics import Cell, Row
 
 __all__ = [
     "CYCLE",

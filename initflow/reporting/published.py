@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from initflow.core import paths
-from initflow.core.config import ReproduceConfig, TrainConfig
+from initflow.core.configurations import ReproduceConfig, TrainConfig, training
 from initflow.errors import SettingError, first_line, unknown
-from initflow.reporting.comparison import CONFIDENCE, EXACT, NONE, Outcome
+from initflow.reporting.formats import EXACT, NONE
+from initflow.reporting.seed_statistics import CONFIDENCE, Outcome
 
 FOLDER = "tables"
 
@@ -47,9 +48,8 @@ class PublishedTable:
 
     def network(self, row: PublishedRow, seed: int, config: ReproduceConfig) -> TrainConfig:
         """The settings of the training that the row is of, under ``seed``."""
-        shared = config.shared_with_training() | {"seed": seed}
         own = {"init": row.init, "activation": row.activation}
-        return TrainConfig(**(shared | dict(self.settings) | own))
+        return training(config, **{"seed": seed, **self.settings, **own})
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from initflow.reporting import comparison
-from initflow.reporting.comparison import (
-    Cell,
-    Difference,
-    Outcome,
-    Outcomes,
-    Row,
-    harmless,
-    plus_minus,
-)
+from initflow.reporting import formats, seed_statistics, sentences
+from initflow.reporting.formats import harmless, plus_minus
+from initflow.reporting.seed_statistics import Cell, Difference, Outcome, Outcomes, Row
 
 OUTCOMES = ("finished", "pruned", "diverged", "failed")
 WITHIN = 0.01  # of the best accuracy: one point, in which a learning rate counts as good
@@ -59,7 +52,7 @@ def tolerance(trials: Sequence[Trial]) -> tuple[float, float] | None:
         trial.lr
         for trial in trials
         if trial.outcome == "finished"
-        and round(top.accuracy - (trial.accuracy or 0.0), comparison.EXACT) <= WITHIN
+        and round(top.accuracy - (trial.accuracy or 0.0), formats.EXACT) <= WITHIN
     ]
     return min(near), max(near)
 
@@ -99,8 +92,8 @@ def tuned(
 ) -> Tuned:
     """What the ``trials`` of a scheme came to, and its networks that were ``tested``."""
     counts = Counter(trial.outcome for trial in trials)
-    (of_tuned,) = comparison.rows({cell: tested})
-    (of_untuned,) = comparison.rows({cell: untuned})
+    (of_tuned,) = seed_statistics.rows({cell: tested})
+    (of_untuned,) = seed_statistics.rows({cell: untuned})
     return Tuned(
         cell,
         best(trials),
@@ -111,22 +104,22 @@ def tuned(
     )
 
 
-def sentences(tuned: Outcomes, untuned: Outcomes, setting: str) -> list[str]:
+def tuning_sentences(tuned: Outcomes, untuned: Outcomes, setting: str) -> list[str]:
     """What the test images say: each scheme at its best, all at one ``setting``, what changes.
 
     ``setting`` names the one that is not tuned, "lr 0.1 and gamma 0.96".
     """
-    said = comparison.sentences(untuned, f"All at {setting}: ")
+    said = sentences.comparison_sentences(untuned, f"All at {setting}: ")
     if not any(tuned.values()):
         return ["Each at its best: no trial finished, so there is none.", *said]
-    said = [*comparison.sentences(tuned, "Each at its best: "), *said]
+    said = [*sentences.comparison_sentences(tuned, "Each at its best: "), *said]
     return [*said, *_changes(tuned, untuned)]
 
 
 def _changes(tuned: Outcomes, untuned: Outcomes) -> list[str]:
     """Of each pair of schemes, what is said otherwise of them once they are tuned."""
-    after = {_pair(difference): difference for difference in comparison.differences(tuned)}
-    before = {_pair(difference): difference for difference in comparison.differences(untuned)}
+    after = {_pair(difference): difference for difference in seed_statistics.differences(tuned)}
+    before = {_pair(difference): difference for difference in seed_statistics.differences(untuned)}
     changed = []
     for pair in {**after, **before}:
         one, other = before.get(pair), after.get(pair)
@@ -218,12 +211,12 @@ def _values(tuned: Tuned) -> dict[str, Any]:
 
 def rate(value: float | None) -> str:
     """A learning rate or gamma, to three digits."""
-    return comparison.NONE if value is None else f"{value:.3g}"
+    return formats.NONE if value is None else f"{value:.3g}"
 
 
 def tolerated(tolerance: tuple[float, float] | None) -> str:
     """``0.02 to 0.3 (×15)``."""
     if tolerance is None:
-        return comparison.NONE
+        return formats.NONE
     low, high = tolerance
     return f"{rate(low)} to {rate(high)} (×{float(f'{high / low:.2g}'):.15g})"

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from initflow.reporting import drawing
-from initflow.reporting.comparison import Cell, Row
 from initflow.reporting.drawing import Axes, Figure, Look
+from initflow.reporting.seed_statistics import Cell, Row
 from initflow.reporting.trials import WITHIN, Trial, best, tolerance
 
 PANEL = 3.2  # inches, of the trials with one activation function

@@ -13,16 +13,8 @@ from typing import ClassVar, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from initflow.reporting.comparison import (
-    ALPHA,
-    NONE,
-    Difference,
-    Row,
-    interval,
-    p_value,
-    percent,
-    whole,
-)
+from initflow.reporting.formats import NONE, interval, p_value, percent, whole
+from initflow.reporting.seed_statistics import ALPHA, Difference, Row
 
 DENSITY = 1.5  # pixels of a picture on one of the page, so that it is sharp on fine screens too
 LONG = 16  # rows, from which on a table waits folded

@@ -9,18 +9,20 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "mean_field": [
+        "infinite_width": [
             "MeanField",
             "correlation_map",
-            "expectation",
             "fixed_point",
             "mean_field",
+            "variance_map",
+        ],
+        "integrals": [
+            "expectation",
             "pair_expectation",
             "product_moment",
             "second_moment",
             "slope_moment",
             "slope_product_moment",
-            "variance_map",
         ],
     },
 )

@@ -1,7 +1,7 @@
 """What theory predicts for the network at hand, with the band that its finite width leaves.
 
-The expected values are those of :mod:`initflow.theory.mean_field`, with the layers' real fans and
-variances, from the images' real second moments. The band says where 95 % of networks lie that
+The expected values are those of :mod:`initflow.theory.infinite_width`, with the layers' real fans
+and variances, from the images' real second moments. The band says where 95 % of networks lie that
 differ in nothing but their random weights: a layer's second moment is a mean over its n units, so
 chance multiplies it by a factor of relative variance of order 1/n, which the next layers pass on.
 These factors, taken as log-normal, are played through for some thousands of networks at once, each
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Scheme, places
-from initflow.theory.mean_field import (
+from initflow.theory.integrals import (
     expectation,
     log_slope,
     pair_expectation,

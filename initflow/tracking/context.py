@@ -17,10 +17,10 @@ AT_WORK = (
     "diagnostics.layers",
     "diagnostics.observed",
     "diagnostics.signals",
-    "experiments.tuning.studies",
+    "experiments.tuning.searches",
     "initializers.activations",
-    "tracking.track",
-    "training.data",
+    "tracking.connection",
+    "training.splits",
 )
 
 

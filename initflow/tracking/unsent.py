@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from initflow.core import workers
-from initflow.errors import OutboxError, TrackingError, without_credentials
+from initflow.core.secrets import without_credentials
+from initflow.errors import OutboxError, TrackingError
 from initflow.tracking import delivery, outbox
-from initflow.tracking.delivery import uri
+from initflow.tracking.connection import uri
 from initflow.tracking.outbox import Left
 from initflow.tracking.sender import drained
 

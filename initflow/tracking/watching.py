@@ -13,11 +13,12 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from initflow.core import environment
+from initflow.core.secrets import without_credentials
 from initflow.diagnostics import layers, observed
 from initflow.diagnostics.recorder import Recorder, harmless, is_traced
 from initflow.diagnostics.signals import QUANTITIES, Signals
-from initflow.errors import LONGEST, SettingError, cause, unknown, without_credentials
-from initflow.tracking import context, track, unsent
+from initflow.errors import LONGEST, SettingError, cause, unknown
+from initflow.tracking import context, runs, unsent
 
 TAG = "initflow.nonfinite"  # what was not finite, and how often
 STEP_TAG = "initflow.nonfinite_at_step"  # at the first step where something was not
@@ -170,7 +171,7 @@ class _Steps:
 class _Log:
     """Writes what was measured at a step into ``run``."""
 
-    def __init__(self, run: track.Run, quantities: frozenset[str], name: str | None) -> None:
+    def __init__(self, run: runs.Run, quantities: frozenset[str], name: str | None) -> None:
         self._run, self._quantities, self._name = run, quantities, name
         self._names: dict[str, str] = {}  # as MLflow takes them, by those of the modules
         self._is_tagged = self._has_failed = False
@@ -185,7 +186,7 @@ class _Log:
             _tell("not measured: %s", listed)
             # Each watching of a run has one of its own.
             key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
-            tags = {**tags, track.key_names([key])[key]: listed}
+            tags = {**tags, runs.key_names([key])[key]: listed}
         if tags:
             self._run.set_tags(tags)
 
@@ -220,7 +221,7 @@ class _Log:
         new = [name for name in names if name not in self._names]
         prefix = "" if self._name is None else f"{self._name}."
         taken = {f"{prefix}{name}": short for name, short in self._names.items()}
-        shorts = track.key_names((f"{prefix}{name}" for name in new), taken)
+        shorts = runs.key_names((f"{prefix}{name}" for name in new), taken)
         self._names |= dict(zip(new, shorts.values(), strict=True))
 
 
@@ -249,8 +250,8 @@ def _check(model: nn.Module) -> None:
         pass
 
 
-def _active() -> track.Run:
-    run = track.active()
+def _active() -> runs.Run:
+    run = runs.active()
     if run is None:
         raise SettingError(
             "watch needs an active MLflow run: open one around it, with mlflow.start_run(): …"

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from initflow.core.config import MAX_WIDTH
+from initflow.core.kinds import MAX_WIDTH
 from initflow.errors import DataError
 
 # As they are published, by what they hold.

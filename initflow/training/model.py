@@ -17,7 +17,7 @@ from initflow.errors import SettingError
 from initflow.initializers import contract
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Place, Scheme, places
-from initflow.training.data import Split
+from initflow.training.splits import Split
 
 BATCH = 1_000  # images, at most, that a scheme sees which fills the network as a whole
 

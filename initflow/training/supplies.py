@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.core.workers import Crew
 from initflow.errors import SettingError
 from initflow.initializers import plugins
 from initflow.initializers.finder import NOTEBOOK
 from initflow.initializers.scheme import Scheme
-from initflow.training import data
+from initflow.training import datasets
+from initflow.training.splits import Splits
 
 OF_DATA = ("dataset", "data_dir", "normalize", "validation", "seed")  # what images depend on
 
@@ -30,8 +31,8 @@ def lasting() -> Iterator[None]:
         scheme.cache_clear()
 
 
-def splits(config: TrainConfig) -> data.Splits:
-    """The data set of ``config``: see :func:`initflow.training.data.load`. The last one is kept."""
+def splits(config: TrainConfig) -> Splits:
+    """The data set of ``config``, as ``datasets.load`` gives it. The last one is kept."""
     settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name in OF_DATA}
     if not config.validation:
         del settings["seed"]
@@ -39,8 +40,8 @@ def splits(config: TrainConfig) -> data.Splits:
 
 
 @functools.lru_cache(maxsize=1)
-def _splits(config: TrainConfig) -> data.Splits:
-    return data.load(config)
+def _splits(config: TrainConfig) -> Splits:
+    return datasets.load(config)
 
 
 def different(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme]:

@@ -18,9 +18,9 @@ from torch import Tensor
 from initflow.core import machine
 from initflow.core.seeds import generator
 from initflow.initializers.activations import Activation
-from initflow.training.data import Split
 from initflow.training.model import Parameters, aligned
 from initflow.training.propagation import Pass, blocks
+from initflow.training.splits import Split
 
 
 @dataclass(frozen=True)

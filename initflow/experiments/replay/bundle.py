@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from initflow.core.config import format_shape
+from initflow.core.kinds import format_shape
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.experiments.replay import provenance
 from initflow.experiments.replay.provenance import (

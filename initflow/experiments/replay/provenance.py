@@ -25,13 +25,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from initflow.core import environment
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.experiments.record import Record
 from initflow.initializers.finder import NOTEBOOK
 from initflow.initializers.scheme import Scheme
-from initflow.training import data, model, train
-from initflow.training.data import Splits
+from initflow.training import datasets, model, train
+from initflow.training.splits import Splits
 
 FORMAT = 1
 REPLAY = "replay.json"
@@ -86,7 +86,7 @@ class Provenance:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return (self.pixels, *self.config.hidden, data.CLASSES)
+        return (self.pixels, *self.config.hidden, datasets.CLASSES)
 
     @property
     def whole(self) -> int:

@@ -24,7 +24,7 @@ from initflow.experiments.replay import provenance
 from initflow.experiments.replay.provenance import Evidence, Provenance, State
 from initflow.initializers.scheme import BUILT_IN, Scheme
 from initflow.training import model
-from initflow.training.data import Splits
+from initflow.training.splits import Splits
 
 VERDICTS = IDENTICAL, TOLERABLE, DIFFERENT = "identical", "tolerable", "different"
 EXIT_CODES = {IDENTICAL: 0, DIFFERENT: 1, TOLERABLE: 3}

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from initflow.core import machine
-from initflow.core.config import TrainConfig, TuneConfig, format_shape
+from initflow.core.configurations import TrainConfig, TuneConfig
+from initflow.core.kinds import format_shape
 from initflow.experiments.populations import seeds_of
-from initflow.experiments.tuning import studies
-from initflow.experiments.tuning.studies import Asked, Search, Study
-from initflow.reporting.comparison import Cell
-from initflow.tracking import track
-from initflow.training import data, supplies, train
+from initflow.experiments.tuning import storages
+from initflow.experiments.tuning.searches import PendingTrial, Search
+from initflow.experiments.tuning.studies import Study
+from initflow.reporting.seed_statistics import Cell
+from initflow.tracking import connection, runs
+from initflow.training import datasets, supplies, train
 
 SHARE = 6  # one of so many training images is held out, 10,000 of MNIST's
 # The settings that trials depend on, beside the data and the scheme: with others it would be
@@ -46,7 +48,7 @@ class Plan:
 
     ``validation`` images are held out to choose by; ``updates`` are those of a trial's training.
     ``described`` says what they are studies of, setting by setting; ``data_tags`` and ``remark``
-    say of which images, as of :class:`initflow.training.data.Splits`.
+    say of which images, as of :class:`initflow.training.splits.Splits`.
     """
 
     config: TuneConfig
@@ -59,7 +61,7 @@ class Plan:
     data_tags: Mapping[str, object]
     remark: str
 
-    def trial(self, init: str, asked: Asked | None = None) -> TrainConfig:
+    def trial(self, init: str, asked: PendingTrial | None = None) -> TrainConfig:
         """The network of a trial, or the untuned one."""
         lr, gamma = (asked.lr, asked.gamma) if asked else (self.config.lr, self.config.gamma)
         return self.config.trial(init, lr, gamma, self.validation)
@@ -87,7 +89,7 @@ class Plan:
     @property
     def title(self) -> str:
         config = self.config
-        shape = format_shape((data.pixels(config.dataset), *config.hidden, data.CLASSES))
+        shape = format_shape((datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES))
         return f"{shape} networks with {config.activation} on {config.dataset}"
 
     @property
@@ -115,8 +117,8 @@ class Arm:
     init: str
     cell: Cell
     study: Study
-    run: track.Run
-    at_hand: dict[int, Asked] = field(default_factory=dict)  # by number
+    run: runs.Run
+    at_hand: dict[int, PendingTrial] = field(default_factory=dict)  # by number
 
 
 def made(config: TuneConfig) -> Plan:
@@ -127,7 +129,7 @@ def made(config: TuneConfig) -> Plan:
     splits = supplies.splits(config.trial(anyone, config.lr, config.gamma, validation))
     text = config.as_text()
     described = {name: text[name] for name in OBJECTIVE}
-    described |= {"validation": str(validation), "data": splits.digest[: track.DIGEST_LENGTH]}
+    described |= {"validation": str(validation), "data": splits.digest[: runs.DIGEST_LENGTH]}
     named = json.dumps(described | {name: text[name] for name in CHOICE}, sort_keys=True)
     digest = hashlib.sha256(named.encode()).hexdigest()[:8]
     study = config.study or f"{config.dataset}-{config.activation}-{digest}"
@@ -135,7 +137,7 @@ def made(config: TuneConfig) -> Plan:
         config,
         validation,
         study,
-        config.storage or studies.journal(track.folder() / "studies", study),
+        config.storage or storages.journal(connection.folder() / "studies", study),
         machine.device(config.device),
         train.iterations(len(splits.train), config.batch_size, config.epochs),
         described,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy import integrate
 
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.initializers.scheme import Place, Scheme
 from initflow.testing import assert_initializer_contract
-from initflow.training import data, model
+from initflow.training import datasets, model
 from initflow_critical import critical, edge
 
 SCHEME = Scheme.of(critical, "critical", "a test")
@@ -123,9 +123,9 @@ def test_weights_and_biases_have_the_stated_variances(shape):
 def test_the_signal_survives_a_hundred_tanh_layers_where_xaviers_fades():
     """As the README has it: what tells digits apart, and the gradient, in the mean of 3 seeds."""
     tanh = ACTIVATIONS["tanh"]
-    splits = data.load(TrainConfig(dataset="digits"))
+    splits = datasets.load(TrainConfig(dataset="digits"))
     probe = measure.probe(splits.train, 200)
-    widths = (splits.pixels, *[100] * 100, data.CLASSES)
+    widths = (splits.pixels, *[100] * 100, datasets.CLASSES)
     signal, gradient = {}, {}
     for scheme in (find("xavier"), SCHEME):
         signals = []

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.initializers.scheme import Place, Scheme, fans
 from initflow.testing import assert_initializer_contract
-from initflow.training import data, model
+from initflow.training import datasets, model
 from initflow_looks_linear import looks_linear, odd_slope
 
 SCHEME = Scheme.of(looks_linear, "looks-linear", "a test")
@@ -166,10 +166,10 @@ def test_the_property_decides_not_the_name():
 def test_a_hundred_relu_layers_keep_images_apart_and_gradients_alike():
     """As the README has it: under He digits come to look the same, and gradients shatter."""
     relu = ACTIVATIONS["relu"]
-    images = measure.probe(data.load(TrainConfig(dataset="digits")).train, 100).images
+    images = measure.probe(datasets.load(TrainConfig(dataset="digits")).train, 100).images
     cosine, gradients = {}, {}
     for scheme in (find("he"), SCHEME):
-        widths = (64, *[100] * 100, data.CLASSES)
+        widths = (64, *[100] * 100, datasets.CLASSES)
         start = model.initialize(widths, scheme, relu, bias_init="zeros", seed=0)
         net = model.network(start.state(), relu).requires_grad_(requires_grad=False)
         cosine[scheme.name] = mean_cosine(net[:-2](images))

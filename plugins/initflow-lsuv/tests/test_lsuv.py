@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.initializers.scheme import Scheme
 from initflow.testing import assert_initializer_contract
-from initflow.training import data, model
+from initflow.training import datasets, model
 from initflow_lsuv import lsuv
 
 
@@ -130,11 +130,11 @@ def test_arguments_that_cannot_be_meant(arguments, message):
 def test_it_carries_silu_through_20_layers_where_hes_scheme_fades():
     """As the README has it: He's variance is that of relu, and silu's signal dies of it."""
     silu = ACTIVATIONS["silu"]
-    train = data.load(TrainConfig(dataset="digits")).train
+    train = datasets.load(TrainConfig(dataset="digits")).train
     probe = measure.probe(train, 300)
     signal = {}
     for scheme in (find("he"), Scheme.of(lsuv, "lsuv", "a test")):
-        widths = (64, *[100] * 20, data.CLASSES)
+        widths = (64, *[100] * 20, datasets.CLASSES)
         start = model.initialize(widths, scheme, silu, bias_init="zeros", seed=0, data=train)
         (seen,) = measure.observe(start, silu, probe)
         signal[scheme.name] = seen.signals.layers["fc20"]["signal_variance"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from initflow.core import workers
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.errors import OutageError
 from initflow.experiments import populations
 from initflow.experiments.populations import Member, Stack, Trained
@@ -15,9 +15,9 @@ from initflow.experiments.record import Progress
 from initflow.experiments.tuning.plan import Arm, Plan
 from initflow.experiments.tuning.studies import Study
 from initflow.reporting import trials
-from initflow.reporting.comparison import Outcome
-from initflow.tracking import delivery, track
-from initflow.training import data
+from initflow.reporting.seed_statistics import Outcome
+from initflow.tracking import connection, runs
+from initflow.training import datasets
 
 TESTED = "initflow.tested"  # under which a study remembers its networks that were tested
 Known = Mapping[str, Mapping[str, Any]]  # what it remembers of each, by its setting and seed
@@ -45,14 +45,14 @@ def tested(
     """
     stacks: list[Stack] = []
     of_run = {arm.run.id: arm for arm in arms}
-    pixels = data.pixels(plan.config.dataset)
+    pixels = datasets.pixels(plan.config.dataset)
     for arm in arms:
         known, there = _known(arm.study), _runs_below(arm)
         for part, networks in _networks(plan, arm).items():
             missing = [one for one in networks if not _is_there(known.get(_key(one)), one, there)]
             tags = {arm.cell: plan.tags(part, arm.study)}
             stacks += [
-                Stack(arm.run, delivery.uri(), some, plan.device, tags, label=f"{part} ")
+                Stack(arm.run, connection.uri(), some, plan.device, tags, label=f"{part} ")
                 for some in populations.stacks(missing, pixels, plan.device, plan.config.stack)
             ]
 
@@ -60,7 +60,7 @@ def tested(
         arm = of_run[stack.run.id]
         members = {member.outcome.seed: member for member in trained.members}
         new = {_key(c): _values(members[c.seed]) for c in stack.configs if c.seed in members}
-        arm.study.remember(TESTED, {**_known(arm.study), **new})
+        arm.study.set_user_attr(TESTED, {**_known(arm.study), **new})
 
     trained = Trained()
     if stacks:
@@ -69,11 +69,11 @@ def tested(
 
 
 def _runs_below(arm: Arm) -> set[str]:
-    """The names of the runs there; where MLflow does not answer, of all that are remembered."""
+    """The names of the runs there; where MLflow does not answer, of all that are user_attr."""
     try:
-        found = arm.run.found({track.PARENT: arm.run.id})
+        found = arm.run.found({runs.PARENT: arm.run.id})
     except OutageError:
-        return runs(arm.study)
+        return tested_runs(arm.study)
     return set().union(*(one.names for one in found))
 
 
@@ -98,10 +98,10 @@ def _networks(plan: Plan, arm: Arm) -> dict[str, list[TrainConfig]]:
 
 
 def _known(study: Study) -> Known:
-    return study.remembered(TESTED) or {}
+    return study.user_attr(TESTED) or {}
 
 
-def runs(study: Study) -> set[str]:
+def tested_runs(study: Study) -> set[str]:
     """The ids of those of all its networks that are tested."""
     return {kept["run_id"] for kept in _known(study).values()}
 

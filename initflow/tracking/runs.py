@@ -12,135 +12,53 @@ import itertools
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlflow
-from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from safetensors.torch import save as as_safetensors
-from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from initflow.core import environment, paths
-from initflow.errors import (
-    OutageError,
-    SettingError,
-    TrackingError,
-    without_credentials,
-)
-from initflow.tracking import delivery, mlflow_page, open_runs, outbox, unsent
-from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED, uri
+from initflow.core.secrets import without_credentials
+from initflow.errors import OutageError, SettingError, TrackingError
+from initflow.tracking import connection, delivery, mlflow_page, open_runs, outbox, unsent
+from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED
+from initflow.tracking.outages import translated
 from initflow.tracking.outbox import Entry
-from initflow.training.data import Splits
+from initflow.training.splits import Splits
 
 EXPERIMENT = "initflow"
-HOST, PORT = "127.0.0.1", 5000  # where `initflow ui` serves a local store's page, by default
 LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
-STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-PATIENCE_S = 3.0  # after which a second signal ends a request that the first one waits for
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
-SERVER_PATIENCE_S = 10.0
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
-# A driver may be missing, an address malformed.
-FAILURES = (
-    MlflowException,
-    SQLAlchemyError,
-    OSError,
-    ImportError,
-    ValueError,
-    outbox.RefusedError,
-    outbox.UnknownKeyError,
-)
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold a signal back until what is being written is written; a late second one cuts it off.
-
-    A request that is cut off may have made a run whose id nobody knows, and locks SQLite.
-    """
-    held: list[tuple[int, float]] = []
-    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        held.append((number, time.monotonic()))
-        if held[-1][1] - held[0][1] > PATIENCE_S:
-            before[number](number, frame)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in STOPS:
-            handler = signal.getsignal(number)
-            if callable(handler):
-                before[number] = handler
-                signal.signal(number, hold)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if held:
-            number, _ = held[0]
-            before[number](number, None)
-
-
-@contextlib.contextmanager
-def _translated(where: str = "") -> Iterator[None]:
-    """Raise what MLflow or its store, by default ours, refuses as :class:`TrackingError`.
-
-    That it does not answer is an :class:`OutageError`.
-    """
-    where = where or uri()
-    try:
-        with _uninterrupted(), delivery.impatient():
-            yield
-    except FAILURES as error:
-        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as")]
-        reason = lines[0] if lines else type(error).__name__
-        is_outage = delivery.is_outage(where, error)
-        if is_outage:
-            reason = delivery.reason(error)
-        elif "Response body: '<" in reason:
-            reason = "what answers there is no MLflow server, but a page of HTML"
-        message = without_credentials(f"MLflow at '{where}' failed: {reason}")
-        raise (OutageError if is_outage else TrackingError)(message) from error
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Around a question to MLflow, whose answer must know of all that was written before."""
-    sender = delivery.sender(uri())
+    sender = delivery.sender(connection.uri())
     if sender.waiting() and not sender.settle(unsent.CLOSING_PATIENCE_S, as_it_goes=True):
         raise OutageError(f"MLflow at '{sender.tracking}' failed: {sender.reason}")
-    with _translated():
+    with translated():
         yield
 
 
-def _send(entry: Entry) -> None:
+def send(entry: Entry) -> None:
     """Write it now or, where MLflow does not answer, later."""
-    with _translated():
-        delivery.sender(uri()).send(entry, is_asking=entry.kind in ("create", "model"))
-
-
-def _client() -> mlflow.MlflowClient:
-    return delivery.client_of(uri())
+    with translated():
+        delivery.sender(connection.uri()).send(entry, is_asking=entry.kind in ("create", "model"))
 
 
 def with_ids(text: str) -> str:
     """``text`` with the ids that the server has given by now to what has keys in it."""
-    known = delivery.sender(uri()).known
+    known = delivery.sender(connection.uri()).known
     return outbox.KEYS.sub(lambda key: known.get(key[0]) or key[0], text)
 
 
@@ -159,7 +77,7 @@ class Run:
     launcher: tuple[str, ...]
 
     def _write(self, kind: str, content: bytes = b"", **values: object) -> None:
-        _send(Entry(kind, self.id, values, content))
+        send(Entry(kind, self.id, values, content))
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.log_history({key: [(step, value)] for key, value in values.items()})
@@ -240,7 +158,7 @@ class Run:
 
     def end(self, status: str) -> None:
         self._write("status", status=status, ended=_now())
-        open_runs.closed(shown(), self.id)
+        open_runs.closed(connection.shown(), self.id)
 
     @contextlib.contextmanager
     def nested(
@@ -264,7 +182,7 @@ class Run:
             if resumed:
                 run = Run(resumed, self.experiment_id, ())
                 # Whose it is comes first: the process that had it may be taken for dead just now.
-                own = {OPENER: open_runs.opened(shown(), resumed), ORPHANED: "false"}
+                own = {OPENER: open_runs.opened(connection.shown(), resumed), ORPHANED: "false"}
                 run.set_tags({**tags, **own})
                 run._write("status", status="RUNNING")
             else:
@@ -276,13 +194,13 @@ class Run:
             _close(run, error)
             raise
 
-    @_reading()
+    @reading()
     def found(self, tags: Mapping[str, object], experiments: Iterable[str] = ()) -> list[Found]:
         """The runs of this experiment and ``experiments``, but for this one, with these ``tags``.
 
         In a tag's value ``%`` stands for any letters.
         """
-        client, found, page = _client(), [], None
+        client, found, page = connection.client(), [], None
         where = list(map(with_ids, {self.experiment_id, *experiments}))
         comparisons = ((key, "LIKE" if "%" in str(v) else "=", v) for key, v in tags.items())
         condition = " AND ".join(f"tags.`{key}` {how} '{v}'" for key, how, v in comparisons)
@@ -362,16 +280,16 @@ def close_left_open(*, everywhere: bool = False) -> None:
 
     Or ``everywhere``: where else they were written to. What does not answer is left for the next.
     """
-    own, away = shown(), set[str]()
+    own, away = connection.shown(), set[str]()
     for left in open_runs.left_open():
-        if left.tracking != own and not (everywhere and _is_there(left.tracking)):
+        if left.tracking != own and not (everywhere and connection.is_there(left.tracking)):
             continue
         if left.tracking in away:
             continue
-        where = uri() if left.tracking == own else left.tracking
+        where = connection.uri() if left.tracking == own else left.tracking
         for run in left.runs:
             try:
-                with _translated(where):
+                with translated(where):
                     delivery.close_orphan(where, run, left.opener)
             except OutageError:
                 away.add(left.tracking)
@@ -394,12 +312,12 @@ def _close(run: Run | None, error: BaseException) -> bool:
 
 def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) -> Run:
     """A new run in the experiment that ``where`` tells by ``experiment_id`` or ``experiment``."""
-    key, tracking = outbox.new_key(), shown()
+    key, tracking = outbox.new_key(), connection.shown()
     opener = open_runs.opened(tracking, key)  # before it is made: we may do nothing after it
     tags = {**_texts(tags), OPENER: opener}
     values = {"name": name, "tags": tags, "started": _now(), **where}
     try:
-        _send(Entry("create", key, values))
+        send(Entry("create", key, values))
     except TrackingError:
         open_runs.closed(tracking, key)
         raise
@@ -417,161 +335,6 @@ def _texts(tags: Mapping[str, object]) -> dict[str, str]:
 def _now() -> int:
     """Milliseconds, as MLflow counts."""
     return int(time.time() * 1000)
-
-
-def follow(uri: str) -> None:
-    """Keep this process's runs where those of another are kept."""
-    if mlflow.get_tracking_uri() != uri:
-        mlflow.set_tracking_uri(uri)
-
-
-def folder() -> Path:
-    """Where files belong that go with the runs: beside a store that is one, else the user's."""
-    where = mlflow.get_tracking_uri()
-    store = paths.store_file(where)
-    if store:
-        return store.parent
-    return paths.home() if "://" in where else Path(where).parent
-
-
-def check_backend(backend: str) -> None:
-    """Raise :class:`SettingError` for a store that the workers of ``backend`` could not reach."""
-    if backend == "ray" and not is_served():
-        raise SettingError(
-            "backend=ray needs MLflow's tracking server, for the runs that other machines "
-            f"write: set MLFLOW_TRACKING_URI to its address, not '{without_credentials(uri())}'"
-        )
-
-
-def check_reachable() -> None:
-    """Raise :class:`TrackingError` where a tracking server does not answer for a while.
-
-    It is for what has to ask it, too; what only writes goes on without it.
-    """
-    if not is_served():
-        return
-    started = time.monotonic()
-    while True:
-        try:
-            with _translated():
-                _client().search_experiments(max_results=1)
-        except OutageError as error:
-            tried = time.monotonic() - started
-            if tried >= SERVER_PATIENCE_S:
-                raise TrackingError(f"{error} (tried for {tried:.0f} s)") from error
-            time.sleep(1)
-        else:
-            return
-
-
-@_reading()
-def there(run: str, model: str) -> tuple[str, str]:
-    """The ids of a run and of its model, where only keys of them are known."""
-    client = _client()
-    run = delivery.looked_up(client, run) if run.startswith(outbox.KEY) else run
-    if model.startswith(outbox.KEY):
-        model = delivery.model_of(client, run)
-    return run, model
-
-
-@_reading()
-def register(
-    name: str, model_id: str, run_id: str, tags: Mapping[str, object], description: str
-) -> str:
-    """A new version of the model ``name`` in MLflow's registry, which is made if need be."""
-    client = _client()
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    made = client.create_model_version(
-        name,
-        f"models:/{model_id}",
-        run_id,
-        tags={key: str(value) for key, value in tags.items()},
-        description=mlflow_page.plain(description),
-        model_id=model_id,
-    )
-    return str(made.version)
-
-
-def has_version(name: str, version: str) -> bool:
-    """Whether the registered model has it still."""
-    try:
-        with _reading():
-            _client().get_model_version(name, version)
-    except OutageError:
-        raise
-    except TrackingError:
-        return False
-    return True
-
-
-@_translated()
-def set_alias(name: str, alias: str, version: str) -> None:
-    """Let ``models:/name@alias`` be that version of the registered model."""
-    _client().set_registered_model_alias(name, alias, version)
-
-
-def is_served() -> bool:
-    """Whether a tracking server holds the runs, which serves the page too."""
-    return delivery.is_served(uri())
-
-
-def shown() -> str:
-    """Where the runs are kept, without a password."""
-    return delivery.sender(uri()).tracking
-
-
-def server(port: int = PORT) -> str:
-    """The address of MLflow's page: the tracking server's or, of a local store, our own."""
-    return uri() if is_served() else f"http://{HOST}:{port}"
-
-
-def page(port: int) -> str:
-    """The address of the saved view of the last comparison or, without one, of all experiments."""
-    if _is_there(uri()):
-        close_left_open()
-    return _page(port)
-
-
-@_translated()
-def _page(port: int) -> str:
-    experiments = _client().search_experiments()
-    views = [
-        (made_at, experiment.experiment_id, key.removeprefix(mlflow_page.VIEW))
-        for experiment in experiments
-        for key, value in experiment.tags.items()
-        if key.startswith(mlflow_page.VIEW) and (made_at := mlflow_page.made_at(value))
-    ]
-    if views:
-        _, experiment_id, view = max(views)
-        return mlflow_page.absolute(server(port), mlflow_page.runs_address(experiment_id, view))
-    return mlflow_page.absolute(server(port), mlflow_page.EXPERIMENTS)
-
-
-def serve(port: int) -> int:
-    """Serve MLflow's page of a local store on this machine alone, to the end; its exit code.
-
-    By one process, without those that judge language models: it is up in a third of the time.
-    """
-    uri = mlflow.get_tracking_uri()
-    store = paths.store_file(uri)
-    folder = store.parent if store else Path()
-    options = {
-        "--host": HOST,
-        "--port": str(port),
-        "--workers": "1",
-        "--uvicorn-opts": "--log-level warning",
-        "--backend-store-uri": uri,
-        "--default-artifact-root": str(folder.resolve() / "mlruns"),
-    }
-    command = [sys.executable, "-m", "mlflow", "server", *itertools.chain(*options.items())]
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    with subprocess.Popen(command, env=environment) as process:  # noqa: S603 - our own arguments
-        try:
-            return process.wait()
-        finally:  # on Ctrl-C Popen itself would not wait, and leave the page there for a moment
-            process.terminate()
-            process.wait()
 
 
 def key_names(names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -638,7 +401,7 @@ def _open(
         )
     if launched:
         run = _launched(launched)
-        opener = open_runs.opened(shown(), run.id)
+        opener = open_runs.opened(connection.shown(), run.id)
         run.set_tags({**environment.tags(), **tags, OPENER: opener})
         del os.environ["MLFLOW_RUN_ID"]  # as MLflow does: what is opened next is another run
     else:
@@ -654,8 +417,8 @@ def _launched(id: str) -> Run:  # noqa: A002 - as a run's own
     """The run that ``mlflow run`` has made; while the server is away it is taken to be open."""
     experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
     launcher: tuple[str, ...] = ()
-    with contextlib.suppress(OutageError), _translated():
-        client = _client()
+    with contextlib.suppress(OutageError), translated():
+        client = connection.client()
         found = client.get_run(id)
         if found.info.status not in ("RUNNING", "SCHEDULED"):
             raise SettingError(
@@ -679,70 +442,3 @@ def _where(experiment: str | None) -> dict[str, str]:
     if not experiment and os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return {"experiment_id": os.environ["MLFLOW_EXPERIMENT_ID"]}
     return {"experiment": experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT}
-
-
-class Kept(NamedTuple):
-    """A run as MLflow keeps it: ``lifecycle`` is active or deleted."""
-
-    id: str
-    experiment_id: str
-    status: str
-    lifecycle: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-
-
-def read_run(run_id: str) -> Kept | None:
-    """The run with this id, also a deleted one; None where there is none.
-
-    Of a run whose ``run_id`` is a key, as its id was not known then, it has the id. A store that
-    is not there is not made.
-    """
-    if not _is_there(uri()):
-        return None
-    with _reading():
-        client = _client()
-        try:
-            known = delivery.looked_up(client, run_id) if run_id.startswith(outbox.KEY) else run_id
-            found = client.get_run(known)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-    info, its = found.info, found.data
-    return Kept(
-        info.run_id, info.experiment_id, info.status, info.lifecycle_stage, its.tags, its.params
-    )
-
-
-def _is_there(where: str) -> bool:
-    """False for a store whose file is missing, which asking would make."""
-    store = paths.store_file(where)
-    return not store or os.path.exists(store)  # noqa: PTH110 - never raises
-
-
-def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
-    """The (step, value) pairs of those metrics that the run has."""
-    client = _client()
-    with _reading():
-        found = {key: client.get_metric_history(run_id, key) for key in keys}
-    return {
-        key: sorted((m.step, m.value) for m in points) for key, points in found.items() if points
-    }
-
-
-def read_artifact(run_id: str, name: str, limit: int) -> bytes | None:
-    """The content of the run's file ``name``; None where there is none.
-
-    One of more than ``limit`` bytes is a :class:`TrackingError`.
-    """
-    client = _client()
-    with _reading(), tempfile.TemporaryDirectory() as folder:
-        sizes = {file.path: file.file_size for file in client.list_artifacts(run_id)}
-        if name not in sizes:
-            return None
-        if (sizes[name] or 0) > limit:
-            raise TrackingError(
-                f"{name} of run {run_id} has {sizes[name]:,} bytes, and may have {limit:,}"
-            )
-        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()

@@ -6,105 +6,43 @@ What is heavy (torch, mlflow, matplotlib) is imported by a command when it runs,
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
 import json
-import logging
 import os
 import shlex
-import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
-from io import TextIOWrapper
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from initflow import __version__
-from initflow.core.config import (
+from initflow.cli.console import printable, progress_bar, quieten_libraries, say, widen
+from initflow.cli.options import CONTEXT, as_json_option, debug, in_experiment, options
+from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     NetworkConfig,
     PluginsConfig,
     ReproduceConfig,
-    Settings,
     TrainConfig,
     TuneConfig,
     VerifyConfig,
 )
-from initflow.errors import (
-    InitflowError,
-    PluginError,
-    ReplayError,
-    TrackingError,
-    VerdictError,
-)
+from initflow.errors import InitflowError, PluginError, ReplayError, TrackingError, VerdictError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from initflow.experiments.failures import Failures
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-WIDE = 140  # columns that tables may take where no terminal limits them
-
-# Signals that end the command, with the run closed on the way out.
-STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
-if hasattr(signal, "SIGHUP"):  # not on Windows
-    STOPS[signal.SIGHUP] = "Hung up"
-
-
-def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value:
-        context.find_root().meta["debug"] = True
-
-
-_debug = click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_remember_debug,
-    help="Show the traceback of an error.",
-)
-
-
-def _options(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """One option for each of the ``settings``, which read and check the text themselves."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for setting in reversed(fields(settings)):
-            kind = setting.metadata["kind"]
-            command = click.option(
-                f"--{setting.name.replace('_', '-')}",
-                setting.name,
-                metavar=kind.metavar,
-                default=kind.format(setting.default),
-                show_default=True,
-                help=setting.metadata["meaning"][0].upper() + setting.metadata["meaning"][1:] + ".",
-            )(command)
-        return command
-
-    return decorate
-
-
-_experiment = click.option(
-    "--experiment",
-    metavar="NAME",
-    help="MLflow experiment.  [default: MLFLOW_EXPERIMENT_NAME or _ID, else initflow]",
-)
-
 
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="initflow", message="%(prog)s %(version)s")
-@_debug
+@debug
 def cli() -> None:
     """How a network's weights start: train under any initialization scheme, tracked by MLflow.
 
@@ -115,9 +53,9 @@ def cli() -> None:
 
 
 @cli.command(context_settings=CONTEXT)
-@_options(TrainConfig)
-@_experiment
-@_debug
+@options(TrainConfig)
+@in_experiment
+@debug
 def train(experiment: str | None, **settings: str) -> None:
     """Train one network under one scheme, as one MLflow run.
 
@@ -128,28 +66,28 @@ def train(experiment: str | None, **settings: str) -> None:
     """
     config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
 
-    with _progress("PyTorch and MLflow") as (console, progress):
+    with progress_bar("PyTorch and MLflow") as (console, progress):
         from initflow.cli import report
         from initflow.experiments import experiment as experiments
 
-        _quieten_libraries()
+        quieten_libraries()
         result = experiments.train_one(config, experiment=experiment, progress=progress)
     console.print(report.closing_table(result))
     following = report.next_command(config, result.run.launcher)
     if experiment:
         following += f" --experiment {shlex.quote(experiment)}"
-    _say(console, experiments.outcome_sentence(result))
+    say(console, experiments.outcome_sentence(result))
     if result.reading:
-        _say(console, experiments.verdict_sentence(result.reading))
-    _say(console, *filter(None, [result.remark]))
-    _say(console, f"Next, hold it against: {following}")
+        say(console, experiments.verdict_sentence(result.reading))
+    say(console, *filter(None, [result.remark]))
+    say(console, f"Next, hold it against: {following}")
     _finish(console, result.failures)
 
 
 @cli.command(context_settings=CONTEXT)
-@_options(DiagnoseConfig)
-@_experiment
-@_debug
+@options(DiagnoseConfig)
+@in_experiment
+@debug
 def diagnose(experiment: str | None, **settings: str) -> None:
     """How signal and gradient travel through untrained networks, measured beside predicted.
 
@@ -161,16 +99,16 @@ def diagnose(experiment: str | None, **settings: str) -> None:
       initflow diagnose --inits xavier,he --activations relu --depth 30 --fail-on vanishing
     """
     config = DiagnoseConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress("PyTorch and MLflow") as (console, progress):
+    with progress_bar("PyTorch and MLflow") as (console, progress):
         from initflow.cli import report
         from initflow.experiments import diagnose as diagnoses
 
-        _quieten_libraries()
+        quieten_libraries()
         diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
-    _widen(console)
+    widen(console)
     console.print(report.diagnosis_table(diagnosis, console.width))
-    _say(console, *report.advice_lines(diagnosis.readings), *filter(None, [diagnosis.remark]))
-    _say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run_id}.")
+    say(console, *report.advice_lines(diagnosis.readings), *filter(None, [diagnosis.remark]))
+    say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run_id}.")
     error = None
     if diagnosis.failed:
         cells = "; ".join(
@@ -181,9 +119,9 @@ def diagnose(experiment: str | None, **settings: str) -> None:
 
 
 @cli.command(context_settings=CONTEXT)
-@_options(CompareConfig)
-@_experiment
-@_debug
+@options(CompareConfig)
+@in_experiment
+@debug
 def compare(experiment: str | None, **settings: str) -> None:
     """Train every scheme with every activation under several seeds, and say what differs.
 
@@ -195,25 +133,25 @@ def compare(experiment: str | None, **settings: str) -> None:
       initflow compare --inits he,orthogonal --activations relu --hidden 100x10 --dataset digits
     """
     config = CompareConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress("PyTorch and MLflow") as (console, progress):
+    with progress_bar("PyTorch and MLflow") as (console, progress):
         from initflow.cli import report
         from initflow.experiments import compare as comparing
         from initflow.experiments import overview
 
-        _quieten_libraries()
+        quieten_libraries()
         _warn_of_one_seed(console, config.seeds)
         result = comparing.compare(config, experiment=experiment, progress=progress)
-    _widen(console)
+    widen(console)
     console.print(report.comparison_table(result.rows, console.width))
-    _say(console, *result.sentences)
-    _say(console, *overview.closing_lines(result.population))
+    say(console, *result.sentences)
+    say(console, *overview.closing_lines(result.population))
     _finish(console, result.population.failures, _of_networks(result.population.failed))
 
 
 @cli.command(context_settings=CONTEXT)
-@_options(TuneConfig)
-@_experiment
-@_debug
+@options(TuneConfig)
+@in_experiment
+@debug
 def tune(experiment: str | None, **settings: str) -> None:
     """Search learning rate and gamma for every scheme by equal budgets, and test the best once.
 
@@ -226,24 +164,25 @@ def tune(experiment: str | None, **settings: str) -> None:
       initflow tune --inits he,lecun --trials 100 --workers 4 --storage postgresql://me@host/optuna
     """
     config = TuneConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress("PyTorch, MLflow and Optuna") as (console, progress):
+    with progress_bar("PyTorch, MLflow and Optuna") as (console, progress):
         from initflow.cli import report
+        from initflow.experiments.tuning import reports
         from initflow.experiments.tuning import tune as tuning
 
-        _quieten_libraries()
+        quieten_libraries()
         _warn_of_one_seed(console, config.seeds)
         result = tuning.tune(config, experiment=experiment, progress=progress)
-    _widen(console)
+    widen(console)
     console.print(report.tuning_table(result.rows, console.width))
-    _say(console, *result.sentences)
-    _say(console, *tuning.closing_lines(result))
+    say(console, *result.sentences)
+    say(console, *reports.closing_lines(result))
     _finish(console, result.failures, _of_networks(result.failed))
 
 
 @cli.command(context_settings=CONTEXT)
-@_options(ReproduceConfig)
-@_experiment
-@_debug
+@options(ReproduceConfig)
+@in_experiment
+@debug
 def reproduce(experiment: str | None, **settings: str) -> None:
     """Run a published table again under several seeds, and hold its numbers beside ours.
 
@@ -253,25 +192,25 @@ def reproduce(experiment: str | None, **settings: str) -> None:
       initflow reproduce --table assignment --seeds 3
     """
     config = ReproduceConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress("PyTorch and MLflow") as (console, progress):
+    with progress_bar("PyTorch and MLflow") as (console, progress):
         from initflow.cli import report
         from initflow.experiments import overview
         from initflow.experiments import reproduce as reproducing
 
-        _quieten_libraries()
+        quieten_libraries()
         _warn_of_one_seed(console, config.seeds)
         result = reproducing.reproduce(config, experiment=experiment, progress=progress)
-    _widen(console)
+    widen(console)
     console.print(report.reproduction_table(result, console.width))
-    _say(console, *result.sentences, *result.table.notes)
-    _say(console, *overview.closing_lines(result.population))
+    say(console, *result.sentences, *result.table.notes)
+    say(console, *overview.closing_lines(result.population))
     _finish(console, result.population.failures, _of_networks(result.population.failed))
 
 
 @cli.command(context_settings=CONTEXT)
 @click.argument("run_id", metavar="RUN_OR_FOLDER")
-@_options(VerifyConfig)
-@_debug
+@options(VerifyConfig)
+@debug
 @click.pass_context
 def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
     """Train a run again from what it recorded alone, and compare it bit for bit.
@@ -285,23 +224,23 @@ def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
       initflow verify he-on-mnist --data-dir /path/to/data
     """
     config = VerifyConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress("PyTorch and MLflow") as (console, progress):
+    with progress_bar("PyTorch and MLflow") as (console, progress):
         from initflow.cli import report
         from initflow.experiments import verify as verifying
         from initflow.experiments.replay import replay
 
-        _quieten_libraries()
+        quieten_libraries()
         result = verifying.verify(run_id, config, progress=progress)
     found = result.replay
-    _widen(console)
+    widen(console)
     if found.differences:
         console.print(report.environment_table(found.differences, console.width))
-        _say(console, *report.further_differences(found.differences))
+        say(console, *report.further_differences(found.differences))
     console.print(report.replay_table(found, console.width))
     said = replay.sentence(found, result.what)
     if found.verdict == replay.DIFFERENT:
         raise ReplayError(said)
-    _say(console, said)
+    say(console, said)
     context.exit(replay.EXIT_CODES[found.verdict])
 
 
@@ -315,7 +254,7 @@ def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
     type=click.Path(path_type=Path),
     help="Folder to make; it must be empty or not there.",
 )
-@_debug
+@debug
 def export(run_id: str, folder: Path) -> None:
     """Write what it takes to verify a run, without access to MLflow, into a folder.
 
@@ -323,13 +262,13 @@ def export(run_id: str, folder: Path) -> None:
     Example:
       initflow export 0123456789abcdef0123456789abcdef --to he-on-mnist
     """
-    with _progress("PyTorch and MLflow") as (console, _):
+    with progress_bar("PyTorch and MLflow") as (console, _):
         from initflow.experiments import verify as verifying
 
-        _quieten_libraries()
+        quieten_libraries()
         following = verifying.export(run_id, folder)
-    _say(console, f"Written: {folder}")
-    _say(console, f"Next, try it: {following}")
+    say(console, f"Written: {folder}")
+    say(console, f"Next, try it: {following}")
 
 
 def _finish(console: Console, failed: Failures, error: InitflowError | None = None) -> None:
@@ -339,13 +278,14 @@ def _finish(console: Console, failed: Failures, error: InitflowError | None = No
     """
     from initflow.core import paths
     from initflow.experiments import failures
-    from initflow.tracking import track
+    from initflow.tracking import connection
 
     if paths.in_clone():
-        _say(
+        say(
             console,
-            f"This ran in a clone that MLflow made. Runs are kept in {track.shown()}; studies, "
-            f"plugins of your own and files by relative paths are in {paths.home().resolve()}.",
+            f"This ran in a clone that MLflow made. Runs are kept in {connection.shown()}; "
+            "studies, plugins of your own and files by relative paths are in "
+            f"{paths.home().resolve()}.",
         )
     if error:
         raise type(error)("; ".join([str(error), *failures.lines(failed)]))
@@ -354,7 +294,7 @@ def _finish(console: Console, failed: Failures, error: InitflowError | None = No
 
 def _warn_of_one_seed(console: Console, seeds: int) -> None:
     if seeds == 1:
-        _say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
+        say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
 
 
 def _of_networks(failed: Mapping[str, str]) -> PluginError | None:
@@ -366,7 +306,7 @@ def _of_networks(failed: Mapping[str, str]) -> PluginError | None:
 
 @cli.command(context_settings=CONTEXT)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-@_debug
+@debug
 @click.pass_context
 def ui(context: click.Context, port: int) -> None:
     """Serve MLflow's page of the runs, on this machine only, opened at the last comparison.
@@ -375,18 +315,18 @@ def ui(context: click.Context, port: int) -> None:
     Example:
       initflow ui --port 5001
     """
-    with _progress("MLflow") as (console, _):
-        from initflow.tracking import track
+    with progress_bar("MLflow") as (console, _):
+        from initflow.tracking import connection, ui
 
-        _quieten_libraries()
-        address = track.page(port)
-    _say(console, f"MLflow's page: {address}")
+        quieten_libraries()
+        address = ui.page(port)
+    say(console, f"MLflow's page: {address}")
     sys.stdout.flush()
-    if track.is_served():
+    if connection.is_served():
         return
     if console.is_terminal:
         threading.Thread(target=_open_when_up, args=[address], daemon=True).start()
-    context.exit(track.serve(port))
+    context.exit(ui.serve(port))
 
 
 def _open_when_up(address: str) -> None:
@@ -405,7 +345,7 @@ def _open_when_up(address: str) -> None:
 
 
 @cli.command(context_settings=CONTEXT)
-@_debug
+@debug
 def sync() -> None:
     """Send to MLflow what it could not be sent when it was measured, as no server answered.
 
@@ -416,27 +356,24 @@ def sync() -> None:
     Example:
       initflow sync
     """
-    with _progress("MLflow") as (console, progress):
-        from initflow.tracking import track, unsent
+    with progress_bar("MLflow") as (console, progress):
+        from initflow.tracking import runs, unsent
 
-        _quieten_libraries()
+        quieten_libraries()
         done = unsent.sync(lambda sent, of: progress("sending", sent, of))
-        track.close_left_open(everywhere=True)  # some of them may just have been made
-    _say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
+        runs.close_left_open(everywhere=True)  # some of them may just have been made
+    say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
     if done.left:
         *lines, last = [line for left in done.left for line in unsent.left_lines(left)]
-        _say(console, *lines)
+        say(console, *lines)
         raise TrackingError(last)
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 @cli.command(context_settings=CONTEXT)
 @click.argument("name", required=False)
-@_json
-@_options(NetworkConfig)
-@_debug
+@as_json_option
+@options(NetworkConfig)
+@debug
 def schemes(name: str | None, as_json: bool, **settings: str) -> None:
     """What schemes there are, built in and from plugins; or one of them, on a network.
 
@@ -446,7 +383,7 @@ def schemes(name: str | None, as_json: bool, **settings: str) -> None:
       initflow schemes he:mode=fan_out --hidden 300,100
     """
     config = NetworkConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with _progress("PyTorch") as (console, _):
+    with progress_bar("PyTorch") as (console, _):
         from initflow.cli import report
         from initflow.diagnostics import catalogue
 
@@ -455,17 +392,17 @@ def schemes(name: str | None, as_json: bool, **settings: str) -> None:
         values = [entry.as_json() for entry in found]
         click.echo(json.dumps(values[0] if name else values, indent=2))
         return
-    _widen(console)
+    widen(console)
     if name:
-        _say(console, *report.scheme_lines(found[0]))
+        say(console, *report.scheme_lines(found[0]))
         console.print(report.layers_table(found[0]))
     else:
         console.print(report.schemes_table(found))
-        _say(console, *report.broken_lines(found))
+        say(console, *report.broken_lines(found))
 
 
 @cli.group(context_settings=CONTEXT)
-@_debug
+@debug
 def plugins() -> None:
     """Initializers of your own: list, check and start one.
 
@@ -476,9 +413,9 @@ def plugins() -> None:
 
 
 @plugins.command("list", context_settings=CONTEXT)
-@_json
-@_options(PluginsConfig)
-@_debug
+@as_json_option
+@options(PluginsConfig)
+@debug
 def list_plugins(as_json: bool, **settings: str) -> None:
     """What is found, from where; nothing is imported.
 
@@ -500,18 +437,18 @@ def list_plugins(as_json: bool, **settings: str) -> None:
     rows = [titles, *((plugin.name, plugin.provider, plugin.place) for plugin in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # without rich, which takes longer than finding them
-        cells = map(str.ljust, map(_printable, row), widths)
+        cells = map(str.ljust, map(printable, row), widths)
         click.echo("  ".join(cells).rstrip())
     for plugin in found:
         if plugin.problem:
-            click.echo(f"Broken: {_printable(plugin.problem)}")
+            click.echo(f"Broken: {printable(plugin.problem)}")
 
 
 @plugins.command(context_settings=CONTEXT)
 @click.argument("name")
-@_json
-@_options(PluginsConfig)
-@_debug
+@as_json_option
+@options(PluginsConfig)
+@debug
 def check(name: str, as_json: bool, **settings: str) -> None:
     """Try an initializer against its contract; exit 1 if it breaks a rule.
 
@@ -522,7 +459,7 @@ def check(name: str, as_json: bool, **settings: str) -> None:
       initflow plugins check he
     """
     plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
-    with _progress("PyTorch") as (console, progress):
+    with progress_bar("PyTorch") as (console, progress):
         from initflow import testing
         from initflow.cli import report
 
@@ -533,20 +470,20 @@ def check(name: str, as_json: bool, **settings: str) -> None:
     if as_json:
         click.echo(json.dumps([row.as_json() for row in rows], indent=2))
     else:
-        _widen(console)
+        widen(console)
         console.print(report.check_table(rows))
-        _say(console, *report.failure_lines(rows))
+        say(console, *report.failure_lines(rows))
     broken = [row.rule for row in rows if not row.passed]
     if broken:
         raise PluginError(f"'{name}' breaks its contract: {', '.join(broken)}")
     if not as_json:
-        _say(console, f"'{name}' keeps its contract.")
+        say(console, f"'{name}' keeps its contract.")
 
 
 @plugins.command(context_settings=CONTEXT)
 @click.argument("name")
-@_options(PluginsConfig)
-@_debug
+@options(PluginsConfig)
+@debug
 def new(name: str, **settings: str) -> None:
     """Write a complete plugin that offers a scheme called NAME, to change into your own.
 
@@ -562,153 +499,3 @@ def new(name: str, **settings: str) -> None:
     click.echo(f"Written: {place}")
     option = f" --plugins-dir {shlex.quote(str(plugins_dir))}" if plugins_dir else ""
     click.echo(f"Next, try it: initflow plugins check {name}{option}")
-
-
-def _widen(console: Console) -> None:
-    """Give tables room where no terminal limits them."""
-    if not console.is_terminal:
-        console.width = max(console.width, WIDE)
-
-
-@contextlib.contextmanager
-def _progress(loading: str) -> Iterator[tuple[Console, Callable[[str, int, int], None]]]:
-    """A console, and a bar on it that can be told how far things are."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(f"loading {loading}", total=None)
-        yield (
-            console,
-            lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
-        )
-
-
-def _say(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(_printable(line), highlight=False, markup=False, soft_wrap=True)
-
-
-def _quieten_libraries() -> None:
-    """MLflow tells of every step of making its database, and of what we tell: errors, addresses."""
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    ours = [] if click.get_current_context().find_root().meta.get("debug") else ["initflow"]
-    for name in ("alembic", "mlflow.store.db.utils", "optuna", *ours):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    A user's mistake ends with one line on standard error, and no traceback.
-    """
-    meta: dict[str, Any] = {}
-    code = 0
-    try:
-        with cli.make_context(
-            "initflow", list(sys.argv[1:] if arguments is None else arguments)
-        ) as context:
-            meta = context.meta
-            _invoke(context)
-    except click.exceptions.Exit as done:
-        code = done.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = error.exit_code
-    except click.ClickException as error:
-        code = _failed(error.format_message(), error.exit_code)
-    except InitflowError as error:
-        if meta.get("debug"):
-            traceback.print_exc()
-        code = _failed(str(error), error.exit_code)
-    except _Stopped as stop:
-        code = _stopped(stop.number, stop)
-    except (KeyboardInterrupt, click.Abort) as interruption:
-        code = _stopped(signal.SIGINT, interruption)
-    except BrokenPipeError:  # who read the output has gone
-        code = 1
-    except OSError as error:  # the output cannot be written
-        code = _failed(str(error), 1)
-    return code
-
-
-def _invoke(context: click.Context) -> None:
-    """Run the command, and tell what it could not send; to have lost some is an error."""
-    try:
-        cli.invoke(context)
-    except BaseException:
-        _tell_what_waits(send=False)
-        raise
-    _tell_what_waits(send=True)
-    unsent = sys.modules.get("initflow.tracking.unsent")
-    if unsent:
-        unsent.check_kept()
-
-
-def _tell_what_waits(*, send: bool) -> None:
-    """What the command could not send to MLflow; ``send`` what others have left."""
-    unsent = sys.modules.get("initflow.tracking.unsent")
-    if unsent and click.get_current_context().invoked_subcommand != "sync":
-        with contextlib.suppress(InitflowError):  # the command's own error is the one to tell
-            for line in unsent.waiting_lines(send=send):
-                click.echo(_printable(line))
-
-
-def _failed(reason: str, code: int) -> int:
-    """Say ``reason`` in one line, whatever characters a user's value brought into it."""
-    click.echo(f"Error: {_printable(reason)}", err=True)
-    return code
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal other than Ctrl-C's arrived."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = signal.Signals(number)
-
-
-def _stopped(number: signal.Signals, cause: BaseException) -> int:
-    click.echo("; ".join([STOPS[number], *getattr(cause, "__notes__", [])]), err=True)
-    return 128 + number
-
-
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    for stop in STOPS:  # a second one would cut off the closing of the run
-        signal.signal(stop, signal.SIG_IGN)
-    raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
-
-
-def entry() -> NoReturn:
-    """The process's entry point: ``main``, with a quick start and a quick end.
-
-    Importing torch and mlflow makes a million objects and no garbage, which Python's
-    collector would look through again and again, and once more on the way out: together
-    some 3 of 13 s of a training of MNIST.
-    """
-    for stop in STOPS:
-        signal.signal(stop, _stop)
-    gc.set_threshold(100_000, 50, 100)
-    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
-    for stream in streams:  # a terminal may lack a letter of a name
-        stream.reconfigure(errors="backslashreplace")
-    code = main()
-    atexit._run_exitfuncs()  # noqa: SLF001 - os._exit would leave them out
-    for stream in streams:
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)

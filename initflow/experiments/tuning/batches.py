@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.errors import GivenUpError, InitflowError, cause
 from initflow.experiments import experiment, populations
 from initflow.experiments.record import Progress, Record, start, train_together
-from initflow.experiments.tuning.studies import Asked, Search, Trying
-from initflow.tracking import track
-from initflow.training import data, supplies
+from initflow.experiments.tuning.running import RunningTrials
+from initflow.experiments.tuning.searches import PendingTrial, Search
+from initflow.tracking import connection, runs
+from initflow.training import datasets, supplies
+from initflow.training.splits import Splits
 
 TRIAL = "initflow.trial"  # the tag of a trial's run, with its number
 
@@ -28,9 +30,9 @@ class Batch:
     """
 
     search: Search
-    asked: Sequence[Asked]
+    asked: Sequence[PendingTrial]
     configs: Sequence[TrainConfig]
-    run: track.Run
+    run: runs.Run
     tracking: str
     tags: Mapping[str, object]
     device: str
@@ -58,12 +60,12 @@ def try_batch(batch: Batch, progress: Progress = lambda *_: None) -> Spent:
 
     Each is tracked first and told last: what was told is whole, what was not is tried again.
     """
-    track.follow(batch.tracking)
+    connection.set_uri(batch.tracking)
     first = batch.configs[0]
     splits = supplies.splits(first).untested().to(torch.device(batch.device))
-    widths = (splits.pixels, *first.hidden, data.CLASSES)
+    widths = (splits.pixels, *first.hidden, datasets.CLASSES)
     size = batch.stack or populations.room(widths, first.batch_size, batch.device)
-    worker = _Worker(batch, splits, Trying(batch.search, batch.asked), progress)
+    worker = _Worker(batch, splits, RunningTrials(batch.search, batch.asked), progress)
     pairs = list(zip(batch.asked, batch.configs, strict=True))
     for begin in range(0, len(pairs), size):
         worker.carry_out(pairs[begin : begin + size])
@@ -74,16 +76,16 @@ class _Worker:
     """Carries out stacks of trials, and adds up the time."""
 
     def __init__(
-        self, batch: Batch, splits: data.Splits, trying: Trying, progress: Progress
+        self, batch: Batch, splits: Splits, trying: RunningTrials, progress: Progress
     ) -> None:
         self.spent = Spent()
         self._batch = batch
         self._splits = splits
-        self._trying = trying
+        self._running = trying
         self._progress = progress
         self._resolved = experiment.resolved_params(batch.device, torch.get_num_threads())
 
-    def carry_out(self, trials: Sequence[tuple[Asked, TrainConfig]]) -> None:
+    def carry_out(self, trials: Sequence[tuple[PendingTrial, TrainConfig]]) -> None:
         started = time.perf_counter()
         numbers: dict[int, int] = {}  # of each record, by its place in memory
         records = []
@@ -101,14 +103,14 @@ class _Worker:
             asking = time.perf_counter()
             if step and "accuracy/validation" in values:
                 number = numbers[id(record)]
-                self._trying.seen(number, step, values["accuracy/validation"])
+                self._running.report(number, step, values["accuracy/validation"])
             studying += time.perf_counter() - asking
             populations.forget(record)
 
         def give_up(record: Record, step: int, _: Mapping[str, float]) -> bool:
             nonlocal studying
             asking = time.perf_counter()
-            hopeless = step > 0 and self._trying.is_hopeless(numbers[id(record)])
+            hopeless = step > 0 and self._running.should_prune(numbers[id(record)])
             studying += time.perf_counter() - asking
             return hopeless
 
@@ -136,20 +138,20 @@ class _Worker:
         try:
             self._tell(number, record)
         except GivenUpError:  # its setting has another run
-            self._batch.run.disown(track.Found(of_trial.run_id, "FINISHED", {}))
+            self._batch.run.disown(runs.Found(of_trial.run_id, "FINISHED", {}))
             raise
         self.spent += Spent(studying=time.perf_counter() - logged, logging=logged - started)
 
     def _tell(self, number: int, record: Record) -> None:
         if record.outcome == "finished":
             accuracies = record.history["accuracy/validation"]
-            self._trying.finished(number, max(value for step, value in accuracies if step))
+            self._running.finished(number, max(value for step, value in accuracies if step))
         elif record.outcome == "diverged":
-            self._trying.diverged(number)
+            self._running.diverged(number)
         else:
-            self._trying.pruned(number)
+            self._running.pruned(number)
 
-    def _write_failed(self, asked: Asked, config: TrainConfig, error: InitflowError) -> None:
+    def _write_failed(self, asked: PendingTrial, config: TrainConfig, error: InitflowError) -> None:
         experiment.log_failed(
             self._batch.run,
             config,
@@ -162,7 +164,7 @@ class _Worker:
                 TRIAL: asked.number,
             },
         )
-        self._trying.failed(asked.number, cause(error))
+        self._running.failed(asked.number, cause(error))
 
 
 def _name(number: int, config: TrainConfig) -> str:

@@ -14,7 +14,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -23,10 +23,11 @@ from filelock import FileLock
 from torch import Tensor
 
 from initflow.core import paths
-from initflow.core.config import TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.core.seeds import stream_seed
 from initflow.errors import DataError, SettingError
 from initflow.training import idx
+from initflow.training.splits import OWN, PUBLISHED, UNCHECKED, Split, Splits
 
 # The class in torchvision.datasets that downloads each set; its name is also its folder's.
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -47,88 +48,10 @@ ARCHIVES = {
         "7320c461ea6c1c855c0b718fb2a4b134",
     ),
 }
-PUBLISHED, OWN, UNCHECKED = "published", "own", "unchecked"  # editions
-
 CLASSES = 10
 SIDE = {"digits": 8}  # pixels; of all others 28
 DIGITS_TEST_IMAGES = 360
 DOWNLOAD_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Split:
-    """``images``: (n, pixels) float32, normalized; ``labels``: (n,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
-
-    def take(self, indices: Tensor) -> Split:
-        """The images and labels at ``indices``, (k,) int64."""
-        indices = indices.to(self.labels.device)
-        return Split(self.images[indices], self.labels[indices])
-
-
-@dataclass(frozen=True)
-class Splits:
-    """One data set, ready to train on; ``validation`` is None where none is held out.
-
-    ``test`` is empty where it is kept closed: see :meth:`untested`. ``mean`` and ``std`` are what
-    was taken off and divided by after scaling pixels to [0, 1]. ``digest`` is the SHA-256 of all
-    pixels and labels before that, so that it names the data whatever was done to them; ``source``
-    says where they came from. ``edition`` is ``published`` where they are what is published under
-    the ``name``, ``own`` where they are something else, and ``unchecked`` where that is not known.
-    """
-
-    name: str
-    train: Split
-    validation: Split | None
-    test: Split
-    mean: float
-    std: float
-    digest: str
-    source: str
-    edition: str = UNCHECKED
-
-    @property
-    def pixels(self) -> int:
-        return self.train.images.shape[1]
-
-    @property
-    def tags(self) -> dict[str, object]:
-        """By which runs tell what they were trained on."""
-        return {"initflow.data": self.edition, "initflow.data_sha256": self.digest}
-
-    @property
-    def remark(self) -> str:
-        """A sentence on images that are not what their name makes one think; else nothing."""
-        if self.edition != OWN:
-            return ""
-        return (
-            f"The data is the user's own, not the published {self.name}: its SHA-256 is "
-            f"{self.digest}."
-        )
-
-    def described(self, sentence: str) -> str:
-        """A sentence on what is trained on them, with the remark."""
-        return f"{sentence} {self.remark}".rstrip()
-
-    def to(self, device: torch.device) -> Splits:
-        return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation and self.validation.to(device),
-            test=self.test.to(device),
-        )
-
-    def untested(self) -> Splits:
-        """The same without the test images, for choices that must not see them."""
-        return replace(self, test=self.test.take(torch.tensor([], dtype=torch.int64)))
 
 
 @dataclass(frozen=True)

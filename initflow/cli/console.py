@@ -1,0 +1,64 @@
+"""The terminal: a console, a progress bar, and lines that are safe to print."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+WIDE = 140  # columns that tables may take where no terminal limits them
+
+
+def widen(console: Console) -> None:
+    """Give tables room where no terminal limits them."""
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+
+
+@contextlib.contextmanager
+def progress_bar(loading: str) -> Iterator[tuple[Console, Callable[[str, int, int], None]]]:
+    """A console, and a bar on it that can be told how far things are."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(f"loading {loading}", total=None)
+        yield (
+            console,
+            lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+        )
+
+
+def say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
+
+def quieten_libraries() -> None:
+    """MLflow tells of every step of making its database, and of what we tell: errors, addresses."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    ours = [] if click.get_current_context().find_root().meta.get("debug") else ["initflow"]
+    for name in ("alembic", "mlflow.store.db.utils", "optuna", *ours):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def printable(line: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

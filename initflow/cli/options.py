@@ -1,0 +1,54 @@
+"""Options of the commands, made from their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import click
+
+from initflow.core.settings import Settings
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().meta["debug"] = True
+
+
+debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_remember_debug,
+    help="Show the traceback of an error.",
+)
+
+
+def options(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One option for each of the ``settings``, which read and check the text themselves."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for setting in reversed(fields(settings)):
+            kind = setting.metadata["kind"]
+            command = click.option(
+                f"--{setting.name.replace('_', '-')}",
+                setting.name,
+                metavar=kind.metavar,
+                default=kind.format(setting.default),
+                show_default=True,
+                help=setting.metadata["meaning"][0].upper() + setting.metadata["meaning"][1:] + ".",
+            )(command)
+        return command
+
+    return decorate
+
+
+in_experiment = click.option(
+    "--experiment",
+    metavar="NAME",
+    help="MLflow experiment.  [default: MLFLOW_EXPERIMENT_NAME or _ID, else initflow]",
+)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -1,0 +1,378 @@
+"""The settings of each command: their names, defaults, meaning and valid values.
+
+What several commands share is declared once, in the classes that they inherit from; the order of
+the bases is that of the settings, from the last one to the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from initflow.core.kinds import (
+    BOOLEAN,
+    DECAY,
+    DEVICE,
+    FOLDER,
+    MAX_LAYERS,
+    MAX_WIDTH,
+    MOMENTUM,
+    NAME,
+    PROBE,
+    RATE,
+    STORAGE,
+    TEXT,
+    WIDTHS,
+    choice,
+    format_widths,
+    integer,
+    listed,
+    or_word,
+    parse_widths,
+)
+from initflow.core.settings import Settings, invalid, setting, shared
+from initflow.errors import SettingError
+
+SCHEME_NAMES = (
+    "zero",
+    "constant",
+    "normal",
+    "random",
+    "uniform",
+    "truncated_normal",
+    "lecun",
+    "lecun_uniform",
+    "xavier",
+    "xavier_uniform",
+    "he",
+    "he_uniform",
+    "pytorch",
+    "orthogonal",
+    "sparse",
+    "identity",
+)  # the built-in ones
+ACTIVATION_NAMES = (
+    "sigmoid",
+    "tanh",
+    "relu",
+    "leaky_relu",
+    "gelu",
+    "silu",
+    "selu",
+    "elu",
+    "softplus",
+    "linear",
+)
+# The built-in scheme made for an activation function, by its authors' claim; he for all others.
+RECOMMENDED = {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}
+DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
+VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
+BIAS_INITS = ("pytorch", "zeros")
+NORMALIZATIONS = ("unit", "half", "standard")
+SAMPLERS = ("tpe", "gp", "random", "cmaes")
+PRUNERS = ("median", "hyperband", "none")
+BACKENDS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginsConfig(Settings):
+    """Where plugins are looked for."""
+
+    plugins_dir: Path | None = setting(
+        None,
+        or_word("none", FOLDER),
+        "folder of plugins to use in place (none: INITFLOW_PLUGINS_DIR, else plugins)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Untrained(PluginsConfig):
+    """What an untrained network and its images depend on, beside its shape and scheme."""
+
+    dataset: str = setting("mnist", choice(DATASET_NAMES), "images to learn")
+    data_dir: Path | None = setting(
+        None,
+        or_word("none", FOLDER),
+        "data folder (none: INITFLOW_DATA_DIR, else the user's cache)",
+    )
+    bias_init: str = setting(
+        "pytorch", choice(BIAS_INITS), "biases: U(±1/√fan_in) as in PyTorch, or zeros"
+    )
+    normalize: str = setting(
+        "unit",
+        choice(NORMALIZATIONS),
+        "pixels: unit = [0, 1], half = [-1, 1], standard = mean 0 and std 1 over the data set",
+    )
+    seed: int = setting(0, integer(0, 2**63 - 1), "seed of the weights and the batch order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured(Settings):
+    """How networks are measured, and on what machine."""
+
+    probe: int = setting(
+        1_000,
+        PROBE,
+        "training images on which the layers' signals are measured (0: do not measure)",
+    )
+    device: str = setting("auto", DEVICE, "where to train (auto: CUDA when there is one)")
+    threads: int | None = setting(
+        None, or_word("auto", integer(1, 1024)), "CPU threads (auto: as many as PyTorch takes)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training(_Untrained):
+    """How networks are trained."""
+
+    hidden: tuple[int, ...] = setting(
+        (100,), WIDTHS, "hidden widths: 100, 300,100, 100x20 for 20 layers of 100, or none"
+    )
+    epochs: int = setting(5, integer(1, 1_000_000), "passes over the training images")
+    batch_size: int = setting(100, integer(1, 1_000_000_000), "images per update")
+    lr: float = setting(0.1, RATE, "learning rate of the first epoch")
+    gamma: float = setting(0.96, DECAY, "factor on the learning rate after each epoch")
+    momentum: float = setting(0.9, MOMENTUM, "momentum of SGD (0: plain SGD)")
+    nesterov: bool = setting(True, BOOLEAN, "Nesterov's form of the momentum")
+    eval_every: int = setting(500, integer(1), "iterations between evaluations")
+    log_model: bool = setting(True, BOOLEAN, "log the trained model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _One(Settings):
+    """A scheme with an activation function.
+
+    ``init`` is only known to be text here: which schemes there are is for
+    :mod:`initflow.initializers.plugins` to say.
+    """
+
+    init: str = setting("he", TEXT, "initialization scheme, with arguments after a colon")
+    activation: str = setting("relu", choice(ACTIVATION_NAMES), "activation of every hidden layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grid(Settings):
+    """Every scheme with every activation function."""
+
+    inits: tuple[str, ...] = setting(
+        ("normal", "lecun", "xavier", "he"),
+        listed(TEXT, "schemes between commas, none twice"),
+        "initialization schemes, between commas",
+    )
+    activations: tuple[str, ...] = setting(
+        ("tanh", "relu"),
+        listed(
+            choice(ACTIVATION_NAMES),
+            f"names between commas, none twice, of {', '.join(ACTIVATION_NAMES)}",
+        ),
+        "activations, between commas",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seeds(Settings):
+    """Networks under several seeds."""
+
+    seeds: int = setting(5, integer(1, 10_000), "networks of each kind, each from another seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Many(Settings):
+    """Many networks, trained as stacks, by several workers."""
+
+    seed: int = setting(0, integer(0, 2**63 - 1 - 10_000), "the first seed; the others follow it")
+    stack: int | None = setting(
+        None,
+        or_word("auto", integer(1, 100_000)),
+        "networks trained at once (auto: what the cache has room for; on CUDA, the memory)",
+    )
+    workers: int = setting(1, integer(1, 1_000), "processes that share the work, and the threads")
+    backend: str = setting(
+        "local", choice(BACKENDS), "where they work: on this machine, or on a Ray cluster"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Measured, _Training, _One):
+    """The settings of one training run."""
+
+    validation: int = setting(0, integer(0), "training images held out for validation")
+
+
+def training(settings: Settings, **chosen: Any) -> TrainConfig:
+    """The settings of a training: what is ``chosen``, else those that ``settings`` have too."""
+    mine = {one.name for one in fields(settings)} & {one.name for one in fields(TrainConfig)}
+    return TrainConfig(**{name: getattr(settings, name) for name in mine} | chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(_Untrained):
+    """The untrained network on which a scheme is shown."""
+
+    activation: str = shared(_One, "activation")
+    hidden: tuple[int, ...] = shared(_Training, "hidden")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Deep(_Grid):
+    """Every scheme with every activation function, in networks of many layers."""
+
+    depth: int = setting(20, integer(1, MAX_LAYERS), "hidden layers")
+    width: int = setting(100, integer(1, MAX_WIDTH), "units of each hidden layer")
+    fail_on: tuple[str, ...] | None = setting(
+        None,
+        or_word(
+            "none",
+            listed(choice(VERDICTS), f"verdicts between commas, of {', '.join(VERDICTS)}"),
+        ),
+        "verdicts, between commas, that make the exit code 1",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig(_Measured, _Untrained, _Deep):
+    """The settings of one diagnosis: every scheme with every activation, untrained."""
+
+    probe: int = setting(1_000, integer(2, 1_000_000_000), "training images to measure on")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            parse_widths(self.hidden)
+        except ValueError:
+            raise invalid("width x depth", WIDTHS, format_widths(self.hidden)) from None
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        return (self.width,) * self.depth
+
+    def network(self, init: str, activation: str) -> TrainConfig:
+        """The settings that a training of one of the networks would have."""
+        return training(self, init=init, activation=activation, hidden=self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(_Many, _Measured, _Training, _Seeds, _Grid):
+    """The settings of one comparison: every scheme with every activation under every seed."""
+
+    validation: int = shared(TrainConfig, "validation")
+    run_figures: bool = setting(
+        False, BOOLEAN, "draw each network's own figures too, longer work than training it"
+    )
+
+    def network(self, init: str, activation: str, seed: int) -> TrainConfig:
+        """The settings of one of the networks."""
+        return training(self, init=init, activation=activation, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table(Settings):
+    """A published table."""
+
+    table: str = setting("tutorial", TEXT, "tutorial, assignment, or the path of a table's file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig(_Many, _Measured, PluginsConfig, _Seeds, _Table):
+    """The settings of reproducing a published table, whose file has all others."""
+
+    data_dir: Path | None = shared(_Untrained, "data_dir")
+    log_model: bool = shared(_Training, "log_model")
+    run_figures: bool = shared(CompareConfig, "run_figures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search(Settings):
+    """What is searched for every scheme, and how."""
+
+    inits: tuple[str, ...] = shared(_Grid, "inits")
+    activation: str = shared(_One, "activation")
+    trials: int = setting(30, integer(1, 1_000_000), "settings tried for each scheme")
+    lr_low: float = setting(1e-3, RATE, "the lowest learning rate to try")
+    lr_high: float = setting(1.0, RATE, "the highest")
+    gamma_low: float = setting(0.5, DECAY, "the lowest gamma to try")
+    gamma_high: float = setting(1.0, DECAY, "the highest")
+    seeds: int = setting(5, integer(1, 10_000), "fresh seeds under which the best is tested")
+    study: str | None = setting(
+        None,
+        or_word("auto", NAME),
+        "name to go on under (auto: one that follows from the settings)",
+    )
+    storage: str | None = setting(
+        None,
+        or_word("auto", STORAGE),
+        "where studies are kept: a journal's path or a database's URL (auto: beside MLflow's)",
+    )
+    sampler: str = setting("tpe", choice(SAMPLERS), "how the next setting is chosen")
+    pruner: str = setting("median", choice(PRUNERS), "what ends hopeless trials early")
+    batch: int = setting(
+        5, integer(1, 10_000), "trials chosen and trained at once (1: each knows all before it)"
+    )
+    register: str | None = setting(
+        None, or_word("none", NAME), "name in MLflow's model registry for the best models"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(_Many, _Measured, _Training, _Search):
+    """The settings of tuning: a study of the learning rate and gamma for every scheme.
+
+    ``lr`` and ``gamma`` are those of the untuned network, with which each study begins.
+    """
+
+    lr: float = setting(0.1, RATE, "learning rate of the untuned network, tried first")
+    gamma: float = setting(0.96, DECAY, "gamma of the untuned network, tried first")
+    validation: int | None = setting(
+        None,
+        or_word("auto", integer(1)),
+        "training images held out to choose by (auto: a sixth, 10,000 of MNIST's)",
+    )
+    seed: int = setting(
+        0, integer(0, 2**63 - 1 - 10_000), "seed of the studies and trials; fresh ones follow it"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lr", "gamma"):
+            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            if low > high:
+                raise SettingError(
+                    f"{name}_low must be at most {name}_high, not '{low:g}' with "
+                    f"{name}_high={high:g}"
+                )
+
+    def trial(self, init: str, lr: float, gamma: float, validation: int) -> TrainConfig:
+        """The settings of a trial's network, which is not logged as a model."""
+        return training(self, init=init, lr=lr, gamma=gamma, validation=validation, log_model=False)
+
+    def final(
+        self, init: str, lr: float, gamma: float, seed: int, *, log: bool = False
+    ) -> TrainConfig:
+        """The settings of a network that is tested, trained on all images."""
+        chosen = {"lr": lr, "gamma": gamma, "seed": seed}
+        return training(self, init=init, validation=0, log_model=log, **chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Settings):
+    """What of a run is to be another when it is trained again: by default nothing."""
+
+    init: str | None = setting(
+        None,
+        or_word("recorded", TEXT),
+        "its scheme by another name or place (recorded: as it was)",
+    )
+    plugins_dir: Path | None = setting(
+        None,
+        or_word("recorded", FOLDER),
+        "folder of plugins (recorded: the run's, where it is there)",
+    )
+    data_dir: Path | None = setting(
+        None,
+        or_word("recorded", FOLDER),
+        "data folder (recorded: the run's, where it is there)",
+    )
+    device: str | None = setting(
+        None, or_word("recorded", DEVICE), "where to train (recorded: where it was)"
+    )

@@ -1,0 +1,200 @@
+"""The kinds of values that settings take: how each is read from text, written, and described."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from initflow.core import paths
+from initflow.core.secrets import without_password
+
+MAX_LAYERS = 1_000
+MAX_WIDTH = 65_536
+MAX_WEIGHTS = 2**28  # between the hidden layers; training holds three copies in memory
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting takes: how to read them, write them, and describe them."""
+
+    metavar: str
+    expected: str
+    parse: Callable[[object], Any]  # raises ValueError or TypeError for anything unexpected
+    format: Callable[[Any], str] = str
+    choices: tuple[str, ...] = ()
+
+
+def number(expected: str, is_valid: Callable[[float], bool]) -> Kind:
+    def parse(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise TypeError
+        number = float(value)
+        if not (math.isfinite(number) and is_valid(number)):
+            raise ValueError
+        return number
+
+    return Kind("NUMBER", expected, parse)
+
+
+def integer(minimum: int, maximum: int | None = None) -> Kind:
+    top = "" if maximum is None else f" and at most {maximum}"
+
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise TypeError
+        number = int(value)
+        if number < minimum or (maximum is not None and number > maximum):
+            raise ValueError
+        return number
+
+    return Kind("INTEGER", f"a whole number, at least {minimum}{top}", parse)
+
+
+def choice(valid: tuple[str, ...]) -> Kind:
+    def parse(value: object) -> str:
+        if value not in valid:
+            raise ValueError
+        return str(value)
+
+    return Kind(f"[{'|'.join(valid)}]", f"one of {', '.join(valid)}", parse, choices=valid)
+
+
+def or_word(word: str, kind: Kind) -> Kind:
+    """``kind``, or ``word``, which stands for None."""
+
+    def parse(value: object) -> object:
+        return None if value is None or value == word else kind.parse(value)
+
+    def write(value: object) -> str:
+        return word if value is None else kind.format(value)
+
+    return Kind(f"{word}|{kind.metavar}", f"'{word}' or {kind.expected}", parse, write)
+
+
+def listed(item: Kind, expected: str) -> Kind:
+    """Several of ``item``, none twice, between commas; ``inits`` may have commas of their own."""
+
+    def parse(value: object) -> tuple[Any, ...]:
+        parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+        items: list[Any] = []
+        for part in parts:
+            if items and "=" in part and ":" not in part:  # a further argument of the last one
+                items[-1] = f"{items[-1]},{part.strip()}"
+            else:
+                items.append(item.parse(part.strip()))
+        if not items or len(set(items)) < len(items):
+            raise ValueError
+        return tuple(items)
+
+    def write(values: tuple[Any, ...]) -> str:
+        return ",".join(map(item.format, values))
+
+    return Kind(f"{item.metavar},…", expected, parse, write)
+
+
+def _parse_boolean(value: object) -> bool:
+    return {"true": True, "false": False}[str(value).lower()]
+
+
+def _parse_text(value: object) -> str:
+    text = str(value).strip()
+    text.encode()  # a ValueError for what is no Unicode
+    if not text or "\0" in text:  # which no file's name may have
+        raise ValueError
+    return text
+
+
+def _parse_path(value: object) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise TypeError
+    str(value).encode()  # a ValueError for what is no Unicode, which MLflow could not log
+    return paths.own(value)
+
+
+def _parse_device(value: object) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", str(value)):
+        raise ValueError
+    return str(value)
+
+
+def parse_widths(value: object) -> tuple[int, ...]:
+    """Hidden widths from ``100``, ``300,100``, ``100x20`` (20 layers of 100) or ``none``."""
+    if isinstance(value, str) and value.strip() == "none":
+        return ()
+    if isinstance(value, (list, tuple)):
+        widths = [integer(1).parse(width) for width in value]
+    else:
+        widths = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"\s*(\d{1,6})(?:x(\d{1,6}))?\s*", part)
+            if not match:
+                raise ValueError
+            width, count = int(match[1]), int(match[2] or 1)
+            if count < 1 or len(widths) + count > MAX_LAYERS:
+                raise ValueError
+            widths += [width] * count
+    weights = sum(fan_in * fan_out for fan_in, fan_out in pairwise(widths))
+    if len(widths) > MAX_LAYERS or weights > MAX_WEIGHTS:
+        raise ValueError
+    if any(not 1 <= width <= MAX_WIDTH for width in widths):
+        raise ValueError
+    return tuple(widths)
+
+
+def format_shape(widths: tuple[int, ...]) -> str:
+    """``784-100-10``; of deep networks ``784-100x20-10``."""
+    pixels, *hidden, classes = widths
+    parts = format_widths(tuple(hidden)).split(",") if hidden else []
+    return "-".join([str(pixels), *parts, str(classes)])
+
+
+def format_widths(widths: tuple[int, ...]) -> str:
+    """The text that :func:`parse_widths` reads back: ``300,100x3``."""
+    runs = ((width, len(list(run))) for width, run in groupby(widths))
+    return ",".join(f"{width}x{n}" if n > 1 else f"{width}" for width, n in runs) or "none"
+
+
+def _parse_name(value: object) -> str:
+    """Of a study or a registered model: it becomes a part of files' names and of searches."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", str(value), re.ASCII):
+        raise ValueError
+    return str(value)
+
+
+def _parse_storage(value: object) -> str:
+    """A database's URL as it is, or a file's path."""
+    text = _parse_text(value)
+    return text if "://" in text else str(paths.own(text))
+
+
+BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
+TEXT = Kind("TEXT", "a name", _parse_text)
+STORAGE = Kind("PATH|URL", "a journal's path or a database's URL", _parse_storage, without_password)
+NAME = Kind("NAME", "a name of up to 100 letters, digits, - _ and .", _parse_name)
+FOLDER = Kind("FOLDER", "a folder", _parse_path)
+DEVICE = Kind("auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", _parse_device)
+WIDTHS = Kind(
+    "WIDTHS",
+    "widths such as 100, 300,100 or 100x20 (20 layers of 100), or none"
+    f" (at most {MAX_LAYERS} layers of at most {MAX_WIDTH}, {MAX_WEIGHTS} weights between them)",
+    parse_widths,
+    format_widths,
+)
+
+
+def _parse_probe(value: object) -> int:
+    images = integer(0, 1_000_000_000).parse(value)
+    if images == 1:  # nothing varies from image to image
+        raise ValueError
+    return int(images)
+
+
+PROBE = Kind("INTEGER", "0, or a whole number from 2 to 1000000000", _parse_probe)
+RATE = number("a number above 0 and at most 1e30", lambda x: 0 < x <= 1e30)
+DECAY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
+MOMENTUM = number("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)

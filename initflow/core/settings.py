@@ -1,0 +1,71 @@
+"""Named settings as frozen dataclasses: each is read and checked by its kind."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from initflow.core.kinds import Kind
+from initflow.errors import SettingError, unknown
+
+
+def setting(default: object, kind: Kind, meaning: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Named settings, each read and checked by its kind; invalid ones are a `SettingError`."""
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            kind: Kind = setting.metadata["kind"]
+            value = getattr(self, setting.name)
+            try:
+                parsed = kind.parse(value)
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+                raise invalid(setting.name, kind, value) from None
+            object.__setattr__(self, setting.name, parsed)
+
+    def as_text(self) -> dict[str, str]:
+        """Every setting by name, as the text that gives it back, but for a password."""
+        return {
+            setting.name: setting.metadata["kind"].format(getattr(self, setting.name))
+            for setting in fields(self)
+        }
+
+    def command(self, name: str, always: tuple[str, ...] = (), launcher: Sequence[str] = ()) -> str:
+        """The command line of the command ``name`` with these settings; defaults are left out.
+
+        Those named in ``always`` are told too. It is an ``initflow name``, or an ``mlflow run``
+        where ``launcher`` has the project and its options.
+        """
+        defaults = type(self)().as_text()
+        chosen = {
+            setting: shlex.quote(text)
+            for setting, text in self.as_text().items()
+            if text != defaults[setting] or setting in always
+        }
+        if launcher:
+            parameters = (f"-P {setting}={text}" for setting, text in chosen.items())
+            entry_point = [] if name == "train" else ["-e", name]
+            project, *others = map(shlex.quote, launcher)
+            words = ["mlflow run", project, *entry_point, *others, *parameters]
+        else:
+            options = (f"--{key.replace('_', '-')} {text}" for key, text in chosen.items())
+            words = ["initflow", name, *options]
+        return " ".join(words)
+
+
+def invalid(name: str, kind: Kind, value: object) -> SettingError:
+    if kind.choices:
+        return unknown(name, value, kind.choices)
+    return SettingError(f"{name} must be {kind.expected}, not '{value}'")
+
+
+def shared(owner: type[Settings], name: str) -> Any:
+    """A setting that is the same as its ``owner``'s."""
+    its = owner.__dataclass_fields__[name]
+    return field(default=its.default, metadata=its.metadata)

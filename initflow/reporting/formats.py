@@ -1,0 +1,56 @@
+"""How numbers are written: percentages, intervals, p-values, and what is safe in a CSV file."""
+
+from __future__ import annotations
+
+import math
+
+NONE = "–"  # where there is no number
+EXACT = 12  # decimals: accuracies are counts over images, what differs beyond these is rounding
+
+
+def plus_minus(value: float, half: float) -> str:
+    """Of fractions, in points: ``4.9 ± 0.3``; with more decimals where fewer would mislead."""
+    value, half = 100 * value, 100 * half
+    places = decimals(half)
+    # A value that is above its half width is to look so.
+    while places < EXACT and value > half and round(value, places) <= round(half, places):
+        places += 1
+    return f"{value:.{places}f} ± {half:.{places}f}"
+
+
+def decimals(half: float) -> int:
+    """One, or as many as show two digits of a half width, in points, that one would make 0.0."""
+    return 1 if half == 0 or half >= 0.05 else 1 - math.floor(math.log10(half))
+
+
+def harmless(value: str | float | None) -> str | float | None:
+    """What a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
+
+
+def percent(fraction: float | None) -> str:
+    """Without its sign: 97.54."""
+    return NONE if fraction is None else _signed(f"{100 * fraction:.2f}")
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return NONE if low is None or high is None else f"{percent(low)} to {percent(high)}"
+
+
+def whole(number: int | None) -> str:
+    return NONE if number is None else f"{number:,}"
+
+
+def p_value(p: float) -> str:
+    """To three decimals, of larger ones to two."""
+    if math.isnan(p):
+        return NONE
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.2f}" if p >= 0.0995 else f"{p:.3f}"
+
+
+def _signed(number: str) -> str:
+    """With a minus as long as a plus; and none before 0.00."""
+    bare = number.removeprefix("-")
+    return bare if not bare.strip("0.") or bare == number else f"−{bare}"

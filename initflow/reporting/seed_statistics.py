@@ -1,0 +1,271 @@
+"""What several seeds say of schemes: a row for each, and their differences.
+
+Every interval is a two-sided 95 % Student t-interval, of a mean over seeds or of the mean
+difference between two schemes seed by seed, each by itself. It takes the accuracies, or their
+differences, for normally distributed. A difference is significant where its p-value, corrected
+for all pairs of the comparison by Holm's step-down method (Scand. J. Statist. 6, 1979, 65-70),
+is at most 5 %: where no schemes differ, one comparison in twenty or fewer finds a difference.
+
+A seed whose training diverged has no final accuracy; it is counted, and never left unsaid. Means
+and differences are of those that finished.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from initflow.reporting.formats import EXACT, harmless
+
+ALPHA = 0.05
+CONFIDENCE = 0.95
+LEVELS = (0.90, 0.95)  # accuracies whose first iteration a row tells
+COLUMNS = (
+    "init",
+    "activation",
+    "n",
+    "accuracy_mean",
+    "accuracy_std",
+    "accuracy_low",
+    "accuracy_high",
+    "iterations_to_90",
+    "iterations_to_95",
+    "diverged",
+)  # of a row, in the files made of it
+
+
+class Cell(NamedTuple):
+    """A scheme, by its spec, with an activation function."""
+
+    init: str
+    activation: str
+
+    def __str__(self) -> str:
+        return f"{self.init} {self.activation}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the training of one network under ``seed`` came to.
+
+    ``curve``: (iteration, test accuracy as a fraction) pairs, from iteration 0 on.
+    ``diverged_at``: the iteration whose loss was not finite, None for a finished training.
+    ``images``: how many it was tested on, where that is known.
+    """
+
+    seed: int
+    curve: Sequence[tuple[int, float]]
+    diverged_at: int | None = None
+    images: int | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """At the end; None where the training diverged."""
+        return None if self.diverged_at is not None or not self.curve else self.curve[-1][1]
+
+
+Outcomes = Mapping[Cell, Sequence[Outcome]]  # of each cell, one for each seed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme with one activation function over ``n`` seeds that finished.
+
+    ``mean``, ``std`` (of a sample, n - 1) and the 95 % t-interval from ``low`` to ``high`` are of
+    the final test accuracy, as fractions; None without a seed that finished, and of all but the
+    mean with only one. ``to_90`` and ``to_95``: iterations, in the median over all seeds (the
+    lower one of an even number), after which 90 % and 95 % were first seen; None where more than
+    half of them never got there. ``diverged`` counts the seeds that did.
+    """
+
+    cell: Cell
+    n: int
+    mean: float | None
+    std: float | None
+    low: float | None
+    high: float | None
+    to_90: int | None
+    to_95: int | None
+    diverged: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two schemes with one activation function, on the ``n`` seeds that both finished.
+
+    ``effect`` is how much the mean test accuracy of ``better`` is above that of ``worse``, a
+    fraction, with its 95 % interval from ``low`` to ``high`` (paired t); ``p`` is the two-sided
+    p-value and ``p_holm`` the same corrected by Holm's method for all pairs of the comparison.
+    """
+
+    activation: str
+    better: str
+    worse: str
+    n: int
+    effect: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm <= ALPHA
+
+    @property
+    def largest(self) -> float:
+        """The largest difference in size that the interval allows, a fraction."""
+        return max(abs(self.low), abs(self.high))
+
+
+def rows(outcomes: Outcomes) -> list[Row]:
+    """One for each cell, in the order of ``outcomes``."""
+    return [_row(cell, of_cell) for cell, of_cell in outcomes.items()]
+
+
+def _row(cell: Cell, outcomes: Sequence[Outcome]) -> Row:
+    accuracies = list(finished(outcomes).values())
+    mean = statistics.mean(accuracies) if accuracies else None
+    std = half = None
+    if len(accuracies) > 1:
+        std = statistics.stdev(accuracies)
+        half = _half_width(len(accuracies), std)
+    to_90, to_95 = (_median_iteration(level, outcomes) for level in LEVELS)
+    return Row(
+        cell=cell,
+        n=len(accuracies),
+        mean=mean,
+        std=std,
+        low=None if mean is None or half is None else mean - half,
+        high=None if mean is None or half is None else mean + half,
+        to_90=to_90,
+        to_95=to_95,
+        diverged=sum(outcome.diverged_at is not None for outcome in outcomes),
+    )
+
+
+def finished(outcomes: Sequence[Outcome]) -> dict[int, float]:
+    """Final accuracy by seed, of those that have one."""
+    found = ((outcome.seed, outcome.accuracy) for outcome in outcomes)
+    return {seed: accuracy for seed, accuracy in found if accuracy is not None}
+
+
+def _median_iteration(level: float, outcomes: Sequence[Outcome]) -> int | None:
+    """After which ``level`` is first seen; a seed that never gets there takes for ever."""
+    firsts = [
+        next((iteration for iteration, accuracy in outcome.curve if accuracy >= level), math.inf)
+        for outcome in outcomes
+    ]
+    median = statistics.median_low(firsts) if firsts else math.inf
+    return None if math.isinf(median) else int(median)
+
+
+def _half_width(n: int, std: float) -> float:
+    """Of the t-interval of a mean over ``n`` values of standard deviation ``std``."""
+    from scipy.special import stdtrit  # noqa: PLC0415 - scipy takes a second to import
+
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(n)
+
+
+def differences(outcomes: Outcomes) -> list[Difference]:
+    """All pairs of schemes with the same activation that share two seeds or more.
+
+    In the order of ``outcomes``, activation by activation; so are two that do equally well.
+    """
+    found: list[Difference] = []
+    for activation, by_init in by_activation(outcomes).items():
+        accuracies = {init: finished(of_cell) for init, of_cell in by_init.items()}
+        for one, other in combinations(accuracies, 2):
+            shared = accuracies[one].keys() & accuracies[other].keys()
+            above = [accuracies[one][seed] - accuracies[other][seed] for seed in shared]
+            if len(above) > 1:
+                images = min((of.images for of in by_init[one] if of.images), default=None)
+                found.append(_difference(activation, one, other, above, images))
+    corrected = _holm([difference.p for difference in found])
+    return [
+        replace(difference, p_holm=p_holm)
+        for difference, p_holm in zip(found, corrected, strict=True)
+    ]
+
+
+def by_activation(outcomes: Outcomes) -> dict[str, dict[str, Sequence[Outcome]]]:
+    """Of each activation, the outcomes by scheme."""
+    found: dict[str, dict[str, Sequence[Outcome]]] = {}
+    for cell, of_cell in outcomes.items():
+        found.setdefault(cell.activation, {})[cell.init] = of_cell
+    return found
+
+
+def _difference(
+    activation: str, one: str, other: str, above: Sequence[float], images: int | None
+) -> Difference:
+    """By a paired t-test on how far ``one`` is ``above`` the ``other``, seed by seed.
+
+    Where all seeds agree to the image, their spread is at least what counting images rounds off:
+    few seeds agree by chance.
+    """
+    above = [round(value, EXACT) for value in above]
+    mean = statistics.mean(above)
+    better, worse = (one, other) if mean >= 0 else (other, one)
+    effect = abs(mean)
+    n, std = len(above), statistics.stdev(above)
+    if not std and effect and images:
+        std = 1 / (images * math.sqrt(6))  # two counts, each uniform within one image
+    half = _half_width(n, std)
+    p = _p_value(n, effect, std)
+    return Difference(activation, better, worse, n, effect, effect - half, effect + half, p, p)
+
+
+def _p_value(n: int, effect: float, std: float) -> float:
+    """Two-sided, of a mean as far from 0 as ``effect`` where 0 is the truth."""
+    from scipy.special import stdtr  # noqa: PLC0415 - scipy takes a second to import
+
+    if not std:  # no seed says anything else
+        return 0.0 if effect else 1.0
+    return 2 * float(stdtr(n - 1, -effect / (std / math.sqrt(n))))
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value times how many are not smaller, no smaller than those before it, at most 1."""
+    corrected, floor = list(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = floor
+    return corrected
+
+
+def as_json(
+    rows: Sequence[Row], differences: Sequence[Difference], sentences: Sequence[str]
+) -> dict[str, Any]:
+    """``rows`` and ``differences``, each a list of objects, and ``sentences``; None is null."""
+    return {
+        "rows": [_values(row) for row in rows],
+        "differences": [asdict(pair) | {"significant": pair.significant} for pair in differences],
+        "sentences": list(sentences),
+    }
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line for each row below one of names; what is not known is empty.
+
+    A scheme's spec may start like a formula of a spreadsheet, as that of ``=1.py:f`` does: such
+    a cell gets an apostrophe in front, which keeps it text. Numbers stay as they are.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: harmless(value) for name, value in _values(row).items()})
+    return text.getvalue()
+
+
+def _values(row: Row) -> dict[str, str | float | None]:
+    accuracy = (row.mean, row.std, row.low, row.high)
+    values = (*row.cell, row.n, *accuracy, row.to_90, row.to_95, row.diverged)
+    return dict(zip(COLUMNS, values, strict=True))

@@ -1,0 +1,145 @@
+"""Where the runs are kept, MLflow's server or store: its address, its client, and its patience."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
+
+from initflow.core import paths
+from initflow.core.paths import STORE, store_file
+from initflow.core.secrets import without_credentials
+from initflow.errors import SettingError
+
+STORE_TIMEOUT_S = 120
+TIMEOUT_S = 10
+
+
+def uri() -> str:
+    """Where the runs are kept: a tracking server or a store, whose path is whole."""
+    where = str(mlflow.get_tracking_uri())
+    file = where.removeprefix(STORE)
+    is_relative = file != where and not os.path.isabs(file)  # noqa: PTH117 - text as it is
+    return f"{STORE}{Path(file).absolute()}" if is_relative else where
+
+
+def shown() -> str:
+    """The same without a password."""
+    return without_credentials(uri())
+
+
+def set_uri(where: str) -> None:
+    """Keep this process's runs ``where`` those of another are kept."""
+    if mlflow.get_tracking_uri() != where:
+        mlflow.set_tracking_uri(where)
+
+
+def is_served(where: str = "") -> bool:
+    """Whether ``where`` the runs are kept is a tracking server, which serves the page too."""
+    return (where or uri()).startswith(("http://", "https://"))
+
+
+def is_there(where: str) -> bool:
+    """False for a store whose file is missing, which asking would make."""
+    store = store_file(where)
+    return not store or os.path.exists(store)  # noqa: PTH110 - never raises
+
+
+def folder() -> Path:
+    """Where files belong that go with the runs: beside a store that is one, else the user's."""
+    where = mlflow.get_tracking_uri()
+    store = store_file(where)
+    if store:
+        return store.parent
+    return paths.home() if "://" in where else Path(where).parent
+
+
+def check_backend(backend: str) -> None:
+    """Raise :class:`SettingError` for a store that the workers of ``backend`` could not reach."""
+    if backend == "ray" and not is_served():
+        raise SettingError(
+            "backend=ray needs MLflow's tracking server, for the runs that other machines "
+            f"write: set MLFLOW_TRACKING_URI to its address, not '{shown()}'"
+        )
+
+
+def client(where: str = "") -> mlflow.MlflowClient:
+    """That of the server or store ``where``, by default where the runs are kept."""
+    return _client(where or uri())
+
+
+@functools.cache
+def _client(where: str) -> mlflow.MlflowClient:
+    """The client makes a store that is not there, which several at once would fail at."""
+    with store_lock(where):
+        return mlflow.MlflowClient(where)
+
+
+def store_lock(where: str) -> contextlib.AbstractContextManager[object]:
+    """Held while a store that is a file is made."""
+    store = store_file(where)
+    if not store:
+        return contextlib.nullcontext()
+    store.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
+
+
+def answers(where: str) -> bool:
+    """Whether a server does, to a small question; a store of this machine is none."""
+    if not is_served(where):
+        return False
+    try:
+        with impatient():
+            client(where).search_experiments(max_results=1)
+    except Exception:  # noqa: BLE001 - whatever keeps it
+        return False
+    return True
+
+
+_own = threading.local()  # the values that MLflow's variables have in a thread of ours
+
+
+def _heed(variable: Any) -> None:
+    """Let MLflow's ``variable`` have a thread's own value, unless the user has set one.
+
+    The environment is everybody's: a user's own requests, made meanwhile, keep their patience.
+    """
+    usual = variable.get
+
+    def get() -> Any:
+        own = getattr(_own, "values", {}).get(variable.name)
+        return usual() if own is None or variable.is_set() else own
+
+    variable.get = get
+
+
+for _variable in (MLFLOW_HTTP_REQUEST_TIMEOUT, MLFLOW_HTTP_REQUEST_MAX_RETRIES):
+    _heed(_variable)
+
+
+@contextlib.contextmanager
+def impatient(retries: int = 1) -> Iterator[None]:
+    """Let MLflow give up soon, in this thread, where the user has not said how long it is to try.
+
+    What it waits for by default are minutes, without a word; our own outbox tries again.
+    """
+    before = getattr(_own, "values", {})
+    _own.values = {
+        MLFLOW_HTTP_REQUEST_TIMEOUT.name: TIMEOUT_S,
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: retries,
+    }
+    try:
+        yield
+    finally:
+        _own.values = before
