@@ -18,7 +18,7 @@ from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.experiments import populations, record
 from initflow.initializers.plugins import find
-from initflow.training import datasets, model, train
+from initflow.training import datasets, model, trainer
 from initflow.training.splits import Splits
 
 TUTORIAL = (
@@ -48,7 +48,7 @@ def trained(seeds: Sequence[int], splits: Splits) -> float:
         recipes = [record.recipe(config) for config in of_stack]
         starts = [record.start(c, find(c.init), splits).initial for c in of_stack]
         stack = model.Parameters.stack(starts, "cpu")
-        population = train.Population(stack, recipes, splits.train)
+        population = trainer.Trainer(stack, recipes, splits.train)
         checkpoints = population.train(
             batch_size=training.CONFIG.batch_size, eval_every=training.CONFIG.eval_every
         )
@@ -71,7 +71,7 @@ def rounds() -> list[Round]:
     """The three in turn; the stacks of all rounds are the ten seeds."""
     splits = datasets.load(training.CONFIG)
     initial = training.start_of(splits)
-    orders = [train.batch_order(len(splits.train), 0, e) for e in range(training.CONFIG.epochs)]
+    orders = [trainer.batch_order(len(splits.train), 0, e) for e in range(training.CONFIG.epochs)]
     found = []
     for seeds in (range(4), range(4, 7), range(7, SEEDS)):
         usual, _ = training.usual(initial.state(), orders)

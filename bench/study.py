@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bench import reference, training
-from initflow.training import datasets, train
+from initflow.training import datasets, trainer
 
 TRIALS = 30
 USUAL_TRIALS = 3  # of as many, by which the others are reckoned
@@ -35,7 +35,7 @@ def usual() -> float:
     kept = Subset(images, range(len(images) - HELD_OUT))
     held_out = Subset(images, range(len(images) - HELD_OUT, len(images)))
     validation = DataLoader(held_out, config.batch_size)
-    orders = [train.batch_order(len(kept), config.seed, epoch) for epoch in range(config.epochs)]
+    orders = [trainer.batch_order(len(kept), config.seed, epoch) for epoch in range(config.epochs)]
     state = training.start_of(datasets.load(config)).state()
 
     def objective(trial: Any) -> float:

@@ -15,7 +15,7 @@ from initflow.diagnostics import measure
 from initflow.experiments import record
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.training import datasets, model, train
+from initflow.training import datasets, model, trainer
 from initflow.training.splits import Splits
 
 CONFIG = TrainConfig()  # the defaults are the tutorial's he: relu
@@ -42,9 +42,9 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
     return time.perf_counter() - started, losses
 
 
-def checkpoints(parameters: model.Parameters, splits: Splits) -> Iterator[train.Checkpoint]:
+def checkpoints(parameters: model.Parameters, splits: Splits) -> Iterator[trainer.Checkpoint]:
     """initflow's training, stopping where it is evaluated."""
-    population = train.Population(parameters, [record.recipe(CONFIG)], splits.train)
+    population = trainer.Trainer(parameters, [record.recipe(CONFIG)], splits.train)
     return population.train(batch_size=CONFIG.batch_size, eval_every=CONFIG.eval_every)
 
 
@@ -98,7 +98,7 @@ class Round(NamedTuple):
 def rounds(n: int) -> list[Round]:
     splits = datasets.load(CONFIG)
     initial = start_of(splits)
-    orders = [train.batch_order(len(splits.train), CONFIG.seed, e) for e in range(CONFIG.epochs)]
+    orders = [trainer.batch_order(len(splits.train), CONFIG.seed, e) for e in range(CONFIG.epochs)]
     results = []
     for _ in range(n):
         usual_seconds, expected = usual(initial.state(), orders)

@@ -36,7 +36,7 @@ from initflow.experiments import record
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting.drawing import CYCLE, MARKS, log_scale, tidy
-from initflow.training import datasets, model, train
+from initflow.training import datasets, model, trainer
 from initflow.training.splits import Splits
 
 FIGURES = Path(__file__).parent / "images" / "claims"
@@ -119,10 +119,10 @@ def observe(
 def course(config: TrainConfig, images: Splits, steps: int) -> Course:
     """Train the network of ``config`` for ``steps`` iterations, as many epochs as they take."""
     parameters = network(config, images)
-    epochs = math.ceil(steps / train.iterations(len(images.train), config.batch_size, 1))
+    epochs = math.ceil(steps / trainer.iterations(len(images.train), config.batch_size, 1))
     found = Course([], [], [], [], [], [])
     recipe = record.recipe(replace(config, epochs=epochs))
-    population = train.Population(parameters, [recipe], images.train)
+    population = trainer.Trainer(parameters, [recipe], images.train)
     for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
         seen = observe(config, images, parameters)
         (tested,) = measure.evaluate(parameters, ACTIVATIONS[config.activation], images.test)

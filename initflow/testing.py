@@ -58,7 +58,7 @@ ALL_RULES = RULES | MORE_RULES
 
 
 @dataclass(frozen=True)
-class Row:
+class RuleResult:
     """How an initializer did by one rule: in ``cases`` cases, with these ``failures``."""
 
     rule: str
@@ -94,7 +94,7 @@ def assert_initializer_contract(
 
 def check(
     initializer: Callable[..., object] | str, plugins_dir: Path | None = None
-) -> Iterator[Row]:
+) -> Iterator[RuleResult]:
     """The conformance table, row by row; it ends early where nothing further can be tried."""
     try:
         if isinstance(initializer, str):
@@ -103,9 +103,9 @@ def check(
             name = getattr(initializer, "__name__", "initializer")
             scheme = Scheme.of(initializer, name, "a function")
     except PluginError as error:
-        yield Row("loads", 1, (str(error),))
+        yield RuleResult("loads", 1, (str(error),))
         return
-    yield Row("loads", 1)
+    yield RuleResult("loads", 1)
     yield _arguments(scheme)
     tally = _Tally()
     case = _layer if scheme.kind == "layer" else _network
@@ -122,7 +122,7 @@ def check(
     yield from sampled
 
 
-def _arguments(scheme: Scheme) -> Row:
+def _arguments(scheme: Scheme) -> RuleResult:
     """A spec, which is text, can say whatever Python can."""
     failures = []
     for name, value in scheme.values.items():
@@ -134,7 +134,7 @@ def _arguments(scheme: Scheme) -> Row:
             continue
         if read != value:
             failures.append(f"'{name}' is {value!r} by default, but {read!r} by '{spec}'")
-    return Row("arguments", len(scheme.values), tuple(failures))
+    return RuleResult("arguments", len(scheme.values), tuple(failures))
 
 
 @dataclass(frozen=True)
@@ -256,18 +256,18 @@ class _Tally:
         self._failures[rule].append(f"{case.what}: {detail}")
         return None
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[RuleResult]:
         if len(self._refused) == len(ACTIVATIONS):
             name, reason = next(iter(self._refused.items()))
             self._failures["runs"].append(f"refuses every activation; {name}: {reason}")
         for rule, failures in self._failures.items():
             note = f"refuses {', '.join(self._refused)}" if rule == "runs" and self._refused else ""
-            yield Row(rule, self._cases, tuple(failures), note)
+            yield RuleResult(rule, self._cases, tuple(failures), note)
 
 
 def _sampled(
     scheme: Scheme, usual: Activation, usable: Sequence[Activation], tally: _Tally
-) -> Iterator[Row]:
+) -> Iterator[RuleResult]:
     """What takes several seeds to see."""
     case = _layer if scheme.kind == "layer" else _network
     cases = [case(scheme, usual)]
@@ -276,7 +276,7 @@ def _sampled(
         failures = []
         if first and second and all(torch.equal(first[name], second[name]) for name in first):
             failures = [f"{cases[0].what}: seeds 0 and 1 give the same, although it asks for one"]
-        yield Row("other seed", 1, tuple(failures))
+        yield RuleResult("other seed", 1, tuple(failures))
     if scheme.kind == "layer":
         cases = [_layer(scheme, usual, s, at=at) for s in SAMPLED for at in range(DEPTH)]
     if scheme.asks_for("activation"):
@@ -297,11 +297,11 @@ def _other_arguments(scheme: Scheme, case: _Case) -> Iterator[Scheme]:
                 yield other
 
 
-def _variance(rule: str, cases: Sequence[_Case], tally: _Tally) -> Row:
+def _variance(rule: str, cases: Sequence[_Case], tally: _Tally) -> RuleResult:
     """What is stated of each layer's weights, or biases, against what many seeds give."""
     scheme, of_biases = cases[0].scheme, rule == "bias variance"
     if (scheme.stated_bias_variance if of_biases else scheme.stated_variance) is None:
-        return Row(rule, 0, note="states none: theory takes the one it finds")
+        return RuleResult(rule, 0, note="states none: theory takes the one it finds")
     failures = []
     for case in cases:
         drawn = [tensors for seed in range(SEEDS) if (tensors := tally.fill(case, seed))]
@@ -323,7 +323,7 @@ def _variance(rule: str, cases: Sequence[_Case], tally: _Tally) -> Row:
                     f"{name}{case.what}: states {claim:.4g}, the seeds give {mean:.4g} "
                     f"± {error:.2g}"
                 )
-    return Row(rule, sum(len(case.places) for case in cases), tuple(failures))
+    return RuleResult(rule, sum(len(case.places) for case in cases), tuple(failures))
 
 
 def _spread(tensors: Mapping[str, Tensor], layer: str) -> float:

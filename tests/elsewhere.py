@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from initflow.core import environment, machine
-from initflow.experiments.replay import provenance
+from initflow.experiments.replay import recorded
 
 DEVICE = "privateuseone:0"  # the one that PyTorch keeps free for such
 aten = torch.ops.aten
@@ -87,4 +87,4 @@ def be_found(patch):
     patch.setattr(machine, "working_memory", lambda _: 2**30)
     patch.setattr(environment, "_gpu", lambda device: {} if device == "cpu" else {"gpu": "?"})
     patch.setattr(torch.cuda, "get_device_name", lambda _: "Elsewhere")
-    patch.setattr(provenance, "DEVICE", re.compile(f"cpu|{DEVICE}"))
+    patch.setattr(recorded, "DEVICE", re.compile(f"cpu|{DEVICE}"))

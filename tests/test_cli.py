@@ -10,7 +10,7 @@ import pytest
 
 from initflow import __version__
 from initflow.cli import commands, process
-from initflow.cli.report import next_command
+from initflow.cli.tables import next_command
 from initflow.core.configurations import (
     SCHEME_NAMES,
     CompareConfig,
@@ -375,14 +375,14 @@ def test_without_a_command_there_is_help(capsys):
 
 def test_an_interruption_is_told_with_the_run(capsys, store, monkeypatch):
     """Exit 130, and where the measurements are."""
-    from initflow.experiments import experiment
+    from initflow.experiments import train
 
     def interrupted(*_, **__):
         error = KeyboardInterrupt()
         error.add_note("what was measured so far is in run abc")
         raise error
 
-    monkeypatch.setattr(experiment, "train_one", interrupted)
+    monkeypatch.setattr(train, "train", interrupted)
     assert run(capsys, "train", *QUICK) == (
         130,
         "",
@@ -437,7 +437,7 @@ def test_the_table_of_a_diagnosis_fits_the_terminal(store, columns):
     """No column is lost at 80; predictions stand in brackets where there is room."""
     from rich.console import Console
 
-    from initflow.cli.report import diagnosis_table
+    from initflow.cli.tables import diagnosis_table
     from initflow.experiments.diagnose import diagnose
 
     config = DiagnoseConfig(
@@ -562,12 +562,12 @@ def test_schemes_fit_a_narrow_terminal(store, plugins_here):
     """No column is lost at 80."""
     from rich.console import Console
 
-    from initflow.cli import report
+    from initflow.cli import tables
     from initflow.diagnostics import catalogue
 
     shown = io.StringIO()
     entries = catalogue.entries(NetworkConfig())
-    Console(width=80, file=shown).print(report.schemes_table(entries))
+    Console(width=80, file=shown).print(tables.schemes_table(entries))
     assert "…" not in shown.getvalue()
     for word in ("truncated_normal", "network", "arguments", "gain=1.0"):
         assert word in shown.getvalue()

@@ -13,7 +13,7 @@ from initflow.core.configurations import (
     TuneConfig,
     VerifyConfig,
 )
-from initflow.experiments import experiment
+from initflow.experiments import train
 from initflow.experiments.compare import compare
 from initflow.experiments.diagnose import diagnose
 from initflow.experiments.tuning.tune import tune
@@ -48,9 +48,7 @@ def test_it_tells_what_a_gpu_would_not_do():
 def test_a_network_trains_there_as_here(device):
     """From the same bits, with all that is measured, predicted and drawn."""
     config = {**SMALL, "init": WHOLE, "activation": "gelu", "validation": 100}
-    there, here = (
-        experiment.train_one(TrainConfig(**config, device=asked)) for asked in ("auto", "cpu")
-    )
+    there, here = (train.train(TrainConfig(**config, device=asked)) for asked in ("auto", "cpu"))
     runs = [mlflow.get_run(result.run_id) for result in (there, here)]
     assert [run.data.params["resolved.device"] for run in runs] == [device, "cpu"]
     tag = "initflow.initial_weights_sha256"
@@ -96,7 +94,7 @@ def test_a_tuning_is_made_there(device):
 @pytest.mark.parametrize("init", ["he", WHOLE])
 def test_a_run_is_verified_there_and_from_there(device, init):
     """The same numbers there, and as near as rounding allows on the CPU."""
-    run = experiment.train_one(TrainConfig(**SMALL, init=init, probe=0))
+    run = train.train(TrainConfig(**SMALL, init=init, probe=0))
     assert verify(run.run_id, VerifyConfig()).replay.verdict == "identical"
     assert verify(run.run_id, VerifyConfig(device="cpu")).replay.verdict != "different"
 

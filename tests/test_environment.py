@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import initflow
 from initflow.core import environment, machine, repository, secrets
-from initflow.core.environment import VARIABLES, Difference, Environment
+from initflow.core.environment import VARIABLES, Change, Environment
 from tests.conftest import ROOT
 
 PASSWORD = "hunter2-planted"  # noqa: S105 - it opens nothing
@@ -539,13 +539,13 @@ def test_differences_are_named_in_order_with_both_sides():
         "packages": {"b": "2", "c": "3"},
     }
     assert environment.differences(then, NOW) == [
-        Difference("torch", "1", "2"),
-        Difference("blas", "MKL 0", "MKL 1"),
-        Difference("newer", "x", "unknown"),
-        Difference("variable OMP_NUM_THREADS", "not set", "2"),
-        Difference("variable MKL_CBWR", "COMPATIBLE", "not set"),
-        Difference("package a", "not installed", "1"),
-        Difference("package c", "3", "not installed"),
+        Change("torch", "1", "2"),
+        Change("blas", "MKL 0", "MKL 1"),
+        Change("newer", "x", "unknown"),
+        Change("variable OMP_NUM_THREADS", "not set", "2"),
+        Change("variable MKL_CBWR", "COMPATIBLE", "not set"),
+        Change("package a", "not installed", "1"),
+        Change("package c", "3", "not installed"),
     ]
 
 

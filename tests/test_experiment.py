@@ -16,11 +16,11 @@ import initflow
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics.signals import QUANTITIES
 from initflow.errors import InitflowError, SettingError, TrackingError
-from initflow.experiments import experiment
+from initflow.experiments import network_run, train
 from initflow.experiments.replay import provenance
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.tracking.delivery import KEY_TAG, OPENER
-from initflow.training import datasets, model, train
+from initflow.training import datasets, model, trainer
 
 QUICK = {"dataset": "digits", "log_model": False, "eval_every": 20, "probe": 0}
 
@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
             seed=3,
         )
         told = []
-        result = experiment.train_one(config, progress=lambda *what: told.append(what))
+        result = train.train(config, progress=lambda *what: told.append(what))
         assert not result.failures
         yield result, mlflow.get_run(result.run_id), told
         mlflow.set_tracking_uri(None)
@@ -159,7 +159,7 @@ def test_the_signals_are_a_table_and_figures(finished):
 def test_measuring_leaves_the_training_bit_identical(store, activation):
     """Weights and every loss, with a probe and without."""
     runs = [
-        experiment.train_one(TrainConfig(**(QUICK | {"probe": probe}), activation=activation))
+        train.train(TrainConfig(**(QUICK | {"probe": probe}), activation=activation))
         for probe in (0, 1_000)
     ]
     without, measured = runs
@@ -175,7 +175,7 @@ def test_measuring_leaves_the_training_bit_identical(store, activation):
 def test_any_depth_is_measured_and_drawn(store, hidden):
     """No hidden layer, and many."""
     config = TrainConfig(**(QUICK | {"probe": 50}), hidden=hidden, epochs=1)
-    result = experiment.train_one(config)
+    result = train.train(config)
     assert mlflow.get_run(result.run_id).info.status == "FINISHED"
     assert len(result.signals[0][1].layers) == len(config.hidden) + 1
 
@@ -185,7 +185,7 @@ def test_what_explodes_at_once_is_measured_where_it_is_finite(store):
     config = TrainConfig(
         **(QUICK | {"probe": 50}), init="normal:std=1e4", hidden="50x20", activation="linear"
     )
-    result = experiment.train_one(config)
+    result = train.train(config)
     run = mlflow.get_run(result.run_id)
     assert result.diverged_at == 0
     assert run.data.tags["initflow.verdict.forward"] == "exploding"
@@ -370,9 +370,9 @@ def test_progress_is_told_to_the_end(finished):
 def test_the_same_configuration_gives_the_same_run(store):
     """Every number and both hashes, whatever happened before in the process."""
     config = TrainConfig(**QUICK, threads=1)
-    first = experiment.train_one(config)
+    first = train.train(config)
     torch.manual_seed(99)
-    second = experiment.train_one(config)
+    second = train.train(config)
     assert first.history == second.history
     tags = [mlflow.get_run(r.run_id).data.tags for r in (first, second)]
     for tag in ("initflow.weights_sha256", "initflow.initial_weights_sha256"):
@@ -382,15 +382,15 @@ def test_the_same_configuration_gives_the_same_run(store):
 def test_schemes_of_one_seed_see_the_same_batches(store, monkeypatch):
     """What one scheme draws changes no other stream."""
     seen = []
-    real = train.batch_order
+    real = trainer.batch_order
 
     def order(*arguments):
         seen.append(real(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(train, "batch_order", order)
+    monkeypatch.setattr(trainer, "batch_order", order)
     for init in ("zero", "he"):
-        experiment.train_one(TrainConfig(**QUICK, init=init))
+        train.train(TrainConfig(**QUICK, init=init))
     half = len(seen) // 2
     assert half == 6  # five epochs, and the first batch for the loss at step 0
     assert all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
@@ -406,7 +406,7 @@ def test_initial_weights_do_not_depend_on_the_callers_threads(store, init):
         for ambient in (1, 2):
             torch.set_num_threads(ambient)
             config = TrainConfig(**QUICK, init=init, threads=1, epochs=1, hidden="300,100")
-            result = experiment.train_one(config)
+            result = train.train(config)
             tags = mlflow.get_run(result.run_id).data.tags
             hashes.add(tags["initflow.initial_weights_sha256"])
     finally:
@@ -425,7 +425,7 @@ DIVERGING = {
 def test_a_divergence_is_found_whenever_it_comes(store, when):
     """Not only by a training batch: what is left must have a finite loss to be a result."""
     config = TrainConfig(**(QUICK | {"eval_every": 1} | DIVERGING[when]))
-    result = experiment.train_one(config)
+    result = train.train(config)
     run = mlflow.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["initflow.outcome"] == "diverged"
@@ -443,7 +443,7 @@ def test_a_diverging_run_keeps_what_was_measured_and_says_when(store):
     config = TrainConfig(
         dataset="digits", init="normal", activation="linear", hidden="50x4", lr=5, eval_every=2
     )
-    result = experiment.train_one(config)
+    result = train.train(config)
     run = mlflow.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["initflow.outcome"] == "diverged"
@@ -462,9 +462,9 @@ def test_a_run_that_fails_is_closed_as_failed(store, monkeypatch):
     def fail(*_):
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(experiment, "result_tags", fail)
+    monkeypatch.setattr(network_run, "result_tags", fail)
     with pytest.raises(RuntimeError, match="no more"):
-        experiment.train_one(TrainConfig(**QUICK))
+        train.train(TrainConfig(**QUICK))
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert run.info.status == "FAILED"
     assert "accuracy/test" in run.data.metrics
@@ -479,7 +479,7 @@ def test_an_interrupted_run_is_closed_as_killed(store):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as interruption:
-        experiment.train_one(TrainConfig(**QUICK), progress=interrupt)
+        train.train(TrainConfig(**QUICK), progress=interrupt)
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert run.info.status == "KILLED"
     assert {"accuracy/test", "loss/train"} <= set(run.data.metrics)
@@ -499,7 +499,7 @@ def test_an_interrupted_run_is_closed_as_killed(store):
 def test_wrong_settings_make_no_run(store, settings):
     """One error, before anything is written."""
     with pytest.raises(SettingError):
-        experiment.train_one(TrainConfig(**(QUICK | settings)))
+        train.train(TrainConfig(**(QUICK | settings)))
     assert mlflow.search_experiments(filter_string="name = 'initflow'") == []
 
 
@@ -509,7 +509,7 @@ def test_missing_data_makes_no_run(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:1/"])
     with pytest.raises(InitflowError, match="cannot be downloaded"):
-        experiment.train_one(TrainConfig(data_dir=tmp_path / "none"))
+        train.train(TrainConfig(data_dir=tmp_path / "none"))
     assert mlflow.search_experiments(filter_string="name = 'initflow'") == []
 
 
@@ -518,7 +518,7 @@ def test_the_experiment_is_the_option_or_the_variable_or_ours(store, monkeypatch
     config = TrainConfig(**QUICK, epochs=1)
 
     def name(**options):
-        result = experiment.train_one(config, **options)
+        result = train.train(config, **options)
         return mlflow.get_experiment(result.run.experiment_id).name
 
     assert name() == "initflow"
@@ -529,10 +529,10 @@ def test_the_experiment_is_the_option_or_the_variable_or_ours(store, monkeypatch
 
 def test_a_run_that_has_ended_is_not_trained_into(store, monkeypatch):
     """Two trainings in one run would be neither."""
-    first = experiment.train_one(TrainConfig(**QUICK, epochs=1))
+    first = train.train(TrainConfig(**QUICK, epochs=1))
     monkeypatch.setenv("MLFLOW_RUN_ID", first.run_id)
     with pytest.raises(SettingError, match=f"not '{first.run_id}', which is FINISHED"):
-        experiment.train_one(TrainConfig(**QUICK, init="zero"))
+        train.train(TrainConfig(**QUICK, init="zero"))
     assert mlflow.get_run(first.run_id).data.tags["initflow.scheme"] == "he"
 
 
@@ -552,7 +552,7 @@ def test_a_run_cut_off_while_closing_is_closed_all_the_same(store, monkeypatch, 
         mlflow.start_run(experiment_id=mlflow.create_experiment("notebook"))
     outer = mlflow.active_run()
     with pytest.raises((KeyboardInterrupt, TrackingError)):
-        experiment.train_one(TrainConfig(**QUICK, epochs=1))
+        train.train(TrainConfig(**QUICK, epochs=1))
     status = {
         run.info.run_name: run.info.status
         for run in mlflow.search_runs(search_all_experiments=True, output_format="list")
@@ -572,14 +572,14 @@ def test_an_address_that_is_none_is_one_error(store, tmp_path, uri):
     """Whatever MLflow or the database's driver raises for it."""
     mlflow.set_tracking_uri(uri.replace("{tmp}", "dev/null/x.db"))
     with pytest.raises(TrackingError, match=r"MLflow at .* failed: "):
-        experiment.train_one(TrainConfig(**QUICK))
+        train.train(TrainConfig(**QUICK))
 
 
 def test_an_experiment_cannot_be_chosen_inside_mlflow_run(store, monkeypatch):
     """MLflow has made the run by then."""
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(SettingError, match="give mlflow run --experiment-name instead"):
-        experiment.train_one(TrainConfig(**QUICK), experiment="mine")
+        train.train(TrainConfig(**QUICK), experiment="mine")
 
 
 def test_what_mlflow_refuses_is_one_error_with_the_address(store, tmp_path):
@@ -587,11 +587,11 @@ def test_what_mlflow_refuses_is_one_error_with_the_address(store, tmp_path):
     (tmp_path / "file").write_text("")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/file/mlflow.db")
     with pytest.raises(TrackingError, match=r"file/mlflow.db' failed: .*File exists"):
-        experiment.train_one(TrainConfig(**QUICK))
+        train.train(TrainConfig(**QUICK))
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/damaged.db")
     (tmp_path / "damaged.db").write_bytes(b"no database" * 100)
     with pytest.raises(TrackingError, match=r"damaged.db' failed: .*not a database"):
-        experiment.train_one(TrainConfig(**QUICK))
+        train.train(TrainConfig(**QUICK))
 
 
 def test_addresses_are_told_without_credentials(store, monkeypatch):
@@ -599,7 +599,7 @@ def test_addresses_are_told_without_credentials(store, monkeypatch):
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # of 10, half a minute
     mlflow.set_tracking_uri("postgresql://user:sec@ret@127.0.0.1:1/mlflow")
     with pytest.raises(TrackingError) as error:
-        experiment.train_one(TrainConfig(**QUICK))
+        train.train(TrainConfig(**QUICK))
     assert "127.0.0.1" in str(error.value)
     assert "ret" not in str(error.value).replace("refused", "")
 
@@ -607,10 +607,10 @@ def test_addresses_are_told_without_credentials(store, monkeypatch):
 def test_inside_an_open_run_it_is_nested(store):
     """As in a notebook, whose own run goes on."""
     with mlflow.start_run(experiment_id=mlflow.create_experiment("notebook")) as mine:
-        result = experiment.train_one(TrainConfig(**QUICK, epochs=1))
+        result = train.train(TrainConfig(**QUICK, epochs=1))
         assert mlflow.active_run().info.run_id == mine.info.run_id
         with pytest.raises(TrackingError):
-            experiment.train_one(TrainConfig(**QUICK), experiment="x" * 1_000)
+            train.train(TrainConfig(**QUICK), experiment="x" * 1_000)
         assert mlflow.active_run().info.run_id == mine.info.run_id
     tags = mlflow.get_run(result.run_id).data.tags
     assert tags["mlflow.parentRunId"] == mine.info.run_id
@@ -620,6 +620,6 @@ def test_inside_an_open_run_it_is_nested(store):
 def test_threads_are_set_for_the_run_and_put_back(store):
     """A caller's own setting survives."""
     before = torch.get_num_threads()
-    result = experiment.train_one(TrainConfig(**QUICK, threads=3, epochs=1))
+    result = train.train(TrainConfig(**QUICK, threads=3, epochs=1))
     assert mlflow.get_run(result.run_id).data.params["resolved.threads"] == "3"
     assert torch.get_num_threads() == before

@@ -10,7 +10,7 @@ import pytest
 from initflow.cli import process
 from initflow.core import environment
 from initflow.errors import ReportError
-from initflow.experiments import experiment, failures
+from initflow.experiments import failures
 from tests.conftest import SMALL_TABLE
 
 SMALL = ("--dataset", "digits", "--hidden", "8", "--epochs", "1", "--eval-every", "15")
@@ -126,13 +126,14 @@ def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):
 def test_a_network_is_none_the_worse_for_its_model_or_figures(store, monkeypatch, what):
     """Of many, too: it is named, and the comparison has it."""
     from initflow.core.configurations import CompareConfig
+    from initflow.experiments import network_run
     from initflow.experiments.compare import compare
     from initflow.tracking import models
 
     if what == "model":
         monkeypatch.setattr(models, "_save_model", fail)
     else:
-        monkeypatch.setattr(experiment.figures, "weight_histograms", fail)
+        monkeypatch.setattr(network_run.figures, "weight_histograms", fail)
     small = {"dataset": "digits", "hidden": "8", "epochs": 1, "probe": 0}
     small |= {"log_model": what == "model", "run_figures": what == "figures"}
     result = compare(CompareConfig(inits="he", activations="relu", seeds=2, **small))

@@ -16,7 +16,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow.diagnostics import measure, observed
+from initflow.diagnostics import hooks, measure
 from initflow.diagnostics.layers import rows_by_unit
 from initflow.diagnostics.recorder import ACTIVATIONS as KNOWN
 from initflow.diagnostics.signals import QUANTITIES, Moments
@@ -496,7 +496,7 @@ def hooks_on(net):
     found = [hooks for name, hooks in modules if name.endswith("_hooks") and hooks]
     found += [p._backward_hooks for p in net.parameters() if p._backward_hooks]
     found += _global_optimizer_post_hooks.values()
-    found += [*observed._of_modules, *observed._of_scalers, *observed._in_place]
+    found += [*hooks._of_modules, *hooks._of_scalers, *hooks._in_place]
     return found + torch.overrides._get_current_function_mode_stack()
 
 

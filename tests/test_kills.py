@@ -76,7 +76,7 @@ class Place:
             else Outbox(self.outbox, "http://127.0.0.1:5000")
         )
         study = self.study()
-        study.settle()
+        study.flush()
         for i in itertools.count(begin):
             box.add(entry(i))
             tell("outbox", i)

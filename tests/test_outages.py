@@ -22,7 +22,7 @@ from initflow.cli import process
 from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig, TuneConfig
 from initflow.errors import TrackingError
-from initflow.experiments import experiment
+from initflow.experiments import train
 from initflow.experiments.compare import compare
 from initflow.experiments.tuning.tune import tune
 from initflow.tracking import connection, delivery, outages, outbox, runs, unsent
@@ -111,7 +111,7 @@ def undisturbed(site, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # no repository, as those it is compared with
-        result = experiment.train_one(CONFIG, experiment="undisturbed")
+        result = train.train(CONFIG, experiment="undisturbed")
     return site.seen(result.run_id, folder)
 
 
@@ -126,7 +126,7 @@ def road(site, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(site.road.address)
     yield site.road
     site.road.mode = "open"
-    assert site.sender.settle(60)
+    assert site.sender.flush(60)
     wait(lambda: not outbox.paths())
     mlflow.set_tracking_uri(None)
 
@@ -154,7 +154,7 @@ def test_training_goes_on_and_nothing_is_lost_or_twice(
     def spoil():
         road.mode = mode
 
-    result = experiment.train_one(CONFIG, experiment=mode, progress=in_the_middle(spoil))
+    result = train.train(CONFIG, experiment=mode, progress=in_the_middle(spoil))
     assert result.outcome == "finished"
     if mode != "deaf":  # which may be through by now
         assert site.sender.waiting() > 0
@@ -162,7 +162,7 @@ def test_training_goes_on_and_nothing_is_lost_or_twice(
         assert outbox.left(path).waiting == site.sender.waiting()
     if mode in ("closed", "sick"):
         road.mode = "open"
-    assert site.sender.settle(60)
+    assert site.sender.flush(60)
     assert site.seen(result.run_id, tmp_path) == undisturbed
     assert len(site.with_key(result.run_id)) == 1
     assert (road.lost > 0) >= (mode == "deaf")
@@ -171,7 +171,7 @@ def test_training_goes_on_and_nothing_is_lost_or_twice(
 def test_a_server_that_was_never_there_when_it_was_needed(site, road, undisturbed, tmp_path):
     """The run, its experiment and all that is in it are made when it is there."""
     road.mode = "closed"
-    result = experiment.train_one(CONFIG, experiment="from nowhere")
+    result = train.train(CONFIG, experiment="from nowhere")
     assert result.run_id.startswith(outbox.KEY)
     (line,) = unsent.waiting_lines()
     place = re.escape(str(tmp_path / "outbox"))
@@ -181,7 +181,7 @@ def test_a_server_that_was_never_there_when_it_was_needed(site, road, undisturbe
         line,
     )
     road.mode = "open"
-    assert site.sender.settle(60)
+    assert site.sender.flush(60)
     run_id = runs.with_ids(result.run.id)
     assert site.seen(run_id, tmp_path) == undisturbed
     assert result.run_id == run_id
@@ -191,12 +191,10 @@ def test_a_server_that_was_never_there_when_it_was_needed(site, road, undisturbe
 
 def test_a_server_that_is_killed_and_started_again(site, road, undisturbed, tmp_path):
     """In the middle of a run, as the power does."""
-    result = experiment.train_one(
-        CONFIG, experiment="killed", progress=in_the_middle(site.server.kill)
-    )
+    result = train.train(CONFIG, experiment="killed", progress=in_the_middle(site.server.kill))
     assert site.sender.waiting() > 0
     site.server.start()
-    assert site.sender.settle(60)
+    assert site.sender.flush(60)
     assert site.seen(result.run_id, tmp_path) == undisturbed
 
 
@@ -208,7 +206,7 @@ def test_a_run_made_twice_is_there_once(site, road, monkeypatch):
         name="once", description="", params={}, tags={}, experiment="undisturbed"
     ) as run:
         road.mode = "open"
-        assert site.sender.settle(60)
+        assert site.sender.flush(60)
     (found,) = site.with_key(runs.with_ids(run.id))
     assert found.info.status == "FINISHED"
     assert road.lost > 0
@@ -229,7 +227,7 @@ def test_what_a_killed_process_left_is_sent_by_sync(site, road, undisturbed, tmp
     """By the command, which says how much; the second time there is nothing left."""
 
     def work():
-        experiment.train_one(CONFIG, experiment="left behind")
+        train.train(CONFIG, experiment="left behind")
 
     road.mode = "closed"
     killed(work)
@@ -254,7 +252,7 @@ def test_a_proxy_that_lets_nobody_in_refuses_nothing(site, road, capsys):
     """What waits goes on waiting: the server has not seen it."""
     road.mode = "closed"
     small = CONFIG.__class__(dataset="digits", epochs=1, probe=0, log_model=False, threads=1)
-    killed(lambda: experiment.train_one(small, experiment="stranger"))
+    killed(lambda: train.train(small, experiment="stranger"))
     road.mode = "strange"
     assert process.main(["sync"]) == 1
     assert "wait in" in capsys.readouterr().err
@@ -269,8 +267,8 @@ def test_a_run_that_was_deleted_holds_up_no_other(site, road, capsys):
     small = CONFIG.__class__(dataset="digits", epochs=1, probe=0, log_model=False, threads=1)
 
     road.open_for = 8  # enough for the run to be there
-    killed(lambda: experiment.train_one(small, experiment="deleted"))
-    killed(lambda: experiment.train_one(small, experiment="kept"))
+    killed(lambda: train.train(small, experiment="deleted"))
+    killed(lambda: train.train(small, experiment="kept"))
     where = site.client.get_experiment_by_name("deleted").experiment_id
     (run,) = site.client.search_runs([where])
     site.client.delete_run(run.info.run_id)
@@ -310,7 +308,7 @@ def test_watching_tells_of_what_waits(site, road, monkeypatch, caplog):
             road.mode = "closed"
             model(torch.ones(4, 3)).sum().backward()
         road.mode = "open"
-        assert site.sender.settle(60)
+        assert site.sender.flush(60)
     (record,) = [record for record in caplog.records if record.name == "initflow"]
     assert re.match(r"\d+ entr(y waits|ies wait) in ", record.getMessage())
 
@@ -320,7 +318,7 @@ def test_the_next_command_sends_what_waits(site, undisturbed, tmp_path, monkeypa
     site.road.mode = "closed"
 
     def work():
-        experiment.train_one(CONFIG, experiment="earlier")
+        train.train(CONFIG, experiment="earlier")
 
     killed(work)
     site.road.mode = "open"
@@ -363,7 +361,7 @@ def test_a_comparison_goes_on(site, road):
     road.mode = "closed"
     result = compare(config, experiment="compared")
     road.mode = "open"
-    assert site.sender.settle(90)
+    assert site.sender.flush(90)
     parent = runs.with_ids(result.population.run.id)
     where = site.client.get_run(parent).info.experiment_id
     there = {run.info.run_id: run for run in site.client.search_runs([where])}
@@ -395,7 +393,7 @@ def test_a_tuning_goes_on(site, road):
     assert result.unregistered.startswith("MLflow at ")
     assert not result.versions
     road.mode = "open"
-    assert site.sender.settle(90)
+    assert site.sender.flush(90)
     again = tune(config, experiment="tuned")
     assert again.rows == result.rows
     assert list(again.versions.values()) == ["1"]
@@ -433,12 +431,12 @@ def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, mon
     mlflow.set_tracking_uri(store)
     sender = delivery.sender(store)
     try:
-        result = experiment.train_one(CONFIG, experiment="full")
+        result = train.train(CONFIG, experiment="full")
         assert sender.waiting() > 0
         assert re.search("is full|No space left", sender.reason)
         assert unsent.waiting_lines()
         assert enlarge() == 0
-        assert sender.settle(60)
+        assert sender.flush(60)
         seen = site.seen(runs.with_ids(result.run.id), tmp_path, store)
         assert seen == undisturbed
     finally:
@@ -463,7 +461,7 @@ def test_watching_goes_on(site, road, monkeypatch):
                 model(torch.ones(4, 3)).sum().backward()
                 optimizer.step()
         road.mode = "open"
-        assert site.sender.settle(60)
+        assert site.sender.flush(60)
     metrics = site.client.get_run(run.info.run_id).data.metrics
     key = next(key for key in metrics if key.startswith("weight_variance/"))
     steps = [m.step for m in site.client.get_metric_history(run.info.run_id, key)]

@@ -233,7 +233,7 @@ def test_whatever_the_server_does_all_arrives_in_order(script, n):
     sender = server.sender()
     for entry in entries(n):
         sender.send(entry)
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert without_repeats(server.taken) == list(range(n))
     assert len(server.taken) - n <= script.count("lost")
     assert {f"key {i}" for i in range(n)} <= sender.known.keys()
@@ -271,9 +271,9 @@ def test_while_the_server_is_away_nobody_waits(folder):
     assert (there.waiting, there.refused, there.tracking) == (5, 0, TRACKING)
     assert (sender.waiting(), sender.unsaved(), sender.place()) == (5, 0, path)
     assert sender.reason == "AwayError: no answer"
-    assert not sender.settle(0.05)
+    assert not sender.flush(0.05)
     server.is_up.set()
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert server.taken == list(range(5))
 
 
@@ -302,7 +302,7 @@ def test_what_is_refused_holds_up_nothing(folder):
     sender = server.sender()
     for entry in entries(3):
         sender.send(entry)
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert server.taken == [1, 2]
     (path,) = outbox.paths()
     there = wait(lambda: (left := outbox.left(path)) and not left.waiting and left)
@@ -348,7 +348,7 @@ def test_what_always_fails_is_set_aside_where_the_server_answers(folder):
     sender = Sender(way)
     for entry in entries(4):
         sender.send(entry)
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert server.taken == [0, 2, 3]
     (path,) = outbox.paths()
     there = outbox.left(path)
@@ -395,7 +395,7 @@ def test_what_was_tried_once_may_have_been_taken(folder, monkeypatch):
 
     sender = Sender(Way(TRACKING, carry_out, is_away, is_refused))
     sender.send(entries(1)[0])
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert seen == [False, True, True, True]
 
 
@@ -452,7 +452,7 @@ def test_it_is_bounded(monkeypatch):
     assert (sender.waiting() - sender.unsaved(), sender.unsaved(), sender.lost) == (1, 3, 2)
     assert "it holds 1,000 bytes, the most that it may" in sender.reason
     server.is_up.set()
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert server.taken == [0, 1, 2, 3]
 
 
@@ -478,7 +478,7 @@ def test_a_full_disk_costs_nothing_that_memory_has_room_for(folder, monkeypatch)
     assert sender.unsaved() == 0
     assert outbox.left(path).waiting == 5
     server.is_up.set()
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert server.taken == list(range(5))
 
 
@@ -510,7 +510,7 @@ def test_on_a_disk_that_is_really_full(tiny_disk, monkeypatch):
     assert path.read_bytes().endswith(b"\n")
     assert (sender.waiting(), sender.unsaved(), sender.lost) == (120, 120 - on_disk, 0)
     server.is_up.set()
-    assert sender.settle(20)
+    assert sender.flush(20)
     assert server.taken == list(range(120))
     wait(lambda: not list((tiny_disk / "outbox").iterdir()))
 

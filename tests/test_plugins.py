@@ -19,6 +19,7 @@ from initflow import TrainConfig
 from initflow.core import importing
 from initflow.core.configurations import DiagnoseConfig
 from initflow.errors import InitflowError, PluginError, SettingError
+from initflow.experiments.train import train
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.built_in import BUILT_IN
@@ -436,11 +437,10 @@ def test_what_an_activation_cannot_have_is_refused_before_a_run_is_made(place, s
         "    weight.zero_()\n",
     )
     from initflow.experiments.diagnose import diagnose
-    from initflow.experiments.experiment import train_one
 
     before = Path(place / "mlflow.db").read_bytes()
     for run in (
-        lambda: train_one(TrainConfig(init="picky", activation="tanh", dataset="digits")),
+        lambda: train(TrainConfig(init="picky", activation="tanh", dataset="digits")),
         lambda: diagnose(
             DiagnoseConfig(inits="he,picky", activations="relu,tanh", dataset="digits")
         ),
@@ -455,13 +455,11 @@ def test_a_training_says_which_distribution_and_version_made_the_weights(place, 
     """In its tags; its parameters and its name have the spec, its configuration the folder."""
     import mlflow
 
-    from initflow.experiments.experiment import train_one
-
     folder(place, "mine", version="0.4")
     config = TrainConfig(
         init="mine:gain=1.5", dataset="digits", epochs=1, log_model=False, plugins_dir="plugins"
     )
-    result = train_one(config)
+    result = train(config)
     run = mlflow.MlflowClient().get_run(result.run_id)
     assert run.data.tags["initflow.scheme"] == "mine:gain=1.5"
     assert run.data.tags["initflow.provider"] == "mine 0.4"

@@ -19,12 +19,12 @@ from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, TrackingError
-from initflow.experiments import experiment, populations, record
+from initflow.experiments import network_run, populations, record, train
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.tracking import mlflow_page, runs
 from initflow.tracking.delivery import KEY_TAG, OPENER
-from initflow.training import datasets, model, propagation, supplies, train
+from initflow.training import cache, datasets, model, propagation, trainer
 
 QUICK = {
     "dataset": "digits",
@@ -53,8 +53,8 @@ def train_all(asked, name, *, stack=None, threads=1, run_figures=False, **option
         dataset="digits", stack=stack, threads=threads, run_figures=run_figures
     )
     with (
-        supplies.lasting(),
-        populations.grown(
+        cache.cleared_after(),
+        populations.trained_population(
             settings, asked, name="parent", summary="", experiment=name, **options
         ) as population,
     ):
@@ -99,7 +99,7 @@ def artifacts(run):
 
 def train_one(config, name):
     """The run of a training by itself."""
-    return mlflow.get_run(experiment.train_one(config, experiment=name).run_id)
+    return mlflow.get_run(train.train(config, experiment=name).run_id)
 
 
 def own_tags(run):
@@ -306,7 +306,7 @@ def test_weights_are_those_of_train_however_they_are_stacked(tracked, monkeypatc
     found = [hashes(f"stack {stack}") for stack in (1, 3, None)]
     assert found[0] == found[1] == found[2]
     assert len(set(found[0].values())) == len(asked)
-    monkeypatch.setattr(experiment, "log_figures", lambda *_: None)
+    monkeypatch.setattr(network_run, "log_figures", lambda *_: None)
     for config, stack in ((asked[1], 3), (asked[6], None)):
         alone = train_one(config, "one by one")
         name = alone.info.run_name.replace(" digits", "")
@@ -326,7 +326,7 @@ def test_with_two_threads_and_images_held_out_too(tracked, monkeypatch):
         )
         train_all(asked, "held out", threads=2)
     assert stacks == [2, 2]
-    monkeypatch.setattr(experiment, "log_figures", lambda *_: None)
+    monkeypatch.setattr(network_run, "log_figures", lambda *_: None)
     runs = runs_of("held out")
     for config in asked[1:3]:
         alone = train_one(replace(config, threads=2), "held out alone")
@@ -445,7 +445,7 @@ def test_no_figure_and_no_model_unless_asked(tracked):
     assert run.outputs is None or not run.outputs.model_outputs
     found = {k: v for k, v in history(run).items() if not k.startswith(("by_layer", "predicted"))}
     assert sum(map(len, found.values())) > 2_000
-    updates = train.iterations(1_437, 100, 3)
+    updates = trainer.iterations(1_437, 100, 3)
     for points in found.values():
         assert [step for step, _ in points] == list(range(updates + 1))
     assert member.metrics == set(run.data.metrics)
@@ -738,7 +738,7 @@ def split(n):
     return Split(torch.rand(n, 784, generator=g), torch.randint(10, (n,), generator=g))
 
 splits = Splits("synthetic", split(60_000), None, split(500), 0.0, 1.0, "0" * 64, "memory")
-train.batch_order = lambda images, seed, epoch: torch.arange(500) * (seed + 1)  # five updates
+trainer.batch_order = lambda images, seed, epoch: torch.arange(500) * (seed + 1)  # five updates
 configs = [TrainConfig(seed=n // 8, epochs=1, probe=100) for n in range(200)]
 scheme = plugins.find("he")
 
@@ -782,9 +782,9 @@ def test_networks_that_end_one_by_one_leave_no_buffers_behind(monkeypatch):
     monkeypatch.setattr(propagation.Pass, "__init__", init)
     splits = load()
     networks = [record.start(config, find("he"), splits).initial for config in configs(["he"] * 10)]
-    recipe = train.Recipe(ACTIVATIONS["relu"], 0, [0.1])
+    recipe = trainer.Recipe(ACTIVATIONS["relu"], 0, [0.1])
     stack = model.Parameters.stack(networks, "cpu")
-    population = train.Population(stack, [recipe] * 10, splits.train)
+    population = trainer.Trainer(stack, [recipe] * 10, splits.train)
     alive = []
     for checkpoint in population.train(batch_size=100, eval_every=1):
         alive.append(sum(both() is not None for both in made))

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from initflow import __version__
 from initflow.errors import ReplayError
-from initflow.experiments.replay import provenance
+from initflow.experiments.replay import provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, TRACE, WEIGHTS
 from initflow.initializers import built_in as initializers
 from initflow.initializers.plugins import find
@@ -59,7 +59,7 @@ def same(one, other):
 def test_what_is_written_is_read_back(own):
     """To the bit, whatever became of the training."""
     kept = evidence(config(**own))
-    same(provenance.gathered(reader(provenance.files(kept)), "it"), kept)
+    same(recorded.gathered(reader(provenance.files(kept)), "it"), kept)
     assert (kept.initial is not None) == own.get("log_model", True)
     assert kept.provenance.outcome == ("diverged" if "linear" in own.values() else "finished")
     assert len(kept.losses) == kept.provenance.updates
@@ -176,7 +176,7 @@ def changed(written, *path, to):
 def test_what_is_wrong_is_one_line_that_names_it(written, path, to, said):
     """With the value, and what would be right."""
     with pytest.raises(ReplayError) as error:
-        provenance.read(changed(written, *path, to=to), "it")
+        recorded.read(changed(written, *path, to=to), "it")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
@@ -190,7 +190,7 @@ def test_what_is_wrong_is_one_line_that_names_it(written, path, to, said):
 def test_what_is_no_table_of_json_is_told(content):
     """Neither deep nor long numbers do harm."""
     with pytest.raises(ReplayError, match=r"it: replay\.json (is no JSON|must hold names)"):
-        provenance.read(content, "it")
+        recorded.read(content, "it")
 
 
 JSON = st.recursive(
@@ -226,7 +226,7 @@ def test_no_damage_ends_in_anything_but_our_error(written, data):
     files = {**written, REPLAY: bytes(content)}
     said, found = "", None
     try:
-        found = provenance.gathered(reader(files), "it")
+        found = recorded.gathered(reader(files), "it")
     except ReplayError as error:
         said = str(error)
     assert isinstance(found, provenance.Evidence) != bool(said)
@@ -241,7 +241,7 @@ def test_it_reads_no_more_than_the_training_can_have_left(written):
         asked[name] = limit
         return written.get(name)
 
-    provenance.gathered(read, "it")
+    recorded.gathered(read, "it")
     weights = 64 * 12 + 12 + 12 * 8 + 8 + 8 * 10 + 10
     spare = 2**20
     assert asked == {REPLAY: 2**22, TRACE: spare + 4 * 28, WEIGHTS: spare + 8 * weights}
@@ -279,7 +279,7 @@ def test_numbers_that_do_not_go_with_the_rest_are_told(written, name, damage, sa
     """Too few, of another kind or shape, or with another hash than stated."""
     files = {**written, name: save(damage(load(written[name])))}
     with pytest.raises(ReplayError) as error:
-        provenance.gathered(reader(files), "it")
+        recorded.gathered(reader(files), "it")
     assert str(error.value).startswith("it: ")
     assert said in str(error.value)
 
@@ -299,7 +299,7 @@ def test_no_damaged_file_of_numbers_ends_in_anything_but_our_error(
     if content == written[name]:
         return
     with pytest.raises(ReplayError, match=f"^it: .*{name}"):
-        provenance.gathered(reader({**written, name: content}), "it")
+        recorded.gathered(reader({**written, name: content}), "it")
 
 
 @pytest.mark.parametrize("name", [REPLAY, TRACE])
@@ -307,7 +307,7 @@ def test_a_file_that_is_missing_is_named(written, name):
     """All but the weights, which are not always kept, must be there."""
     files = {key: content for key, content in written.items() if key != name}
     with pytest.raises(ReplayError, match=f"^it has no {name}$"):
-        provenance.gathered(reader(files), "it")
+        recorded.gathered(reader(files), "it")
 
 
 def test_a_hash_that_was_changed_is_told(whole):
@@ -315,4 +315,4 @@ def test_a_hash_that_was_changed_is_told(whole):
     for own in ("initial", "final", "losses"):
         files = provenance.files(stated(whole, **{own: "0" * 64}))
         with pytest.raises(ReplayError, match=r"replay\.json states 000000000000…: one of the two"):
-            provenance.gathered(reader(files), "it")
+            recorded.gathered(reader(files), "it")

@@ -15,7 +15,7 @@ from initflow.diagnostics.signals import QUANTITIES
 from initflow.experiments import record
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.training import datasets, model, propagation, train
+from initflow.training import datasets, model, propagation, trainer
 
 SETTINGS = {
     "dataset": "digits",
@@ -90,7 +90,7 @@ def test_a_network_in_a_stack_is_measured_as_alone(validation):
     together, alone = trained(asked), trained(asked, one_by_one=True)
     assert_same(together, alone)
     assert all(one.is_exact for one in together + alone)
-    updates = train.iterations(1_437 - validation, 100, 2)
+    updates = trainer.iterations(1_437 - validation, 100, 2)
     for one in together:
         assert one.step == len(one.losses) == updates
         assert one.diverged_at is None
@@ -293,7 +293,7 @@ def test_asking_whether_it_is_exact_changes_nothing():
     hashes = []
     for asked in (False, True):
         stack = model.Parameters.stack(networks, "cpu")
-        population = train.Population(stack, recipes, splits.train)
+        population = trainer.Trainer(stack, recipes, splits.train)
         before = stack.flat.clone()
         assert not asked or all(population.exact(100))
         assert torch.equal(stack.flat, before)

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from initflow.errors import DataError, ReplayError
-from initflow.experiments.replay import provenance, replay
-from initflow.experiments.replay.replay import DIFFERENT, EXIT_CODES, IDENTICAL, TOLERABLE, sentence
+from initflow.experiments.replay import provenance, recorded, retraining
+from initflow.experiments.replay.retraining import (
+    DIFFERENT,
+    EXIT_CODES,
+    IDENTICAL,
+    TOLERABLE,
+    sentence,
+)
 from initflow.initializers.plugins import find
 from initflow.training import datasets, model
 from tests.replaying import config, elsewhere, evidence, reader, stated, trained
@@ -23,7 +29,7 @@ def replayed(kept, init=None, plugins_dir=None, **own):
     """What comes of training it again, on its own images and by its own scheme, if by no other."""
     settings = replace(kept.provenance.config, **own)
     scheme = find(init or settings.init, plugins_dir or settings.plugins_dir)
-    return replay.replay(kept, scheme, datasets.load(settings), "cpu")
+    return retraining.replay(kept, scheme, datasets.load(settings), "cpu")
 
 
 def verdicts(found):
@@ -47,7 +53,7 @@ STACK = (
 def test_a_network_of_a_stack_is_had_again_by_itself(member):
     """To the bit, also one that diverged or was pruned; from its files alone."""
     kept = evidence(*STACK, member=member, give_up=hopeless)
-    kept = provenance.gathered(reader(provenance.files(kept)), "it")
+    kept = recorded.gathered(reader(provenance.files(kept)), "it")
     found = replayed(kept)
     assert (found.verdict, set(verdicts(found))) == (IDENTICAL, {IDENTICAL})
     assert found.outcomes[0] == found.outcomes[1]
@@ -209,7 +215,7 @@ def test_where_rounding_alone_decides_nothing_is_held_against_it(monkeypatch):
     assert f"From iteration {found.chaos:,} on, rounding alone decides" in sentence(found, "it")
     other = stated(elsewhere(kept), config=config(**own | {"lr": 0.3}))
     assert replayed(other).verdict == DIFFERENT
-    monkeypatch.setattr(replay, "CHAOS", 1e-3)
+    monkeypatch.setattr(retraining, "CHAOS", 1e-3)
     assert 0 < replayed(elsewhere(kept)).chaos < found.chaos
 
 
@@ -218,14 +224,14 @@ def test_a_shadow_that_ends_before_the_others_is_infinitely_far_from_then_on(mon
     kept = evidence(config())
     (record,), splits = trained(config())
     ends = iter((20, 25, 30, 30))
-    whole = replay._train
+    whole = retraining._train
 
     def cut_short(shadow, *rest):
         whole(shadow, *rest)
         del shadow.losses[next(ends) :]
 
-    monkeypatch.setattr(replay, "_train", cut_short)
-    rounding = replay._rounding(record, kept.provenance, splits, lambda *_: None)
+    monkeypatch.setattr(retraining, "_train", cut_short)
+    rounding = retraining._rounding(record, kept.provenance, splits, lambda *_: None)
     assert rounding.reach[19].isfinite()
     assert rounding.reach[20:].isinf().all()
 
@@ -235,7 +241,7 @@ def test_weights_that_were_not_kept_are_not_measured():
     kept = elsewhere(stated(evidence(config(log_model=False)), final="0" * 64))
     found = replayed(kept)
     assert found.verdict == DIFFERENT
-    assert found.parts[2] == replay.Part("final weights", DIFFERENT)
+    assert found.parts[2] == retraining.Part("final weights", DIFFERENT)
     assert "the final weights have another hash, and none were kept" in sentence(found, "it")
 
 
@@ -250,7 +256,7 @@ def test_a_training_that_ended_elsewhere_is_told():
 def test_other_images_are_an_error_before_anything_is_trained(monkeypatch):
     """With both digests; and so it is with another number of them."""
     kept = evidence(config())
-    monkeypatch.setattr(replay, "train_together", None)
+    monkeypatch.setattr(retraining, "train_together", None)
     with pytest.raises(
         DataError, match=r"has the digest 70cb8757d0f9…, and the network was .*000…"
     ):
@@ -286,11 +292,11 @@ def test_numbers_that_are_not_finite_have_a_distance():
     one = {"fc1.weight": torch.tensor([[1.0, math.nan, math.inf]])}
     other = {"fc1.weight": torch.tensor([[1.5, math.nan, math.inf]])}
     lost = {"fc1.weight": torch.tensor([[1.0, 2.0, math.inf]])}
-    assert replay._distance(one, one) == 0
-    assert replay._distance(lost, one) == math.inf
-    gap = replay._gap(other, one)
+    assert retraining._distance(one, one) == 0
+    assert retraining._distance(lost, one) == math.inf
+    gap = retraining._gap(other, one)
     assert (gap.first, gap.largest, gap.at) == ("fc1.weight[0, 0]", 0.5, "fc1.weight[0, 0]")
-    assert replay._gap(lost, one).at == "fc1.weight[0, 1]"
+    assert retraining._gap(lost, one).at == "fc1.weight[0, 1]"
     assert model.weights_sha256(one) == model.weights_sha256(dict(one))
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from initflow.cli import report
+from initflow.cli import tables
 from initflow.core.configurations import ACTIVATION_NAMES, SCHEME_NAMES
 from initflow.reporting.published import PublishedRow, checks
 from initflow.reporting.seed_statistics import Cell, Outcome, Row, rows
@@ -43,7 +43,7 @@ def test_a_comparison_shows_every_number():
     """Percent with two digits; iterations with commas; how many seeds finished."""
     found = rows({Cell("he", "relu"): trained([0.96, 0.97, 0.98], steps=(0, 12_345))})
     # mean 97, std 1, t of 2 degrees of freedom 4.3027: 97 ± 2.48
-    words = cells_of(shown(report.comparison_table(found)), "he")
+    words = cells_of(shown(tables.comparison_table(found)), "he")
     assert " ".join(words) == "relu 3 97.00 94.52 to 99.48 1.00 12,345 12,345 0"
 
 
@@ -56,7 +56,7 @@ def test_a_comparison_claims_nothing_for_one_seed():
             Cell("none", "tanh"): [],
         }
     )
-    lines = shown(report.comparison_table(found))
+    lines = shown(tables.comparison_table(found))
     assert cells_of(lines, "one") == ["tanh", "1", "50.00", "–", "–", "–", "–", "0"]
     assert cells_of(lines, "lost") == ["tanh", "0", "–", "–", "–", "–", "–", "2"]
     assert cells_of(lines, "none") == ["tanh", "0", "–", "–", "–", "–", "–", "0"]
@@ -67,7 +67,7 @@ def test_what_diverged_is_red():
     text = io.StringIO()
     found = rows({Cell("he", "relu"): trained([0.9] * 2), Cell("bad", "relu"): trained([0.8], 4)})
     console = Console(width=COLUMNS, file=text, force_terminal=True, color_system="standard")
-    console.print(report.comparison_table(found))
+    console.print(tables.comparison_table(found))
     (line,) = [line for line in text.getvalue().splitlines() if "\x1b[31m" in line]
     assert line.split()[0] == "bad"
 
@@ -79,7 +79,7 @@ def test_a_comparison_of_all_schemes_fits():
         Row(Cell(init, activation), 10, 0.5, 0.125, 0.25, 1.125, 100_000, 100_000, 10)
         for init in SCHEME_NAMES
     ]
-    lines = shown(report.comparison_table(found))
+    lines = shown(tables.comparison_table(found))
     for init in SCHEME_NAMES:
         assert cells_of(lines, init)[0] == activation
         assert cells_of(lines, init)[-1] == "10"
@@ -89,7 +89,7 @@ def test_a_long_scheme_is_folded_and_not_cut():
     """All of its letters are there, and all numbers beside it."""
     init = "plugins/some-folder/with/a_long_name.py:function:gain=2.0,other_argument=17"
     found = rows({Cell(init, "relu"): trained([0.9] * 2)})
-    lines = shown(report.comparison_table(found))
+    lines = shown(tables.comparison_table(found))
     body = [line for line in lines if line[1:].split(" ")[0] and line[1:].split(" ")[0] in init]
     assert "".join(line[1:].split(" ")[0] for line in body) == init
     assert "90.00" in body[0]
@@ -97,7 +97,7 @@ def test_a_long_scheme_is_folded_and_not_cut():
 
 def test_a_scheme_is_shown_as_it_is():
     """Square brackets are no markup."""
-    lines = shown(report.comparison_table(rows({Cell(ODD, "relu"): trained([0.9] * 2)})), 130)
+    lines = shown(tables.comparison_table(rows({Cell(ODD, "relu"): trained([0.9] * 2)})), 130)
     assert any(ODD in line for line in lines)
 
 
@@ -117,7 +117,7 @@ def reproduction(published, *, ends=(0.9, 0.92), diverged=0, name="a row"):
 def test_a_reproduction_shows_published_and_ours():
     """With both intervals and the verdict, for the last iteration."""
     result = reproduction([(500, 0.9), (12_000, 0.123)])
-    lines = shown(report.reproduction_table(result))
+    lines = shown(tables.reproduction_table(result))
     text = "\n".join(lines)
     # 91 ± 12.706 · 1.41421 / √2, and ± 12.706 · 1.41421 · √1.5
     assert "78.29 to 103.71" in text
@@ -129,7 +129,7 @@ def test_a_reproduction_shows_published_and_ours():
 
 def test_a_reproduction_of_one_seed_claims_nothing():
     """The numbers, and that one seed cannot say."""
-    text = "\n".join(shown(report.reproduction_table(reproduction([(500, 0.9)], ends=(0.95,)))))
+    text = "\n".join(shown(tables.reproduction_table(reproduction([(500, 0.9)], ends=(0.95,)))))
     assert "90.00" in text
     assert "95.00" in text
     assert "one seed cannot say" in text
@@ -138,7 +138,7 @@ def test_a_reproduction_of_one_seed_claims_nothing():
 
 def test_a_reproduction_without_published_numbers_shows_ours():
     """The last accuracy of each seed, beside none of theirs."""
-    lines = shown(report.reproduction_table(reproduction([])))
+    lines = shown(tables.reproduction_table(reproduction([])))
     text = "\n".join(lines)
     assert "91.00" in text
     assert "78.29 to 103.71" in text
@@ -152,7 +152,7 @@ def test_a_reproduction_without_published_numbers_shows_ours():
 )
 def test_what_was_published_is_shown_where_ours_is_not(result):
     """A number without one of ours to hold it against; it is never called unpublished."""
-    text = "\n".join(shown(report.reproduction_table(result)))
+    text = "\n".join(shown(tables.reproduction_table(result)))
     assert "12.34" in text
     assert "nothing published" not in text
 
@@ -160,16 +160,16 @@ def test_what_was_published_is_shown_where_ours_is_not(result):
 def test_a_row_is_shown_as_it_is():
     """Square brackets are no markup, in the names of a table's rows either."""
     result = reproduction([(500, 0.9)], name=ODD)
-    assert any(ODD in line for line in shown(report.reproduction_table(result), 150))
+    assert any(ODD in line for line in shown(tables.reproduction_table(result), 150))
 
 
 def test_a_reproduction_fits():
     """A row with a long name, and intervals as wide as those of two seeds can be."""
     name = "truncated_normal: tanh"
     result = reproduction([(500, 0.9)], ends=(0.89, 0.9, 0.91), name=name)
-    assert any(name in line for line in shown(report.reproduction_table(result)))
+    assert any(name in line for line in shown(tables.reproduction_table(result)))
     result = reproduction([(500, 0.9)], ends=(0.0, 1.0), name=name)
-    lines = shown(report.reproduction_table(result))
+    lines = shown(tables.reproduction_table(result))
     assert any("−585.31 to 685.31" in line for line in lines)
     assert any("−1050.39 to 1150.39" in line for line in lines)
 
@@ -187,7 +187,7 @@ def of_a_study(init="normal", tests=(0.96, 0.97)):
 
 def test_a_tuning_shows_every_number():
     """On one line with the scheme, where there is room."""
-    words = cells_of(shown(report.tuning_table([of_a_study()], 140), 140), "normal")
+    words = cells_of(shown(tables.tuning_table([of_a_study()], 140), 140), "normal")
     # 96.5 ± 12.706 · 0.70711 / √2
     assert " ".join(words) == (
         "0.123 0.512 95.50 96.50 90.15 to 102.85 96.50 0.0123 to 0.123 (×10) 2 0 1"
@@ -199,7 +199,7 @@ def test_a_tuning_shows_every_number():
 def test_a_tuning_never_folds_a_short_name(columns, tests):
     """However wide the intervals are: without room they are left out."""
     found = [of_a_study("truncated_normal", tests), of_a_study("he", tests)]
-    lines = shown(report.tuning_table(found, columns), columns)
+    lines = shown(tables.tuning_table(found, columns), columns)
     for init in ("truncated_normal", "he"):
         assert cells_of(lines, init)[:3] == ["0.123", "0.512", "95.50"]
         assert cells_of(lines, init)[-3:] == ["2", "0", "1"]
@@ -209,7 +209,7 @@ def test_a_tuning_never_folds_a_short_name(columns, tests):
 def test_a_long_scheme_does_not_cost_the_tuning_its_intervals():
     """It is folded beside them."""
     init = "plugins/some-folder/with/a_long_name.py:function:gain=2.0,other_argument=17"
-    lines = shown(report.tuning_table([of_a_study(init)], 140), 140)
+    lines = shown(tables.tuning_table([of_a_study(init)], 140), 140)
     body = [line for line in lines if line[1:].split(" ")[0] and line[1:].split(" ")[0] in init]
     assert "".join(line[1:].split(" ")[0] for line in body) == init
     assert "90.15 to 102.85" in body[0]

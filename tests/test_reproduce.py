@@ -12,7 +12,7 @@ from scipy import stats
 
 from initflow.core.configurations import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError
-from initflow.experiments import experiment
+from initflow.experiments import train
 from initflow.experiments.reproduce import reproduce
 
 TABLE = """
@@ -137,7 +137,7 @@ def test_a_network_is_the_one_that_training_alone_gives(reproduced):
         for run in runs
         if (run.data.params.get("init"), run.data.params["seed"]) == ("xavier", "5")
     ]
-    alone = experiment.train_one(
+    alone = train.train(
         TrainConfig(
             init="xavier", activation="tanh", dataset="digits", hidden=24, epochs=3, seed=5,
             eval_every=15, bias_init="zeros", probe=20, threads=1, log_model=False,

@@ -15,7 +15,7 @@ from initflow.core import machine
 from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.training import model, propagation, train
+from initflow.training import model, propagation, trainer
 from initflow.training.splits import Split
 
 
@@ -29,13 +29,13 @@ def images(n, pixels=784, seed=0):
 
 
 def recipe(activation, *, epochs, lr=0.1, gamma=0.96, seed=0, momentum=0.9, nesterov=True):
-    rates = train.learning_rates(lr, gamma, epochs)
-    return train.Recipe(ACTIVATIONS[activation], seed, rates, momentum, nesterov)
+    rates = trainer.learning_rates(lr, gamma, epochs)
+    return trainer.Recipe(ACTIVATIONS[activation], seed, rates, momentum, nesterov)
 
 
 def population(parameters, recipes, data, *, batch_size=100, eval_every=500):
     """Train to the end; the checkpoints, and every loss of each member."""
-    trained = train.Population(parameters, recipes, data)
+    trained = trainer.Trainer(parameters, recipes, data)
     checkpoints = list(trained.train(batch_size=batch_size, eval_every=eval_every))
     losses = [[] for _ in recipes]
     for checkpoint in checkpoints:
@@ -72,7 +72,7 @@ def assert_identical_to_pytorch(
         initial,
         activation,
         TensorDataset(data.images, data.labels),
-        [train.batch_order(n, 0, epoch) for epoch in range(epochs)],
+        [trainer.batch_order(n, 0, epoch) for epoch in range(epochs)],
         batch_size=batch_size,
         momentum=momentum,
         nesterov=nesterov and momentum > 0,
@@ -233,7 +233,7 @@ def test_one_that_diverges_is_frozen_and_the_others_go_on():
 def test_one_that_is_told_to_stop_stays_as_it_is():
     """And the last checkpoint is not of it."""
     stack = model.Parameters.stack([drawn((784, 20, 10), seed) for seed in range(3)], "cpu")
-    population_ = train.Population(stack, [recipe("relu", epochs=2)] * 3, images(500))
+    population_ = trainer.Trainer(stack, [recipe("relu", epochs=2)] * 3, images(500))
     for checkpoint in population_.train(batch_size=100, eval_every=3):
         if checkpoint.step == 3:
             population_.stop(1)
@@ -294,7 +294,7 @@ def test_stopping_to_look_changes_nothing():
     looked_at = quiet.copy_to("cpu")
     _, (losses,) = run(quiet, "relu", data, epochs=2)
     seen = []
-    looking = train.Population(looked_at, [recipe("relu", epochs=2)], data)
+    looking = trainer.Trainer(looked_at, [recipe("relu", epochs=2)], data)
     for checkpoint in looking.train(batch_size=100, eval_every=1):
         measure.evaluate(looked_at, ACTIVATIONS["relu"], data)
         seen += checkpoint.losses[0]
@@ -311,14 +311,14 @@ def test_checkpoints_come_at_the_start_the_interval_and_the_end():
     checkpoints, (losses,) = run(parameters, "relu", data, epochs=3, eval_every=7)
     assert [checkpoint.step for checkpoint in checkpoints] == [0, 7, 14, 21, 28, 30]
     assert [len(checkpoint.losses[0]) for checkpoint in checkpoints] == [0, 7, 7, 7, 7, 2]
-    rates = train.learning_rates(0.1, 0.96, 3)
+    rates = trainer.learning_rates(0.1, 0.96, 3)
     assert [c.rates[0] for c in checkpoints] == [rates[e] for e in (0, 0, 1, 2, 2, 2)]
-    assert len(losses) == train.iterations(1_000, 100, 3) == 30
+    assert len(losses) == trainer.iterations(1_000, 100, 3) == 30
 
 
 def test_rates_are_those_of_step_lr():
     """The tutorial's five epochs, and StepLR's own bits."""
-    rates = train.learning_rates(0.1, 0.96, 5)
+    rates = trainer.learning_rates(0.1, 0.96, 5)
     assert rates == pytest.approx([0.1, 0.096, 0.09216, 0.0884736, 0.084934656])
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.96)
@@ -333,12 +333,12 @@ def test_rates_are_those_of_step_lr():
 def test_batch_order_is_a_permutation_of_seed_and_epoch_alone():
     """Every image once an epoch, in another order in each, the global stream left alone."""
     before = torch.get_rng_state()
-    first = train.batch_order(1_000, 0, 0)
+    first = trainer.batch_order(1_000, 0, 0)
     assert torch.equal(before, torch.get_rng_state())
     assert sorted(first.tolist()) == list(range(1_000))
-    assert torch.equal(first, train.batch_order(1_000, 0, 0))
-    assert not torch.equal(first, train.batch_order(1_000, 0, 1))
-    assert not torch.equal(first, train.batch_order(1_000, 1, 0))
+    assert torch.equal(first, trainer.batch_order(1_000, 0, 0))
+    assert not torch.equal(first, trainer.batch_order(1_000, 0, 1))
+    assert not torch.equal(first, trainer.batch_order(1_000, 1, 0))
 
 
 def test_divergence_stops_at_the_step_whose_loss_is_not_finite():

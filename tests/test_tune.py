@@ -14,7 +14,7 @@ import pytest
 from initflow.core import workers
 from initflow.core.configurations import TrainConfig, TuneConfig
 from initflow.errors import PluginError, SettingError, StudyError, TrackingError, WorkError
-from initflow.experiments import experiment
+from initflow.experiments import network_run, train
 from initflow.experiments.tuning import evaluation, reports, searches, storages, studies, tune
 from initflow.reporting.seed_statistics import Cell
 from tests import test_end_to_end
@@ -100,7 +100,7 @@ def test_a_trial_is_the_training_of_its_network_alone(tuned, tracked):
     """Bit for bit, though it was trained in a stack: what its validation images say is the same."""
     trial = next(t for t in tuned.trials[HE][1:] if t.outcome == "finished")
     network = tuned.plan.config.trial("he", trial.lr, trial.gamma, tuned.plan.validation)
-    alone = experiment.train_one(network, experiment="alone")
+    alone = train.train(network, experiment="alone")
     reached = max(value for step, value in alone.history["accuracy/validation"] if step)
     (run,) = (r for r in part(runs_of("whole"), "trial") if is_trial(r, trial.number, "he"))
     of_alone = mlflow.get_run(alone.run_id)
@@ -285,12 +285,12 @@ def test_a_worker_that_is_faster_tries_no_other(peaceful, tracked, monkeypatch):
     """It does not take a study whose batch before is still another worker's."""
     alone, _ = peaceful
     shared = config(tracked, "unequal", "he,normal", **PEACEFUL)
-    there = workers.hired
+    there = workers.worker_pool
 
     @contextlib.contextmanager
-    def hired(*settings):
-        with there(*settings) as crew:
-            yield replace(crew, size=2)
+    def worker_pool(*settings):
+        with there(*settings) as pool:
+            yield replace(pool, size=2)
 
     def results(_, work, next_task):
         """Those of two workers, one of which never gets anything done beside the other."""
@@ -303,7 +303,7 @@ def test_a_worker_that_is_faster_tries_no_other(peaceful, tracked, monkeypatch):
             at_hand.sort(key=lambda task: task.configs[0].init == "he")
             yield at_hand[-1], work(at_hand.pop())
 
-    monkeypatch.setattr(workers, "hired", hired)
+    monkeypatch.setattr(workers, "worker_pool", worker_pool)
     with monkeypatch.context() as patch:
         patch.setattr(workers, "results", results)
         tune.tune(shared, experiment="unequal")
@@ -436,14 +436,14 @@ def test_a_worker_that_dies_has_its_trials_tried_again(peaceful, tracked, monkey
     there = workers.results
     lost = []
 
-    def results(crew, work, next_task):
+    def results(pool, work, next_task):
         def deadly(batch):
             if len(lost) < 2 and batch.asked[0].number >= 3:
                 lost.append(batch)
                 raise workers.WorkerLostError("killed")
             return work(batch)
 
-        return there(crew, deadly, next_task)
+        return there(pool, deadly, next_task)
 
     monkeypatch.setattr(workers, "results", results)
     tune.tune(killed, experiment="deadly")
@@ -454,10 +454,10 @@ def test_a_worker_that_dies_has_its_trials_tried_again(peaceful, tracked, monkey
 
 @pytest.mark.parametrize("deaths", [8, 9])
 def test_a_node_takes_all_its_workers_with_it(tracked, monkeypatch, deaths):
-    """All of a crew at once are no reason to give up, but each of them three times in a row is."""
-    study, there, lost = f"node-{deaths}", workers.hired, []
+    """All of a pool at once are no reason to give up, but each of them three times in a row is."""
+    study, there, lost = f"node-{deaths}", workers.worker_pool, []
 
-    def results(crew, work, next_task):
+    def results(pool, work, next_task):
         while (batch := next_task()) is not None:
             if len(lost) < deaths:
                 lost.append(batch)
@@ -466,11 +466,11 @@ def test_a_node_takes_all_its_workers_with_it(tracked, monkeypatch, deaths):
                 yield batch, work(batch)
 
     @contextlib.contextmanager
-    def hired(backend, size, threads):
-        with there(backend, 1, threads) as crew:
-            yield replace(crew, size=size)
+    def worker_pool(backend, size, threads):
+        with there(backend, 1, threads) as pool:
+            yield replace(pool, size=size)
 
-    monkeypatch.setattr(workers, "hired", hired)
+    monkeypatch.setattr(workers, "worker_pool", worker_pool)
     monkeypatch.setattr(workers, "results", results)
     expected = pytest.raises(WorkError, match=r"^9 workers died one after the other: killed$")
     with expected if deaths == 9 else contextlib.nullcontext():
@@ -481,7 +481,7 @@ def test_a_node_takes_all_its_workers_with_it(tracked, monkeypatch, deaths):
 def test_a_worker_taken_for_dead_that_lives_on_counts_for_nothing(tracked, monkeypatch):
     """It has written its run when it learns of that: the run is disowned."""
     settings = config(tracked, "undead", trials=3, seeds=1)
-    there = experiment.log_network
+    there = network_run.log_network
     given_up = []
 
     def log_network(run, record, *arguments, tags, **own):
@@ -493,7 +493,7 @@ def test_a_worker_taken_for_dead_that_lives_on_counts_for_nothing(tracked, monke
             study.tell(tags["initflow.trial"], state=optuna.trial.TrialState.FAIL)
         return logged
 
-    monkeypatch.setattr(experiment, "log_network", log_network)
+    monkeypatch.setattr(network_run, "log_network", log_network)
     with pytest.raises(StudyError, match=r"^trial 0 of study 'undead: he relu' was given up mean"):
         tune.tune(settings, experiment="undead")
     (orphan,) = (run for run in runs_of("undead") if run.info.run_id in given_up)
@@ -558,7 +558,9 @@ def test_killed_at_ten_moments_it_loses_nothing(peaceful, tracked):
     known = set()
     for cell in (HE, NORMAL):
         described = {**result.plan.described, "scheme": f"{cell.init} (built-in)"}
-        known |= evaluation.tested_runs(studies.Study(result.plan.search(cell), described, (0.1, 0.96)))
+        known |= evaluation.tested_runs(
+            studies.Study(result.plan.search(cell), described, (0.1, 0.96))
+        )
     assert tested == known
 
 

@@ -29,7 +29,7 @@ def away(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
-def crew(*, is_here=False):
+def pool(*, is_here=False):
     """Workers that are this process, and may think that they are not."""
 
     def submit(function, *args):
@@ -37,7 +37,7 @@ def crew(*, is_here=False):
         future.set_result(function(*args))
         return future
 
-    return workers.Crew(1, 1, submit, is_here=is_here)
+    return workers.WorkerPool(1, 1, submit, is_here=is_here)
 
 
 def write(task):
@@ -46,19 +46,19 @@ def write(task):
     return 2 * task
 
 
-def carried_out(hired, tasks=(1, 2)):
+def carried_out(pool, tasks=(1, 2)):
     left = list(tasks)
-    return list(unsent.results(hired, write, lambda: left.pop(0) if left else None))
+    return list(unsent.results(pool, write, lambda: left.pop(0) if left else None))
 
 
 def test_results_are_those_of_the_work(away):
     """Whoever carries it out."""
-    assert carried_out(crew()) == carried_out(crew(is_here=True)) == [(1, 2), (2, 4)]
+    assert carried_out(pool()) == carried_out(pool(is_here=True)) == [(1, 2), (2, 4)]
 
 
 def test_what_waits_on_another_machine_is_told(away, monkeypatch):
     """By what it told last; of this machine, by the outboxes that are there."""
-    carried_out(crew())
+    carried_out(pool())
     (line,) = unsent.waiting_lines()
     assert line.startswith("2 entries wait in '")
     here = platform.node()
@@ -68,7 +68,7 @@ def test_what_waits_on_another_machine_is_told(away, monkeypatch):
         "_of_here",
         lambda: replace(told, host="node-2", place="/there", waiting=7, reason="away"),
     )
-    carried_out(crew(), [1])
+    carried_out(pool(), [1])
     of_here, of_there = unsent.waiting_lines()
     assert of_here.startswith("3 entries wait in '")
     assert of_there == (
@@ -86,6 +86,6 @@ def test_what_a_worker_loses_is_an_error_here(away, monkeypatch):
         rest = replace(here, process=process, lost=lost, reason="full")
         with monkeypatch.context() as there:
             there.setattr(unsent, "_of_here", lambda rest=rest: rest)
-            carried_out(crew(), [1])
+            carried_out(pool(), [1])
     with pytest.raises(TrackingError, match=r"^5 entries for MLflow at '.*' are lost, .*: full;"):
         unsent.check_kept()

@@ -12,10 +12,10 @@ from initflow.cli import process
 from initflow.core import repository
 from initflow.core.configurations import CompareConfig, DiagnoseConfig, TuneConfig, VerifyConfig
 from initflow.errors import DataError, InitflowError, ReplayError, SettingError
-from initflow.experiments import compare, diagnose, experiment, verify
-from initflow.experiments.replay import bundle, provenance
+from initflow.experiments import compare, diagnose, train, verify
+from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, TRACE, UNCOMMITTED, WEIGHTS
-from initflow.experiments.replay.replay import IDENTICAL, TOLERABLE
+from initflow.experiments.replay.retraining import IDENTICAL, TOLERABLE
 from initflow.experiments.tuning import tune
 from tests.conftest import ROOT
 from tests.replaying import QUICK, config, elsewhere, evidence, stated
@@ -43,7 +43,7 @@ def below(run_id):
 @pytest.fixture(scope="module")
 def result(tracked):
     """One training that kept its weights."""
-    return experiment.train_one(config(), experiment="train")
+    return train.train(config(), experiment="train")
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +193,13 @@ def test_a_diagnosis_has_nothing_trained(tracked):
 
 def test_a_run_whose_record_is_damaged_is_told(tracked, tmp_path):
     """As it is of a folder's."""
-    run_id = experiment.train_one(config(**ONE), experiment="damaged").run_id
+    run_id = train.train(config(**ONE), experiment="damaged").run_id
     (tmp_path / REPLAY).write_text("{")
     mlflow.MlflowClient().log_artifact(run_id, str(tmp_path / REPLAY))
     with pytest.raises(ReplayError, match=f"^run {run_id}: replay.json is no JSON"):
         verified(run_id)
     with (tmp_path / REPLAY).open("wb") as file:
-        file.truncate(provenance.LARGEST + 1)
+        file.truncate(recorded.LARGEST + 1)
     mlflow.MlflowClient().log_artifact(run_id, str(tmp_path / REPLAY))
     with pytest.raises(InitflowError, match="has 4,194,305 bytes, and may have 4,194,304"):
         verified(run_id)
@@ -224,7 +224,7 @@ def test_what_is_exported_needs_no_server(exported, result, monkeypatch):
 def test_what_was_not_committed_is_beside_what_was_trained(tracked, tmp_path, monkeypatch):
     """In the run of a training, and of a comparison in the one above all others."""
     monkeypatch.setattr(repository, "uncommitted", lambda: "diff --git a/x b/x\n")
-    alone = experiment.train_one(config(**ONE), experiment="dirty").run_id
+    alone = train.train(config(**ONE), experiment="dirty").run_id
     settings = CompareConfig(**ONE, inits="he", activations="relu", seeds=1)
     population = compare.compare(settings, experiment="dirty").population
     (member,) = population.members
@@ -321,7 +321,7 @@ def test_a_plugin_that_is_missing_is_told(tracked, tmp_path, monkeypatch):
     home = project(tmp_path / "mine", "own", {"own": "own:fill"}, version="3.1")
     (home / "own.py").write_text(PLUGIN)
     settings = config(init="own", plugins_dir=tmp_path / "mine", log_model=False)
-    run_id = experiment.train_one(settings, experiment="plugin").run_id
+    run_id = train.train(settings, experiment="plugin").run_id
     assert verified(run_id).verdict == IDENTICAL
     shutil.move(tmp_path / "mine", tmp_path / "theirs")
     with pytest.raises(ReplayError, match=r"its scheme 'own' of own 3\.1 is not here: install it"):

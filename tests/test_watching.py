@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import initflow
 from initflow import errors
-from initflow.diagnostics import observed, recorder
+from initflow.diagnostics import hooks, recorder
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import QUANTITIES, Firing, Layer, Moments, signals
 from initflow.tracking import runs, unsent
@@ -1109,4 +1109,4 @@ def test_a_model_that_cannot_be_looked_through(logged, caplog):
             squared(net(x)).backward()
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith("watching failed, and the training goes on: step 0: TypeError: ")
-    assert not observed._of_modules
+    assert not hooks._of_modules

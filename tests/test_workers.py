@@ -14,7 +14,7 @@ import pytest
 
 import initflow
 from initflow.core import workers
-from initflow.core.workers import Crew, WorkerLostError, hired, results
+from initflow.core.workers import WorkerLostError, WorkerPool, results, worker_pool
 from initflow.errors import DataError, SettingError
 from tests.conftest import ROOT
 
@@ -132,8 +132,8 @@ def test_one_task_is_asked_for_when_the_one_before_is_through():
         return task.upper()
 
     tasks = iter("ab")
-    with hired("local", 1, None) as crew:
-        for task, outcome in results(crew, work, next_task):
+    with worker_pool("local", 1, None) as pool:
+        for task, outcome in results(pool, work, next_task):
             events.append(f"{task} is {outcome}")
     assert events == ["asked", "work a", "a is A", "asked", "work b", "b is B", "asked"]
 
@@ -146,8 +146,8 @@ def test_nothing_is_asked_for_before_the_first_is():
         asked.append(len(asked))
         return asked[-1]
 
-    with hired("local", 1, None) as crew:
-        through = results(crew, double, next_task)
+    with worker_pool("local", 1, None) as pool:
+        through = results(pool, double, next_task)
         assert asked == []
         assert next(through) == (0, 0)
         through.close()
@@ -161,7 +161,7 @@ def test_as_many_as_the_crew_are_at_hand():
     def submit(_, task):
         return futures.setdefault(task, Future())
 
-    through = results(Crew(2, 1, submit), double, taken_from("abc"))
+    through = results(WorkerPool(2, 1, submit), double, taken_from("abc"))
     threading.Timer(0.05, lambda: futures["b"].set_result("second")).start()
     assert next(through) == ("b", "second")
     assert list(futures) == ["a", "b"]
@@ -183,16 +183,16 @@ def test_those_through_at_once_come_in_their_order():
                 future.set_result(None)
         return submitted[-1]
 
-    through = results(Crew(8, 1, submit), double, taken_from(range(8)))
+    through = results(WorkerPool(8, 1, submit), double, taken_from(range(8)))
     assert [task for task, _ in through] == list(range(8))
 
 
 def test_none_is_nothing_for_the_moment():
     """While something is at hand it is asked again, after each result."""
     answers = iter(["a", None, "b", None, None])
-    with ThreadPoolExecutor(2) as pool:
-        crew = Crew(2, 1, pool.submit)
-        assert list(results(crew, str.upper, lambda: next(answers))) == [("a", "A"), ("b", "B")]
+    with ThreadPoolExecutor(2) as threads:
+        pool = WorkerPool(2, 1, threads.submit)
+        assert list(results(pool, str.upper, lambda: next(answers))) == [("a", "A"), ("b", "B")]
     assert list(answers) == []
 
 
@@ -200,8 +200,8 @@ def test_what_becomes_of_a_task_may_make_the_next():
     """The next one is asked for after the last one's result was seen."""
     todo = [1]
     seen = []
-    with hired("local", 1, None) as crew:
-        for task, outcome in results(crew, double, lambda: todo.pop() if todo else None):
+    with worker_pool("local", 1, None) as pool:
+        for task, outcome in results(pool, double, lambda: todo.pop() if todo else None):
             seen.append((task, outcome))
             if outcome < 10:
                 todo.append(outcome)
@@ -210,8 +210,8 @@ def test_what_becomes_of_a_task_may_make_the_next():
 
 def test_an_error_of_the_work_is_raised_as_itself():
     """The tasks before it have been yielded."""
-    with hired("local", 1, None) as crew:
-        through = results(crew, {1: "one"}.__getitem__, taken_from([1, 2]))
+    with worker_pool("local", 1, None) as pool:
+        through = results(pool, {1: "one"}.__getitem__, taken_from([1, 2]))
         assert next(through) == (1, "one")
         with pytest.raises(KeyError, match="2"):
             next(through)
@@ -226,8 +226,8 @@ def test_a_lost_worker_is_a_result():
             raise lost
         return task
 
-    with hired("local", 1, None) as crew:
-        assert list(results(crew, work, taken_from("ab"))) == [("a", lost), ("b", "b")]
+    with worker_pool("local", 1, None) as pool:
+        assert list(results(pool, work, taken_from("ab"))) == [("a", lost), ("b", "b")]
 
 
 # ------------------------------------------------------------------ this process
@@ -239,11 +239,11 @@ def test_one_local_worker_is_this_very_process():
     def interrupted():
         raise KeyboardInterrupt
 
-    with hired("local", 1, None) as crew:
-        assert crew.is_here
-        assert crew.submit(threading.current_thread).result() is threading.main_thread()
+    with worker_pool("local", 1, None) as pool:
+        assert pool.is_here
+        assert pool.submit(threading.current_thread).result() is threading.main_thread()
         with pytest.raises(KeyboardInterrupt):
-            crew.submit(interrupted)
+            pool.submit(interrupted)
 
 
 def test_its_threads_are_set_for_a_while():
@@ -252,15 +252,15 @@ def test_its_threads_are_set_for_a_while():
 
     before = torch.get_num_threads()
     for threads, expected in ((3, 3), (None, before)):
-        with hired("local", 1, threads) as crew:
-            assert crew.submit(torch_threads, None).result() == crew.threads == expected
+        with worker_pool("local", 1, threads) as pool:
+            assert pool.submit(torch_threads, None).result() == pool.threads == expected
         assert torch.get_num_threads() == before
 
 
 def test_another_backend_is_an_error_that_names_those_there_are():
     """At once."""
     with pytest.raises(SettingError, match="backend must be one of local, ray, not 'dask'"):
-        hired("dask", 1, None)
+        worker_pool("dask", 1, None)
 
 
 # ------------------------------------------------------------------ processes
@@ -269,8 +269,8 @@ def test_another_backend_is_an_error_that_names_those_there_are():
 @pytest.fixture(scope="module")
 def pair():
     """Two worker processes that tests share."""
-    with hired("local", 2, 1) as crew:
-        yield crew
+    with worker_pool("local", 2, 1) as pool:
+        yield pool
 
 
 @end_to_end
@@ -326,10 +326,10 @@ def test_by_default_workers_share_the_processors(monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "ours")
     monkeypatch.setenv("INITFLOW_DATA_DIR", "there")
     before = dict(os.environ)
-    with hired("local", 2, None) as crew:
-        assert crew.submit(told, "OMP_NUM_THREADS").result() == "3"
-        assert crew.submit(told, "MLFLOW_RUN_ID").result() is None
-        assert crew.submit(told, "INITFLOW_DATA_DIR").result() == "there"
+    with worker_pool("local", 2, None) as pool:
+        assert pool.submit(told, "OMP_NUM_THREADS").result() == "3"
+        assert pool.submit(told, "MLFLOW_RUN_ID").result() is None
+        assert pool.submit(told, "INITFLOW_DATA_DIR").result() == "there"
     assert dict(os.environ) == before
 
 
@@ -347,13 +347,13 @@ def test_a_killed_process_costs_its_task(tmp_path):
     """It comes back as lost, at once; the others go on, and a new process takes its place."""
     tasks = [(tmp_path, name, ("dies", "lives")) for name in ("lives", "dies")]
     again = [(tmp_path, name, "ab") for name in "ab"]
-    with hired("local", 2, 1) as crew:
-        outcomes = {task[1]: what for task, what in results(crew, die_after, taken_from(tasks))}
+    with worker_pool("local", 2, 1) as pool:
+        outcomes = {task[1]: what for task, what in results(pool, die_after, taken_from(tasks))}
         assert outcomes["lives"] == "lives"
         assert isinstance(outcomes["dies"], WorkerLostError)
         assert str(outcomes["dies"]) == "a worker process ended with exit code -9"
-        assert {name for _, name in results(crew, meet, taken_from(again))} == set("ab")
-        last = crew.submit(arrive, tmp_path, "c", ())
+        assert {name for _, name in results(pool, meet, taken_from(again))} == set("ab")
+        last = pool.submit(arrive, tmp_path, "c", ())
     assert last.done()  # leaving in peace waits
     for pid in pids(tmp_path, "dies", "lives", "a", "b"):
         with pytest.raises(ProcessLookupError):  # nor is any left unburied
@@ -363,10 +363,10 @@ def test_a_killed_process_costs_its_task(tmp_path):
 @end_to_end
 def test_the_last_process_started_may_die_too(tmp_path):
     """While the others are at work for long: its loss is told at once."""
-    with hired("local", 2, 1) as crew:
-        lasts = crew.submit(arrive, tmp_path, "lasts", ("go",))
+    with worker_pool("local", 2, 1) as pool:
+        lasts = pool.submit(arrive, tmp_path, "lasts", ("go",))
         pids(tmp_path, "lasts")
-        dies = crew.submit(die_after, (tmp_path, "dies", ()))
+        dies = pool.submit(die_after, (tmp_path, "dies", ()))
         assert isinstance(dies.exception(PATIENCE_S), WorkerLostError)
         assert not lasts.done()
         (tmp_path / "go").touch()
@@ -378,9 +378,9 @@ def test_an_error_ends_the_processes(tmp_path):
     """Whatever they do: nobody waits for them."""
 
     def fail():
-        with hired("local", 2, 1) as crew:
+        with worker_pool("local", 2, 1) as pool:
             for name in "ab":
-                crew.submit(arrive, tmp_path, name, ("never",))
+                pool.submit(arrive, tmp_path, name, ("never",))
             pids(tmp_path, "a", "b")
             raise ZeroDivisionError
 
@@ -395,7 +395,7 @@ WAITS = """
 import signal
 import sys
 from pathlib import Path
-from initflow.core.workers import hired, results
+from initflow.core.workers import worker_pool, results
 from tests.test_workers import meet, taken_from
 
 if __name__ == "__main__":
@@ -403,8 +403,8 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     tasks = [(folder, name, ("never",)) for name in "ab"]
     try:
-        with hired("local", 2, 1) as crew:
-            list(results(crew, meet, taken_from(tasks)))
+        with worker_pool("local", 2, 1) as pool:
+            list(results(pool, meet, taken_from(tasks)))
     except KeyboardInterrupt:
         print("interrupted", flush=True)
 """
@@ -471,7 +471,7 @@ def test_ray_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(SettingError, match=r"needs the package ray: pip install 'initflow\[ray\]'"),
-        hired("ray", 2, None),
+        worker_pool("ray", 2, None),
     ):
         pass
 
@@ -491,7 +491,7 @@ def test_a_cluster_that_is_not_there_is_an_error_of_one_line(monkeypatch, tmp_pa
     else:
         monkeypatch.setenv("RAY_ADDRESS", address)
     expected = rf"^no Ray cluster at '{address}' \(.*refused\): start one with 'ray start --head'"
-    with pytest.raises(SettingError, match=expected), hired("ray", 2, None):
+    with pytest.raises(SettingError, match=expected), worker_pool("ray", 2, None):
         pass
 
 
@@ -502,7 +502,7 @@ def test_a_malformed_address_is_an_error_of_one_line(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with (
         pytest.raises(SettingError, match="'nonsense' \\(Invalid address format: nonsense\\): "),
-        hired("ray", 2, None),
+        worker_pool("ray", 2, None),
     ):
         pass
 
@@ -526,15 +526,15 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def nodes(cluster):
-    """A crew on it that is connected while the tests run."""
+    """A pool on it that is connected while the tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_RUN_ID", "ours")
         patch.setenv("MLFLOW_TRACKING_URI", "there")
         patch.setenv("INITFLOW_DATA_DIR", "here")
         patch.setenv("OTHER", "anything")
-        with hired("ray", 2, None) as crew:
+        with worker_pool("ray", 2, None) as pool:
             patch.undo()
-            yield crew
+            yield pool
 
 
 @end_to_end
@@ -587,7 +587,7 @@ def test_another_version_on_a_node_is_an_error(nodes, monkeypatch):
 def test_more_threads_than_a_node_has_are_an_error(nodes):
     """Ray would wait for ever."""
     with pytest.raises(SettingError, match=r"^threads=2 is more than the 1 CPUs"):
-        hired("ray", 2, 2).__enter__()
+        worker_pool("ray", 2, 2).__enter__()
 
 
 @end_to_end
@@ -596,8 +596,8 @@ def test_a_killed_node_costs_its_tasks(cluster, nodes, tmp_path, capfd):
     """The others' results arrive, new tasks are carried out, and Ray is silent."""
     mortal = cluster.add_node(num_cpus=1)
     tasks = [(tmp_path, name, ("go",)) for name in "abc"]
-    with hired("ray", 3, None) as crew:
-        through = results(crew, arrive_on_node, taken_from(tasks))
+    with worker_pool("ray", 3, None) as pool:
+        through = results(pool, arrive_on_node, taken_from(tasks))
         with ThreadPoolExecutor(1) as aside:
             first = aside.submit(next, through)
             pids(tmp_path, *"abc")
@@ -608,7 +608,7 @@ def test_a_killed_node_costs_its_tasks(cluster, nodes, tmp_path, capfd):
         assert (tmp_path / f"node of {victim[1]}").read_text() == mortal.node_id
         (tmp_path / "go").touch()
         assert {task[1]: name for task, name in through} == {n: n for n in "abc" if n != victim[1]}
-        assert dict(results(crew, double, taken_from([1, 2, 3]))) == {1: 2, 2: 4, 3: 6}
+        assert dict(results(pool, double, taken_from([1, 2, 3]))) == {1: 2, 2: 4, 3: 6}
     assert capfd.readouterr() == ("", "")
 
 
@@ -629,9 +629,9 @@ def test_an_error_ends_the_work_on_nodes(nodes, tmp_path):
     """The connection stays with who made it."""
 
     def fail():
-        with hired("ray", 2, None) as crew:
+        with worker_pool("ray", 2, None) as pool:
             for name in "abc":  # one of them waits for a free node
-                crew.submit(arrive, tmp_path, name, ("never",))
+                pool.submit(arrive, tmp_path, name, ("never",))
             until(lambda: len(list(tmp_path.iterdir())) == 2)
             raise ZeroDivisionError
 

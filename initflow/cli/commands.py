@@ -67,18 +67,18 @@ def train(experiment: str | None, **settings: str) -> None:
     config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
 
     with progress_bar("PyTorch and MLflow") as (console, progress):
-        from initflow.cli import report
-        from initflow.experiments import experiment as experiments
+        from initflow.cli import tables
+        from initflow.experiments import network_run, train
 
         quieten_libraries()
-        result = experiments.train_one(config, experiment=experiment, progress=progress)
-    console.print(report.closing_table(result))
-    following = report.next_command(config, result.run.launcher)
+        result = train.train(config, experiment=experiment, progress=progress)
+    console.print(tables.closing_table(result))
+    following = tables.next_command(config, result.run.launcher)
     if experiment:
         following += f" --experiment {shlex.quote(experiment)}"
-    say(console, experiments.outcome_sentence(result))
+    say(console, network_run.outcome_sentence(result))
     if result.reading:
-        say(console, experiments.verdict_sentence(result.reading))
+        say(console, network_run.verdict_sentence(result.reading))
     say(console, *filter(None, [result.remark]))
     say(console, f"Next, hold it against: {following}")
     _finish(console, result.failures)
@@ -100,14 +100,14 @@ def diagnose(experiment: str | None, **settings: str) -> None:
     """
     config = DiagnoseConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with progress_bar("PyTorch and MLflow") as (console, progress):
-        from initflow.cli import report
+        from initflow.cli import tables
         from initflow.experiments import diagnose as diagnoses
 
         quieten_libraries()
         diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
     widen(console)
-    console.print(report.diagnosis_table(diagnosis, console.width))
-    say(console, *report.advice_lines(diagnosis.readings), *filter(None, [diagnosis.remark]))
+    console.print(tables.diagnosis_table(diagnosis, console.width))
+    say(console, *tables.advice_lines(diagnosis.readings), *filter(None, [diagnosis.remark]))
     say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run_id}.")
     error = None
     if diagnosis.failed:
@@ -134,7 +134,7 @@ def compare(experiment: str | None, **settings: str) -> None:
     """
     config = CompareConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with progress_bar("PyTorch and MLflow") as (console, progress):
-        from initflow.cli import report
+        from initflow.cli import tables
         from initflow.experiments import compare as comparing
         from initflow.experiments import overview
 
@@ -142,7 +142,7 @@ def compare(experiment: str | None, **settings: str) -> None:
         _warn_of_one_seed(console, config.seeds)
         result = comparing.compare(config, experiment=experiment, progress=progress)
     widen(console)
-    console.print(report.comparison_table(result.rows, console.width))
+    console.print(tables.comparison_table(result.rows, console.width))
     say(console, *result.sentences)
     say(console, *overview.closing_lines(result.population))
     _finish(console, result.population.failures, _of_networks(result.population.failed))
@@ -165,7 +165,7 @@ def tune(experiment: str | None, **settings: str) -> None:
     """
     config = TuneConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with progress_bar("PyTorch, MLflow and Optuna") as (console, progress):
-        from initflow.cli import report
+        from initflow.cli import tables
         from initflow.experiments.tuning import reports
         from initflow.experiments.tuning import tune as tuning
 
@@ -173,7 +173,7 @@ def tune(experiment: str | None, **settings: str) -> None:
         _warn_of_one_seed(console, config.seeds)
         result = tuning.tune(config, experiment=experiment, progress=progress)
     widen(console)
-    console.print(report.tuning_table(result.rows, console.width))
+    console.print(tables.tuning_table(result.rows, console.width))
     say(console, *result.sentences)
     say(console, *reports.closing_lines(result))
     _finish(console, result.failures, _of_networks(result.failed))
@@ -193,7 +193,7 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     """
     config = ReproduceConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with progress_bar("PyTorch and MLflow") as (console, progress):
-        from initflow.cli import report
+        from initflow.cli import tables
         from initflow.experiments import overview
         from initflow.experiments import reproduce as reproducing
 
@@ -201,7 +201,7 @@ def reproduce(experiment: str | None, **settings: str) -> None:
         _warn_of_one_seed(console, config.seeds)
         result = reproducing.reproduce(config, experiment=experiment, progress=progress)
     widen(console)
-    console.print(report.reproduction_table(result, console.width))
+    console.print(tables.reproduction_table(result, console.width))
     say(console, *result.sentences, *result.table.notes)
     say(console, *overview.closing_lines(result.population))
     _finish(console, result.population.failures, _of_networks(result.population.failed))
@@ -225,23 +225,23 @@ def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
     """
     config = VerifyConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with progress_bar("PyTorch and MLflow") as (console, progress):
-        from initflow.cli import report
+        from initflow.cli import tables
         from initflow.experiments import verify as verifying
-        from initflow.experiments.replay import replay
+        from initflow.experiments.replay import retraining
 
         quieten_libraries()
         result = verifying.verify(run_id, config, progress=progress)
     found = result.replay
     widen(console)
     if found.differences:
-        console.print(report.environment_table(found.differences, console.width))
-        say(console, *report.further_differences(found.differences))
-    console.print(report.replay_table(found, console.width))
-    said = replay.sentence(found, result.what)
-    if found.verdict == replay.DIFFERENT:
+        console.print(tables.environment_table(found.differences, console.width))
+        say(console, *tables.further_differences(found.differences))
+    console.print(tables.replay_table(found, console.width))
+    said = retraining.sentence(found, result.what)
+    if found.verdict == retraining.DIFFERENT:
         raise ReplayError(said)
     say(console, said)
-    context.exit(replay.EXIT_CODES[found.verdict])
+    context.exit(retraining.EXIT_CODES[found.verdict])
 
 
 @cli.command(context_settings=CONTEXT)
@@ -384,7 +384,7 @@ def schemes(name: str | None, as_json: bool, **settings: str) -> None:
     """
     config = NetworkConfig(**settings)  # type: ignore[arg-type]  # it reads text
     with progress_bar("PyTorch") as (console, _):
-        from initflow.cli import report
+        from initflow.cli import tables
         from initflow.diagnostics import catalogue
 
         found = [catalogue.filled(name, config)] if name else catalogue.entries(config)
@@ -394,11 +394,11 @@ def schemes(name: str | None, as_json: bool, **settings: str) -> None:
         return
     widen(console)
     if name:
-        say(console, *report.scheme_lines(found[0]))
-        console.print(report.layers_table(found[0]))
+        say(console, *tables.scheme_lines(found[0]))
+        console.print(tables.layers_table(found[0]))
     else:
-        console.print(report.schemes_table(found))
-        say(console, *report.broken_lines(found))
+        console.print(tables.schemes_table(found))
+        say(console, *tables.broken_lines(found))
 
 
 @cli.group(context_settings=CONTEXT)
@@ -461,7 +461,7 @@ def check(name: str, as_json: bool, **settings: str) -> None:
     plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
     with progress_bar("PyTorch") as (console, progress):
         from initflow import testing
-        from initflow.cli import report
+        from initflow.cli import tables
 
         rows = []
         for row in testing.check(name, plugins_dir):
@@ -471,8 +471,8 @@ def check(name: str, as_json: bool, **settings: str) -> None:
         click.echo(json.dumps([row.as_json() for row in rows], indent=2))
     else:
         widen(console)
-        console.print(report.check_table(rows))
-        say(console, *report.failure_lines(rows))
+        console.print(tables.check_table(rows))
+        say(console, *tables.failure_lines(rows))
     broken = [row.rule for row in rows if not row.passed]
     if broken:
         raise PluginError(f"'{name}' breaks its contract: {', '.join(broken)}")

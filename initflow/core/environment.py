@@ -73,7 +73,7 @@ class Environment:
         }
 
 
-class Difference(NamedTuple):
+class Change(NamedTuple):
     """A fact, variable or package that was another ``then`` than ``now``."""
 
     what: str
@@ -102,7 +102,7 @@ def current(device: str) -> Environment:
     return Environment(facts, dict(_packages()), _variables())
 
 
-def differences(then: Mapping[str, Any], now: Environment) -> list[Difference]:
+def differences(then: Mapping[str, Any], now: Environment) -> list[Change]:
     """What is not as it was: facts first, in their order, then variables, then packages.
 
     ``then`` is what :meth:`Environment.as_json` gave, perhaps from somebody's file: whatever
@@ -118,7 +118,7 @@ def differences(then: Mapping[str, Any], now: Environment) -> list[Difference]:
         for name in [*here[part], *gone]:
             before, after = there.get(name, absent), here[part].get(name, absent)
             if before != after:
-                found.append(Difference(kind + _line(name), _line(before), _line(after)))
+                found.append(Change(kind + _line(name), _line(before), _line(after)))
     return found
 
 
@@ -238,7 +238,7 @@ def _system() -> str:
 
 def _settings(device: str) -> dict[str, str]:
     """What PyTorch lets one set that changes bits on this kind of device."""
-    backends: Any = torch.backends  # its modules make up some attributes as they are asked
+    backends: Any = torch.backends  # its modules make up some attributes as they are requested
     found = {
         "deterministic": _deterministic(),
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
@@ -288,10 +288,10 @@ def _packages() -> dict[str, str]:
 
 def _variables() -> dict[str, str]:
     """A long one, which none of these is, is not cut: half an address would show its password."""
-    asked = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    requested = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return {
         name: _line(without_credentials(value)) if len(value) <= LONGEST else "(too long)"
-        for name, value in asked.items()
+        for name, value in requested.items()
     }
 
 

@@ -16,17 +16,18 @@ USUAL_CACHE = 16 * 1024**2  # bytes, where it is not known
 Result = TypeVar("Result")
 
 
-def device(asked: str) -> str:
-    """The device that ``asked`` (auto, cpu, cuda, cuda:N) means here, or a `SettingError`."""
+def device(requested: str) -> str:
+    """The device that ``requested`` (auto, cpu, cuda, cuda:N) means here, or a `SettingError`."""
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "auto":
+    if requested == "auto":
         return "cuda:0" if available else "cpu"
-    if asked == "cpu":
-        return asked
-    index = int(asked.partition(":")[2] or 0)
+    if requested == "cpu":
+        return requested
+    index = int(requested.partition(":")[2] or 0)
     if index >= available:
         raise SettingError(
-            f"device must be auto or cpu, not '{asked}': PyTorch sees {available} CUDA devices here"
+            f"device must be auto or cpu, not '{requested}': PyTorch sees {available} CUDA devices"
+            " here"
         )
     return f"cuda:{index}"
 
@@ -44,10 +45,10 @@ def working_memory(device: str) -> int:
 
 
 @contextlib.contextmanager
-def threads(asked: int | None) -> Iterator[int]:
+def threads(requested: int | None) -> Iterator[int]:
     """Give PyTorch this many CPU threads for a while; None leaves it as it is."""
     before = torch.get_num_threads()
-    torch.set_num_threads(asked or before)
+    torch.set_num_threads(requested or before)
     try:
         yield torch.get_num_threads()
     finally:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from initflow.core.kinds import Kind
 from initflow.errors import SettingError, unknown
@@ -28,6 +28,15 @@ class Settings:
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 raise invalid(setting.name, kind, value) from None
             object.__setattr__(self, setting.name, parsed)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> Self:
+        """With these, each as text or as the Python value; the others have their defaults."""
+        names = [one.name for one in fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise unknown("a setting", name, names)
+        return cls(**settings)
 
     def as_text(self) -> dict[str, str]:
         """Every setting by name, as the text that gives it back, but for a password."""

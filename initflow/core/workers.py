@@ -50,7 +50,7 @@ class WorkerLostError(Exception):
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Who carries out tasks, ``size`` of them at once, each with ``threads`` CPU threads.
 
     ``submit(function, *args)`` gives a future of the result, the function's own error, or a
@@ -66,8 +66,8 @@ class Crew:
     is_local: bool = False
 
 
-def hired(backend: str, size: int, threads: int | None) -> AbstractContextManager[Crew]:
-    """A crew of ``size`` workers, each with ``threads`` CPU threads, for as long as the ``with``.
+def worker_pool(backend: str, size: int, threads: int | None) -> AbstractContextManager[WorkerPool]:
+    """A pool of ``size`` workers, each with ``threads`` CPU threads, for as long as the ``with``.
 
     ``local`` is this process itself where ``size`` is 1, whose threads None leaves as they are;
     else as many processes, which by default share the CPUs. ``ray`` is the cluster at RAY_ADDRESS
@@ -82,18 +82,18 @@ def hired(backend: str, size: int, threads: int | None) -> AbstractContextManage
 
 
 def results(
-    crew: Crew, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
+    pool: WorkerPool, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
 ) -> Iterator[tuple[Task, Result | WorkerLostError]]:
     """Each task with what ``work`` made of it, as soon as it is through.
 
     Whenever a worker is free, ``next_task`` is asked for a task; None is nothing to do for the
     moment, and the end where no task is at hand either. An error of ``work`` itself is raised;
-    what is at hand then goes on until the crew is left.
+    what is at hand then goes on until the pool is left.
     """
     at_hand: dict[Future[Result], Task] = {}
     while True:
-        while len(at_hand) < crew.size and (task := next_task()) is not None:
-            at_hand[crew.submit(work, task)] = task
+        while len(at_hand) < pool.size and (task := next_task()) is not None:
+            at_hand[pool.submit(work, task)] = task
         if not at_hand:
             return
         through = concurrent.futures.wait(
@@ -109,7 +109,7 @@ def results(
 
 
 @contextlib.contextmanager
-def _here(threads: int | None) -> Iterator[Crew]:
+def _here(threads: int | None) -> Iterator[WorkerPool]:
     from initflow.core import machine  # noqa: PLC0415 - imports torch, which a worker may not need
 
     def submit(function: Callable[..., Any], *args: object) -> Future[Any]:
@@ -121,11 +121,11 @@ def _here(threads: int | None) -> Iterator[Crew]:
         return future
 
     with machine.threads(threads) as set_threads:
-        yield Crew(1, set_threads, submit, is_here=True, is_local=True)
+        yield WorkerPool(1, set_threads, submit, is_here=True, is_local=True)
 
 
 @contextlib.contextmanager
-def _processes(size: int, threads: int) -> Iterator[Crew]:
+def _processes(size: int, threads: int) -> Iterator[WorkerPool]:
     """A thread here for each process there, which sends it a task and waits for what comes of it.
 
     A process ends when its end of ``lifeline`` tells that ours is closed, by us or by our own end.
@@ -173,7 +173,7 @@ def _processes(size: int, threads: int) -> Iterator[Crew]:
 
     senders = ThreadPoolExecutor(size, "workers", initializer=_hear_no_interruption)
     try:
-        yield Crew(size, threads, submit, stop, is_local=True)
+        yield WorkerPool(size, threads, submit, stop, is_local=True)
         senders.shutdown()
         while idle:
             dismiss(*idle.pop())
@@ -246,7 +246,7 @@ def _opened(outcome: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def _cluster(size: int, threads: int) -> Iterator[Crew]:
+def _cluster(size: int, threads: int) -> Iterator[WorkerPool]:
     ray = _ray()
     is_ours = not ray.is_initialized()
     if is_ours:
@@ -274,7 +274,7 @@ def _cluster(size: int, threads: int) -> Iterator[Crew]:
 
     try:
         _check_room(ray, threads)
-        yield Crew(size, threads, submit, stop)
+        yield WorkerPool(size, threads, submit, stop)
         concurrent.futures.wait(list(at_hand))
     finally:
         stop()

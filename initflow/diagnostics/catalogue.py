@@ -17,7 +17,7 @@ from initflow.training.model import initialize, layer_names
 
 
 @dataclass(frozen=True)
-class Layer:
+class SchemeLayer:
     """A layer of a network: the variance stated of its weights, and the real deviations.
 
     Only what is stated is known of a layer that was not filled.
@@ -32,7 +32,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Entry:
+class SchemeEntry:
     """One scheme, with the ``layers`` of a network.
 
     ``fills`` is "layer" or "network", by which it goes. Of a broken one only its name, its
@@ -45,25 +45,25 @@ class Entry:
     sets_biases: bool = False
     arguments: dict[str, Value] = field(default_factory=dict)
     description: str = ""
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[SchemeLayer, ...] = ()
     broken: str | None = None
 
     def as_json(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
 
-def entries(config: NetworkConfig) -> list[Entry]:
+def entries(config: NetworkConfig) -> list[SchemeEntry]:
     """All schemes, built-in ones first, with what they state of the network of ``config``."""
     listed = [_entry(scheme, config) for scheme in BUILT_IN.values()]
     for plugin, scheme in plugins.load_all(config.plugins_dir):
         if isinstance(scheme, PluginError):
-            listed.append(Entry(plugin.name, plugin.origin, broken=str(scheme)))
+            listed.append(SchemeEntry(plugin.name, plugin.origin, broken=str(scheme)))
         else:
             listed.append(_entry(scheme, config))
     return listed
 
 
-def filled(spec: str, config: NetworkConfig) -> Entry:
+def filled(spec: str, config: NetworkConfig) -> SchemeEntry:
     """The scheme that ``spec`` names, and what it makes of the network of ``config``.
 
     Images are loaded only for a scheme that sees them. Raises what training would.
@@ -97,7 +97,7 @@ def _widths(config: NetworkConfig) -> tuple[int, ...]:
     return (datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES)
 
 
-def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:
+def _entry(scheme: Scheme, config: NetworkConfig) -> SchemeEntry:
     layers_at = places(_widths(config), ACTIVATIONS[config.activation])
     layers, broken = [], None
     for name, at in zip(layer_names(len(layers_at)), layers_at, strict=True):
@@ -108,8 +108,8 @@ def _entry(scheme: Scheme, config: NetworkConfig) -> Entry:
             pass
         except PluginError as error:
             broken = str(error)
-        layers.append(Layer(name, at.fan_in, at.fan_out, variance))
-    return Entry(
+        layers.append(SchemeLayer(name, at.fan_in, at.fan_out, variance))
+    return SchemeEntry(
         scheme.spec,
         scheme.provider,
         scheme.kind,

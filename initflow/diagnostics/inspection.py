@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from initflow.diagnostics import layers, observed
+from initflow.diagnostics import hooks, layers
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import Signals
 from initflow.errors import SettingError, cause
@@ -48,7 +48,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         _buffers_apart(model),
         _on_one_device(model),
         contextlib.closing(recorder),
-        observed.forwards([(model, recorder.begin)]),
+        hooks.forwards([(model, recorder.begin)]),
     ):
         with _refused(f"model takes no batch of {given.form}"):
             outputs = model(*given.arguments, **given.by_name)

@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from initflow.diagnostics import layers, observed
+from initflow.diagnostics import hooks, layers
 from initflow.diagnostics.signals import Firing, Layer, Moments, Signals, signals
 
 PRODUCT = re.compile(r"linear|conv(_transpose)?[123]d")
@@ -143,9 +143,9 @@ class Recorder:
         self._functions = _Functions(self._failures.append)
         self._functions.enter()
         calls = [(m, self._layer_observer(name, m)) for name, m in self._layers.items()]
-        self._observing.enter_context(observed.forwards(calls))
+        self._observing.enter_context(hooks.forwards(calls))
 
-    def _layer_observer(self, name: str, module: nn.Module) -> observed.ForwardObserver:
+    def _layer_observer(self, name: str, module: nn.Module) -> hooks.ForwardObserver:
         called = functools.partial(self._called, name, module)
         return lambda: called
 

@@ -9,14 +9,14 @@ from functools import partial
 from initflow.core import environment
 from initflow.core.configurations import CompareConfig
 from initflow.core.kinds import format_shape
+from initflow.core.progress import Progress
 from initflow.experiments import failures
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import addresses, log_overview, warnings
-from initflow.experiments.populations import Population, grown, seeds_of
-from initflow.experiments.record import Progress
+from initflow.experiments.populations import Population, seeds_of, trained_population
 from initflow.reporting import comparison_figures, seed_statistics, sentences, webpage
 from initflow.reporting.seed_statistics import Difference, Row
-from initflow.training import datasets, supplies
+from initflow.training import cache, datasets
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Comparison:
     sentences: Sequence[str]
 
 
-@supplies.lasting()
+@cache.cleared_after()
 def compare(
     config: CompareConfig,
     *,
@@ -41,7 +41,7 @@ def compare(
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
-    schemes = supplies.different(config.inits, config.plugins_dir)
+    schemes = cache.distinct(config.inits, config.plugins_dir)
     configs = [
         config.network(init, activation, seed)
         for seed in range(config.seed, config.seed + config.seeds)
@@ -60,7 +60,7 @@ def compare(
         f"compare {','.join(config.activations)} {config.dataset} {len(schemes)} schemes "
         f"{seeds_of(config.seeds)}"
     )
-    with grown(
+    with trained_population(
         config,
         configs,
         name=name,

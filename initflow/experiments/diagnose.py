@@ -14,18 +14,14 @@ import initflow
 from initflow.core import machine
 from initflow.core.configurations import DiagnoseConfig
 from initflow.core.kinds import format_shape
+from initflow.core.progress import Progress
 from initflow.diagnostics import measure
 from initflow.diagnostics.reading import Reading, as_json, read
 from initflow.errors import SettingError
 from initflow.experiments import failures
-from initflow.experiments.experiment import (
-    log_setting,
-    resolved_params,
-    verdict_sentence,
-    verdict_tags,
-)
+from initflow.experiments.command_run import log_setting, resolved_params
 from initflow.experiments.failures import Failures, noted
-from initflow.experiments.record import Progress
+from initflow.experiments.network_run import verdict_sentence, verdict_tags
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting import figures

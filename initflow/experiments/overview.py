@@ -12,8 +12,10 @@ from initflow.tracking import mlflow_page, runs, ui
 
 _BY_LAYER = tuple(f"by_layer/{quantity}" for quantity in BY_LAYER)
 SECTIONS = (
-    mlflow_page.Section("accuracy", (mlflow_page.ACCURACY, "loss/test"), logarithmic={"loss/test"}),
-    mlflow_page.Section("by_layer", _BY_LAYER, logarithmic=_BY_LAYER),
+    mlflow_page.ChartSection(
+        "accuracy", (mlflow_page.ACCURACY, "loss/test"), logarithmic={"loss/test"}
+    ),
+    mlflow_page.ChartSection("by_layer", _BY_LAYER, logarithmic=_BY_LAYER),
 )  # of the saved view
 # The parent's metrics by layer: the mean over the seeds of what is measured.
 MEAN_BY_LAYER = {"signal_by_layer": BY_LAYER[0], "relative_gradient_by_layer": BY_LAYER[1]}

@@ -17,14 +17,15 @@ import torch
 import initflow
 from initflow.core import machine, workers
 from initflow.core.configurations import CompareConfig, ReproduceConfig, TrainConfig
+from initflow.core.progress import Progress
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
-from initflow.experiments import experiment as experiments
+from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
-from initflow.experiments.record import Progress, Record, start, train_together
+from initflow.experiments.record import Record, start, train_together
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
-from initflow.training import datasets, supplies
+from initflow.training import cache, datasets
 
 # Metrics by layer instead of step, whose charts are the picture by depth: see by_layer.
 BY_LAYER = ("preactivation_variance", "relative_gradient_variance")
@@ -113,7 +114,7 @@ def room(widths: Sequence[int], batch_size: int, device: str) -> int:
 
 
 def stacks(
-    configs: Sequence[TrainConfig], pixels: int, device: str, asked: int | None
+    configs: Sequence[TrainConfig], pixels: int, device: str, requested: int | None
 ) -> Iterator[list[TrainConfig]]:
     """``configs`` in their order, parted into what trains together.
 
@@ -129,9 +130,9 @@ def stacks(
     for _, group in groupby(configs, alike):
         of_shape = list(group)
         widths = (pixels, *of_shape[0].hidden, datasets.CLASSES)
-        size = asked or room(widths, of_shape[0].batch_size, device)
+        size = requested or room(widths, of_shape[0].batch_size, device)
         of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
-        if not asked and size > of_a_seed:
+        if not requested and size > of_a_seed:
             size -= size % of_a_seed
         yield from (of_shape[i : i + size] for i in range(0, len(of_shape), size))
 
@@ -159,11 +160,11 @@ class Stack:
 
     def name(self, config: TrainConfig) -> str:
         """Of a network's run."""
-        return self.label + experiments.name(cell_of(config).init, config)
+        return self.label + network_run.name(cell_of(config).init, config)
 
 
 @contextlib.contextmanager
-def grown(
+def trained_population(
     settings: CompareConfig | ReproduceConfig,
     configs: Sequence[TrainConfig],
     *,
@@ -184,13 +185,13 @@ def grown(
         outages.check_reachable()
     cells = list(dict.fromkeys(map(cell_of, configs)))
     progress("loading the data, downloaded at its first use", 0, 1)
-    splits = supplies.splits(configs[0])
-    with workers.hired(settings.backend, settings.workers, settings.threads) as crew:
+    splits = cache.splits(configs[0])
+    with workers.worker_pool(settings.backend, settings.workers, settings.threads) as pool:
         for config in configs[: len(cells)]:
-            scheme = supplies.scheme(config.init, config.plugins_dir)
-            supplies.check_elsewhere([scheme], crew)
+            scheme = cache.scheme(config.init, config.plugins_dir)
+            cache.check_elsewhere([scheme], pool)
             start(config, scheme, splits)
-        resolved = experiments.resolved_params(device, crew.threads)
+        resolved = command_run.resolved_params(device, pool.threads)
         with runs.start(
             name=name,
             description=splits.described(summary),
@@ -198,8 +199,8 @@ def grown(
             tags={"initflow.version": initflow.__version__, **splits.tags},
             experiment=experiment,
         ) as run:
-            experiments.log_setting(run, settings, splits, resolved)
-            experiments.log_uncommitted(run)
+            command_run.log_setting(run, settings, splits, resolved)
+            command_run.log_uncommitted(run)
             population = Population(run=run, device=device, cells=cells, remark=splits.remark)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
@@ -207,19 +208,19 @@ def grown(
                 Stack(run, connection.uri(), together, device, tags, settings.run_figures)
                 for together in stacks(configs, splits.pixels, device, settings.stack)
             ]
-            train_all(population, parts, crew, progress)
+            train_all(population, parts, pool, progress)
             progress("comparing, drawing and logging", len(configs), len(configs))
             yield population
 
 
 def cell_of(config: TrainConfig) -> Cell:
-    return Cell(supplies.scheme(config.init, config.plugins_dir).spec, config.activation)
+    return Cell(cache.scheme(config.init, config.plugins_dir).spec, config.activation)
 
 
 def train_all(
     population: Trained,
     parts: Sequence[Stack],
-    crew: workers.Crew,
+    pool: workers.WorkerPool,
     progress: Progress = lambda *_: None,
     through: Callable[[Stack, Trained], None] = lambda *_: None,
 ) -> None:
@@ -238,9 +239,9 @@ def train_all(
         before = sum(len(some.members) for some in trained.values())
         progress(f"{what}, {before} of {networks} networks done", done, of)
 
-    train = functools.partial(train_stack, progress=told) if crew.is_here else train_stack
+    train = functools.partial(train_stack, progress=told) if pool.is_here else train_stack
     try:
-        for part, result in unsent.results(crew, train, lambda: left.popleft() if left else None):
+        for part, result in unsent.results(pool, train, lambda: left.popleft() if left else None):
             at = parts.index(part)
             if isinstance(result, workers.WorkerLostError):
                 lost[at] += 1
@@ -249,11 +250,11 @@ def train_all(
                 continue
             trained[at] = result
             through(part, result)
-            if not crew.is_here:  # else it tells by itself
+            if not pool.is_here:  # else it tells by itself
                 told("training", sum(len(some.members) for some in trained.values()), networks)
     except BaseException:
-        if not crew.is_here:
-            crew.stop()
+        if not pool.is_here:
+            pool.stop()
             with contextlib.suppress(InitflowError):  # there is another one to tell
                 _close(parts)
         raise
@@ -268,7 +269,7 @@ def _close(parts: Sequence[Stack]) -> None:
     for run in {part.run.id: part.run for part in parts}.values():
         for found in run.found({runs.PARENT: run.id}):
             if found.status == "RUNNING":
-                run.disown(found)
+                run.mark_orphaned(found)
 
 
 def _train_again(part: Stack, losses: int, loss: Exception) -> None:
@@ -277,7 +278,7 @@ def _train_again(part: Stack, losses: int, loss: Exception) -> None:
         raise WorkError(f"{LOSSES} workers died at the same networks: {loss}")
     with contextlib.suppress(OutageError):  # they stay open, and are told by nothing else
         for run in part.run.found({STACK: part.id}):
-            part.run.disown(run)
+            part.run.mark_orphaned(run)
 
 
 def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
@@ -297,21 +298,21 @@ class _Writer:
     def __init__(self, stack: Stack) -> None:
         self.trained = Trained()
         self._stack = stack
-        self._splits = supplies.splits(stack.configs[0])
+        self._splits = cache.splits(stack.configs[0])
         threads = torch.get_num_threads()
-        self._resolved = experiments.resolved_params(stack.device, threads)
+        self._resolved = command_run.resolved_params(stack.device, threads)
 
     def start(self) -> list[Record]:
         """The untrained networks; of one that cannot be there is a run that says why."""
         records = []
         for config in self._stack.configs:
-            scheme = supplies.scheme(config.init, config.plugins_dir)
+            scheme = cache.scheme(config.init, config.plugins_dir)
             try:
                 records.append(start(config, scheme, self._splits))
             except InitflowError as error:
                 name = self._stack.name(config)
                 self.trained.failed[name] = cause(error)
-                experiments.log_failed(
+                network_run.log_failed(
                     self._stack.run,
                     config,
                     error,
@@ -351,7 +352,7 @@ class _Writer:
         """All that a run of ``train`` carries."""
         cell = Cell(record.scheme.spec, record.config.activation)
         history = _by_layer_history(record)
-        logged = experiments.log_network(
+        logged = network_run.log_network(
             self._stack.run,
             record,
             self._splits,
@@ -383,13 +384,13 @@ class _Writer:
             contextlib.suppress(type(error), InitflowError),
             self._stack.run.nested(
                 name=self._stack.name(record.config),
-                description=experiments.summary(record, self._splits),
+                description=network_run.summary(record, self._splits),
                 params=record.config.as_text() | self._resolved,
-                tags=experiments.start_tags(record, self._splits) | self._tags(cell),
+                tags=network_run.start_tags(record, self._splits) | self._tags(cell),
             ) as run,
         ):
             run.log_history(record.history)
-            experiments.log_setting(run, record.config, self._splits, self._resolved)
+            command_run.log_setting(run, record.config, self._splits, self._resolved)
             raise error
 
 

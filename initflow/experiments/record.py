@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 import torch
 
 from initflow.core.configurations import TrainConfig
+from initflow.core.progress import Progress, silent
 from initflow.diagnostics import measure
 from initflow.diagnostics.reading import Reading, read
 from initflow.diagnostics.signals import Signals
 from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.initializers.scheme import Scheme
-from initflow.training import datasets, model, train
+from initflow.training import datasets, model, trainer
 from initflow.training.splits import Split, Splits
 
-# Told what is being done, and how much of it: (what, done, of).
-Progress = Callable[[str, int, int], None]
 History = dict[str, list[tuple[int, float]]]
 
 
@@ -93,7 +92,7 @@ def train_together(
     *,
     measured: Callable[[Record, int, Mapping[str, float]], None] = lambda *_: None,
     give_up: Callable[[Record, int, Mapping[str, float]], bool] = lambda *_: False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> None:
     """Train the networks of ``records`` to the end as one stack, on the device of ``splits``.
 
@@ -106,9 +105,7 @@ def train_together(
     device = splits.train.images.device
     stack = model.Parameters.stack([record.initial for record in records], str(device))
     probe = measure.probe(splits.train, config.probe) if config.probe else None
-    population = train.Population(
-        stack, [recipe(record.config) for record in records], splits.train
-    )
+    population = trainer.Trainer(stack, [recipe(record.config) for record in records], splits.train)
     exact = population.exact(config.batch_size)
     for member, record in enumerate(records):
         record.is_exact = exact[member]
@@ -118,7 +115,7 @@ def train_together(
             predicted = record.reading.metrics()
             record.add(0, predicted)
             measured(record, 0, predicted)
-    updates = train.iterations(len(splits.train), config.batch_size, config.epochs)
+    updates = trainer.iterations(len(splits.train), config.batch_size, config.epochs)
     lap = time.perf_counter()
     for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
         logging = 0.0
@@ -147,12 +144,12 @@ def train_together(
         record.trained = stack.member(member).copy_to("cpu").state()
 
 
-def recipe(config: TrainConfig) -> train.Recipe:
+def recipe(config: TrainConfig) -> trainer.Recipe:
     """How the network of ``config`` trains."""
-    return train.Recipe(
+    return trainer.Recipe(
         ACTIVATIONS[config.activation],
         config.seed,
-        train.learning_rates(config.lr, config.gamma, config.epochs),
+        trainer.learning_rates(config.lr, config.gamma, config.epochs),
         config.momentum,
         config.nesterov,
     )
@@ -161,7 +158,7 @@ def recipe(config: TrainConfig) -> train.Recipe:
 def _measure(
     record: Record,
     parameters: model.Parameters,
-    checkpoint: train.Checkpoint,
+    checkpoint: trainer.Checkpoint,
     member: int,
     *,
     splits: Splits,
@@ -178,7 +175,7 @@ def _measure(
         values["loss/train"] = statistics.fmean(recent)
         record.losses += recent
     elif step == 0:  # no batch was trained on yet: the first one, untrained
-        order = train.batch_order(len(splits.train), record.config.seed, 0)
+        order = trainer.batch_order(len(splits.train), record.config.seed, 0)
         first = splits.train.take(order[: record.config.batch_size])
         values["loss/train"] = measure.evaluate(parameters, activation, first)[0].loss
     if probe:

@@ -9,17 +9,17 @@ from typing import Any
 
 from initflow.core import environment
 from initflow.core.configurations import ReproduceConfig
+from initflow.core.progress import Progress
 from initflow.errors import SettingError
 from initflow.experiments import failures
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import addresses, log_overview, warnings
-from initflow.experiments.populations import Population, grown, seeds_of
-from initflow.experiments.record import Progress
+from initflow.experiments.populations import Population, seeds_of, trained_population
 from initflow.reporting import comparison_figures, published, seed_statistics, webpage
 from initflow.reporting.formats import NONE, interval, percent, whole
 from initflow.reporting.published import Check, PublishedTable, explained
 from initflow.reporting.seed_statistics import Cell, Outcome, Row
-from initflow.training import supplies
+from initflow.training import cache
 
 NUMBERS = (
     webpage.Column("published, %", number=True),
@@ -43,7 +43,7 @@ class Reproduction:
     sentences: Sequence[str]
 
 
-@supplies.lasting()
+@cache.cleared_after()
 def reproduce(
     config: ReproduceConfig,
     *,
@@ -56,7 +56,7 @@ def reproduce(
     """
     table = published.load(config.table)
     try:
-        schemes = {row.init: supplies.scheme(row.init, config.plugins_dir) for row in table.rows}
+        schemes = {row.init: cache.scheme(row.init, config.plugins_dir) for row in table.rows}
     except SettingError as error:
         raise SettingError(f"table '{config.table}': {error}") from error
     cells = [f"{schemes[row.init].spec} {row.activation}" for row in table.rows]
@@ -69,7 +69,7 @@ def reproduce(
         for row in table.rows
     ]
     name = f"reproduce {table.name} {seeds_of(config.seeds)}"
-    with grown(
+    with trained_population(
         config,
         configs,
         name=name,

@@ -10,13 +10,13 @@ from pathlib import Path
 import initflow
 from initflow.core import machine, paths
 from initflow.core.configurations import VerifyConfig
+from initflow.core.progress import Progress
 from initflow.core.secrets import without_credentials
 from initflow.errors import ReplayError, SettingError
-from initflow.experiments import experiment
-from initflow.experiments.record import Progress
-from initflow.experiments.replay import bundle, provenance
+from initflow.experiments import command_run
+from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, UNCOMMITTED, Evidence, Provenance
-from initflow.experiments.replay.replay import Replay, replay, sentence
+from initflow.experiments.replay.retraining import Replay, replay, sentence
 from initflow.initializers import finder, plugins
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, parse
@@ -136,11 +136,11 @@ def _scheme(past: Provenance, init: str, plugins_dir: Path | None, *, trusted: b
         raise ReplayError(f"{error}; say by init where it is now") from error
 
 
-def _device(past: Provenance, asked: str | None) -> str:
+def _device(past: Provenance, requested: str | None) -> str:
     try:
-        return machine.device(asked or past.device)
+        return machine.device(requested or past.device)
     except SettingError:
-        if asked:
+        if requested:
             raise
         raise ReplayError(
             f"it was trained on {past.device}, which is not here: device=cpu trains it here, where "
@@ -180,12 +180,12 @@ def _of_run(run_id: str) -> Evidence:
             f"run {run_id} ended {run.status} before its training did: there are no final weights "
             "to compare with"
         )
-    if read(REPLAY, provenance.LARGEST) is None:
+    if read(REPLAY, recorded.LARGEST) is None:
         version = run.tags.get("initflow.version", "another version")
         older = f"it is of initflow {version}, which did not record what a replay needs"
         why = "it was deleted" if version == initflow.__version__ else older
         raise ReplayError(f"run {run_id} has no {REPLAY}: {why}")
-    return provenance.gathered(read, f"run {run_id}")
+    return recorded.gathered(read, f"run {run_id}")
 
 
 def _of_many(run: queries.Kept) -> str:
@@ -235,7 +235,7 @@ def _uncommitted(run_id: str) -> bytes | None:
 def _log(result: Verification, what: str, config: VerifyConfig, device: str) -> None:
     """Into the run that ``mlflow run`` has made."""
     found = result.replay
-    resolved = experiment.resolved_params(device, found.provenance.threads)
+    resolved = command_run.resolved_params(device, found.provenance.threads)
     with runs.start(
         name=f"verify {what}",
         description=sentence(found, result.what),

@@ -85,10 +85,10 @@ class Plugin:
         return dataclasses.asdict(self) | {"folder": where}
 
 
-def folder(asked: Path | None) -> Path:
-    """Where plugins lie that are used in place: as ``asked``, else as the environment says."""
+def folder(requested: Path | None) -> Path:
+    """Where plugins lie that are used in place: as ``requested``, else as the environment says."""
     given = os.environ.get("INITFLOW_PLUGINS_DIR")
-    return asked or (paths.own(given) if given else Path(FOLDER))
+    return requested or (paths.own(given) if given else Path(FOLDER))
 
 
 def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:

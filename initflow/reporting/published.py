@@ -106,8 +106,8 @@ def load(table: str) -> PublishedTable:
 
 def _parse(name: str, found: Mapping[str, Any]) -> PublishedTable:
     settings = dict(found["settings"])
-    asked = {setting.name for setting in fields(ReproduceConfig)} | {"init", "activation"}
-    allowed = {setting.name for setting in fields(TrainConfig)} - asked
+    requested = {setting.name for setting in fields(ReproduceConfig)} | {"init", "activation"}
+    allowed = {setting.name for setting in fields(TrainConfig)} - requested
     for setting in settings:
         if setting not in allowed:
             raise ValueError(f"'{setting}' is no setting of all its trainings")

@@ -66,7 +66,7 @@ class _Table:
     pairs: Sequence[Difference]
 
     @property
-    def asked(self) -> int:
+    def requested(self) -> int:
         """The most seeds that any scheme was trained with."""
         return max(map(len, self.outcomes.values()))
 
@@ -76,7 +76,7 @@ class _Table:
 
     def number(self, n: int) -> str:
         """``n`` seeds of a pair, called shared where the two did not finish all."""
-        return f"{n} seeds" if n == self.asked else f"{n} shared seeds"
+        return f"{n} seeds" if n == self.requested else f"{n} shared seeds"
 
 
 def _standing(table: _Table) -> list[str]:
@@ -97,7 +97,7 @@ def _standing(table: _Table) -> list[str]:
 def _reached(table: _Table, row: Row) -> str:
     assert row.mean is not None
     if row.low is None or row.high is None:
-        more = ": more seeds would say how sure that is" if table.asked == 1 else ""
+        more = ": more seeds would say how sure that is" if table.requested == 1 else ""
         return f"{row.cell.init} reaches {100 * row.mean:.1f} % with one seed{more}"
     shown = plus_minus(row.mean, (row.high - row.low) / 2)
     return f"{row.cell.init} reaches {shown} % over {row.n} seeds"
@@ -107,7 +107,7 @@ def _leaders(table: _Table, finished: Sequence[Row]) -> str:
     """Who is first where each scheme has one seed at most."""
     top = max(row.mean or 0.0 for row in finished)
     names = [row.cell.init for row in finished if row.mean == top]
-    more = ": use more seeds" if table.asked == 1 else ""
+    more = ": use more seeds" if table.requested == 1 else ""
     return (
         f"{_listed(names)} {'is' if len(names) == 1 else 'are'} first with {100 * top:.1f} %, but "
         f"one seed shows no difference{more}"
@@ -189,10 +189,10 @@ def _lost(table: _Table) -> list[str]:
     """Whose seeds diverged and how many, schemes with the same share together."""
     shares: dict[str, list[str]] = {}
     for row in table.rows:
-        asked = len(table.outcomes[row.cell.init])
-        share = f"{row.diverged} of {asked} seeds"
-        if row.diverged == asked:
-            share = {1: "the only seed", 2: "both seeds"}.get(asked, f"all {asked} seeds")
+        requested = len(table.outcomes[row.cell.init])
+        share = f"{row.diverged} of {requested} seeds"
+        if row.diverged == requested:
+            share = {1: "the only seed", 2: "both seeds"}.get(requested, f"all {requested} seeds")
         if row.diverged:
             shares.setdefault(share, []).append(row.cell.init)
     verbs = chain(["diverged with"], repeat("with"))  # said once

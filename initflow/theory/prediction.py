@@ -52,7 +52,7 @@ PREDICTED = ("preactivation_second_moment", "activation_second_moment", "gradien
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerStatistics:
     """A fully connected layer as the theory sees it."""
 
     fan_in: int
@@ -63,7 +63,7 @@ class Layer:
 
 def layers_of(
     scheme: Scheme, parameters: Parameters, activation: Activation, bias_init: str
-) -> list[Layer]:
+) -> list[LayerStatistics]:
     """The layers of ``parameters`` (a stack of one), drawn by ``scheme``.
 
     Their variances are those that the scheme states or, where it states none, the sample's;
@@ -79,7 +79,7 @@ def layers_of(
             bias_variance = bias_bound(bias_init, at.fan_in) ** 2 / 3
         elif bias_variance is None:
             bias_variance = biases[0].double().square().mean().item()
-        found.append(Layer(at.fan_in, at.fan_out, variance, bias_variance))
+        found.append(LayerStatistics(at.fan_in, at.fan_out, variance, bias_variance))
     return found
 
 
@@ -147,7 +147,7 @@ class Interval:
 Prediction = dict[str, list[Interval]]
 
 
-def predict(layers: Sequence[Layer], activation: Activation, ends: Ends) -> Prediction:
+def predict(layers: Sequence[LayerStatistics], activation: Activation, ends: Ends) -> Prediction:
     """The second moments of :data:`PREDICTED`, layer by layer; the last has no activation.
 
     The gradient's is carried backward from what it is at the logits.
@@ -184,7 +184,7 @@ class _Through:
 
 
 def _forward(
-    layers: Sequence[Layer], activation: Activation, ends: Ends, draws: Tensor
+    layers: Sequence[LayerStatistics], activation: Activation, ends: Ends, draws: Tensor
 ) -> list[_Through]:
     """Through all layers from the images to the logits; ``draws``: (layers, networks)."""
 
@@ -245,7 +245,7 @@ def _forward(
 
 
 def _backward(
-    layers: Sequence[Layer], ends: Ends, hidden: Sequence[_Through], draws: Tensor
+    layers: Sequence[LayerStatistics], ends: Ends, hidden: Sequence[_Through], draws: Tensor
 ) -> list[Interval]:
     """From the logits to the first layer; ``draws``: (layers, networks)."""
     gradient, alignment = (
@@ -298,7 +298,7 @@ def _finite_alignment(product: float, unevenness: float, units: int) -> float:
     return min(1.0, math.sqrt(product + max(unevenness - product, 0.0) / units))
 
 
-def _excess(own: float, common: float, layer: Layer) -> float:
+def _excess(own: float, common: float, layer: LayerStatistics) -> float:
     """What an image's own relative variance, of n units, is beyond what all images share."""
     n = layer.fan_out
     return max(0.0, math.log1p(max(own, 0.0) / n) - math.log1p(max(common, 0.0) / n))

@@ -121,7 +121,7 @@ def view_key(parent_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Section:
+class ChartSection:
     """A part of the view: a line chart of each metric, in order, two side by side."""
 
     name: str
@@ -135,7 +135,7 @@ def saved_view(
     name: str,
     group_tag: str,
     groups: Sequence[str],
-    sections: Sequence[Section],
+    sections: Sequence[ChartSection],
     metrics: Iterable[str],
     runs: int,
     now_ms: int,
@@ -167,7 +167,7 @@ def saved_view(
 
 
 def _state(
-    parent_id: str, group_tag: str, sections: Sequence[Section], runs: int
+    parent_id: str, group_tag: str, sections: Sequence[ChartSection], runs: int
 ) -> dict[str, object]:
     """What the page is told but for its sections; the rest takes the page's defaults."""
     # Best first. Where not all runs are loaded, those of the lowest seeds, fair to all groups.
@@ -196,7 +196,7 @@ def _section(name: str, *, display: bool) -> dict[str, object]:
     return section | wide if display else section
 
 
-def _chart(section: Section, metric: str) -> dict[str, object]:
+def _chart(section: ChartSection, metric: str) -> dict[str, object]:
     """A line chart; marked as the page's own, or it would make a second one of the metric."""
     return {
         "uuid": f"chart {metric}",

@@ -44,7 +44,7 @@ PARENT = "mlflow.parentRunId"
 def reading() -> Iterator[None]:
     """Around a question to MLflow, whose answer must know of all that was written before."""
     sender = delivery.sender(connection.uri())
-    if sender.waiting() and not sender.settle(unsent.CLOSING_PATIENCE_S, as_it_goes=True):
+    if sender.waiting() and not sender.flush(unsent.CLOSING_PATIENCE_S, as_it_goes=True):
         raise OutageError(f"MLflow at '{sender.tracking}' failed: {sender.reason}")
     with translated():
         yield
@@ -212,7 +212,7 @@ class Run:
             if not page:
                 return [one for one in found if one.id != own]
 
-    def disown(self, one: Found) -> None:
+    def mark_orphaned(self, one: Found) -> None:
         """Close a run whose process died and that nobody will go on with, and say so by a tag."""
         lost = Run(one.id, self.experiment_id, ())
         lost.set_tags({ORPHANED: "true"})
@@ -272,7 +272,7 @@ def start(
         raise
     finally:
         if run:
-            unsent.settle()
+            unsent.flush()
 
 
 def close_left_open(*, everywhere: bool = False) -> None:

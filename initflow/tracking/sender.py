@@ -138,7 +138,7 @@ class Sender:
         with self._lock:
             return sum(kept.number is None for kept in self._queue)
 
-    def settle(self, patience_s: float, *, as_it_goes: bool = False) -> bool:
+    def flush(self, patience_s: float, *, as_it_goes: bool = False) -> bool:
         """Whether everything was sent, tried for so long; ``as_it_goes``: longer while it goes on.
 
         A server that is away is not waited for any longer than that either way.

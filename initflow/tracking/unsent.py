@@ -135,13 +135,13 @@ def _entries(n: int) -> str:
     return "1 entry waits" if n == 1 else f"{n:,} entries wait"
 
 
-def settle() -> None:
+def flush() -> None:
     """Give what waits a moment to be sent, and tell of what is left in the log.
 
     The command line tells of it by itself.
     """
     own = delivery.sender(uri())
-    if own.waiting() and not own.settle(CLOSING_PATIENCE_S):
+    if own.waiting() and not own.flush(CLOSING_PATIENCE_S):
         for line in waiting_lines(send=False):
             _logger.warning(line)
 
@@ -189,14 +189,14 @@ def _of_here() -> Rest:
 
 
 def results(
-    crew: workers.Crew, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
+    pool: workers.WorkerPool, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
 ) -> Iterator[tuple[Task, Result | workers.WorkerLostError]]:
     """As :func:`initflow.core.workers.results`; what workers could not send is told at the end."""
-    if crew.is_here:
-        yield from workers.results(crew, work, next_task)
+    if pool.is_here:
+        yield from workers.results(pool, work, next_task)
         return
     carry_out = functools.partial(_carried_out, work)
-    for task, outcome in workers.results(crew, carry_out, next_task):
+    for task, outcome in workers.results(pool, carry_out, next_task):
         if isinstance(outcome, workers.WorkerLostError):
             yield task, outcome
         else:
@@ -208,5 +208,5 @@ def results(
 def _carried_out(work: Callable[[Task], Result], task: Task) -> tuple[Result, Rest]:
     """In a worker, whose process may end with the task."""
     result = work(task)
-    settle()
+    flush()
     return result, _of_here()

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from initflow.core import environment
 from initflow.core.secrets import without_credentials
-from initflow.diagnostics import layers, observed
+from initflow.diagnostics import hooks, layers
 from initflow.diagnostics.recorder import Recorder, harmless, is_traced
 from initflow.diagnostics.signals import QUANTITIES, Signals
 from initflow.errors import LONGEST, SettingError, cause, unknown
@@ -71,8 +71,8 @@ def watch(
     steps = _Steps(model, every, log)
     steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
     with (
-        observed.forwards([(model, steps.forward)]),
-        observed.scaled(steps.scaled),
+        hooks.forwards([(model, steps.forward)]),
+        hooks.scaled(steps.scaled),
         register_optimizer_step_post_hook(steps.updated),
     ):
         try:
@@ -148,7 +148,7 @@ class _Steps:
 
     @harmless
     def _settle(self) -> None:
-        unsent.settle()
+        unsent.flush()
 
     def failed(self, error: Exception) -> None:
         """Leave the step out."""

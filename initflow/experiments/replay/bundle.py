@@ -19,7 +19,7 @@ from pathlib import Path
 
 from initflow.core.kinds import format_shape
 from initflow.errors import ReplayError, SettingError, first_line
-from initflow.experiments.replay import provenance
+from initflow.experiments.replay import recorded
 from initflow.experiments.replay.provenance import (
     REPLAY,
     TRACE,
@@ -124,7 +124,7 @@ def opened(folder: Path) -> Evidence:
             )
         return content
 
-    evidence = provenance.gathered(read, where)
+    evidence = recorded.gathered(read, where)
     for name in (UNCOMMITTED, REPORT, README):
         read(name, LARGEST)
     return evidence
@@ -147,7 +147,7 @@ def _manifest(folder: Path) -> dict[str, str]:
     for name, digest in digests.items():
         if name not in FILES or not isinstance(digest, str):
             raise ReplayError(f"'{folder}': {MANIFEST} lists '{name[:100]}', no file of its")
-        if not provenance.SHA256.fullmatch(digest):
+        if not recorded.SHA256.fullmatch(digest):
             raise ReplayError(f"'{folder}': {MANIFEST} has no SHA-256 of {name}")
     return digests
 

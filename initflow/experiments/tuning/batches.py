@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from initflow.core.configurations import TrainConfig
+from initflow.core.progress import Progress
 from initflow.errors import GivenUpError, InitflowError, cause
-from initflow.experiments import experiment, populations
-from initflow.experiments.record import Progress, Record, start, train_together
+from initflow.experiments import command_run, network_run, populations
+from initflow.experiments.record import Record, start, train_together
 from initflow.experiments.tuning.running import RunningTrials
 from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.tracking import connection, runs
-from initflow.training import datasets, supplies
+from initflow.training import cache, datasets
 from initflow.training.splits import Splits
 
 TRIAL = "initflow.trial"  # the tag of a trial's run, with its number
@@ -62,7 +63,7 @@ def try_batch(batch: Batch, progress: Progress = lambda *_: None) -> Spent:
     """
     connection.set_uri(batch.tracking)
     first = batch.configs[0]
-    splits = supplies.splits(first).untested().to(torch.device(batch.device))
+    splits = cache.splits(first).untested().to(torch.device(batch.device))
     widths = (splits.pixels, *first.hidden, datasets.CLASSES)
     size = batch.stack or populations.room(widths, first.batch_size, batch.device)
     worker = _Worker(batch, splits, RunningTrials(batch.search, batch.asked), progress)
@@ -83,14 +84,14 @@ class _Worker:
         self._splits = splits
         self._running = trying
         self._progress = progress
-        self._resolved = experiment.resolved_params(batch.device, torch.get_num_threads())
+        self._resolved = command_run.resolved_params(batch.device, torch.get_num_threads())
 
     def carry_out(self, trials: Sequence[tuple[PendingTrial, TrainConfig]]) -> None:
         started = time.perf_counter()
         numbers: dict[int, int] = {}  # of each record, by its place in memory
         records = []
         for asked, config in trials:
-            scheme = supplies.scheme(config.init, config.plugins_dir)
+            scheme = cache.scheme(config.init, config.plugins_dir)
             try:
                 records.append(start(config, scheme, self._splits))
                 numbers[id(records[-1])] = asked.number
@@ -126,7 +127,7 @@ class _Worker:
     def _write(self, number: int, record: Record) -> None:
         started = time.perf_counter()
         config = record.config
-        of_trial = experiment.log_network(
+        of_trial = network_run.log_network(
             self._batch.run,
             record,
             self._splits,
@@ -138,7 +139,7 @@ class _Worker:
         try:
             self._tell(number, record)
         except GivenUpError:  # its setting has another run
-            self._batch.run.disown(runs.Found(of_trial.run_id, "FINISHED", {}))
+            self._batch.run.mark_orphaned(runs.Found(of_trial.run_id, "FINISHED", {}))
             raise
         self.spent += Spent(studying=time.perf_counter() - logged, logging=logged - started)
 
@@ -152,14 +153,14 @@ class _Worker:
             self._running.pruned(number)
 
     def _write_failed(self, asked: PendingTrial, config: TrainConfig, error: InitflowError) -> None:
-        experiment.log_failed(
+        network_run.log_failed(
             self._batch.run,
             config,
             error,
             name=_name(asked.number, config),
             resolved=self._resolved,
             tags={
-                "initflow.scheme": supplies.scheme(config.init, config.plugins_dir).spec,
+                "initflow.scheme": cache.scheme(config.init, config.plugins_dir).spec,
                 **self._batch.tags,
                 TRIAL: asked.number,
             },

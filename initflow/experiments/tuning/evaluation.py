@@ -8,10 +8,10 @@ from typing import Any
 
 from initflow.core import workers
 from initflow.core.configurations import TrainConfig
+from initflow.core.progress import Progress
 from initflow.errors import OutageError
 from initflow.experiments import populations
 from initflow.experiments.populations import Member, Stack, Trained
-from initflow.experiments.record import Progress
 from initflow.experiments.tuning.plan import Arm, Plan
 from initflow.experiments.tuning.studies import Study
 from initflow.reporting import trials
@@ -37,7 +37,7 @@ class Tests:
 
 
 def tested(
-    plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Progress
+    plan: Plan, arms: Sequence[Arm], pool: workers.WorkerPool, progress: Progress
 ) -> tuple[list[Tests], Trained]:
     """The best setting of each of ``arms`` and the untuned one; and what had to be trained for it.
 
@@ -64,7 +64,7 @@ def tested(
 
     trained = Trained()
     if stacks:
-        populations.train_all(trained, stacks, crew, progress, through)
+        populations.train_all(trained, stacks, pool, progress, through)
     return [_tests(plan, arm) for arm in arms], trained
 
 

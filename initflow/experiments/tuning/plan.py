@@ -16,7 +16,7 @@ from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.experiments.tuning.studies import Study
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import connection, runs
-from initflow.training import datasets, supplies, train
+from initflow.training import cache, datasets, trainer
 
 SHARE = 6  # one of so many training images is held out, 10,000 of MNIST's
 # The settings that trials depend on, beside the data and the scheme: with others it would be
@@ -124,9 +124,9 @@ class Arm:
 def made(config: TuneConfig) -> Plan:
     """The plan of ``config``, for which its data is loaded."""
     anyone = config.inits[0]
-    every = len(supplies.splits(config.final(anyone, config.lr, config.gamma, 0)).train)
+    every = len(cache.splits(config.final(anyone, config.lr, config.gamma, 0)).train)
     validation = config.validation or every // SHARE
-    splits = supplies.splits(config.trial(anyone, config.lr, config.gamma, validation))
+    splits = cache.splits(config.trial(anyone, config.lr, config.gamma, validation))
     text = config.as_text()
     described = {name: text[name] for name in OBJECTIVE}
     described |= {"validation": str(validation), "data": splits.digest[: runs.DIGEST_LENGTH]}
@@ -139,7 +139,7 @@ def made(config: TuneConfig) -> Plan:
         study,
         config.storage or storages.journal(connection.folder() / "studies", study),
         machine.device(config.device),
-        train.iterations(len(splits.train), config.batch_size, config.epochs),
+        trainer.iterations(len(splits.train), config.batch_size, config.epochs),
         described,
         splits.tags,
         splits.remark,

@@ -11,10 +11,11 @@ from dataclasses import replace
 import initflow
 from initflow.core import workers
 from initflow.core.configurations import TuneConfig
+from initflow.core.progress import Progress
 from initflow.errors import InitflowError, SettingError, WorkError
-from initflow.experiments import experiment as experiments
+from initflow.experiments import command_run
 from initflow.experiments.failures import noted
-from initflow.experiments.record import Progress, start
+from initflow.experiments.record import start
 from initflow.experiments.tuning import batches, evaluation, running, samplers, storages, studies
 from initflow.experiments.tuning import plan as plans
 from initflow.experiments.tuning.batches import Batch, Spent
@@ -36,13 +37,13 @@ from initflow.initializers.scheme import Scheme
 from initflow.reporting import trials
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import connection, outages, runs, unsent
-from initflow.training import supplies
+from initflow.training import cache
 
 LOSSES = 3  # of every worker, one after the other, after which nothing more is tried
 EXPERIMENTS = "initflow.experiments"  # under which it remembers where its runs are
 
 
-@supplies.lasting()
+@cache.cleared_after()
 def tune(
     config: TuneConfig,
     *,
@@ -55,22 +56,22 @@ def tune(
     that cannot be reached is an error of :mod:`initflow.errors` before a run is made.
     """
     samplers.check_sampler(config.sampler)
-    schemes = supplies.different(config.inits, config.plugins_dir)
+    schemes = cache.distinct(config.inits, config.plugins_dir)
     connection.check_backend(config.backend)
     outages.check_reachable()
     progress("loading the data, downloaded at its first use", 0, 1)
     plan = plans.made(config)
     _check_storage(plan)
     with (
-        workers.hired(config.backend, config.workers, config.threads) as crew,
+        workers.worker_pool(config.backend, config.workers, config.threads) as pool,
         storages.locked(plan.storage, plan.study),
     ):
-        supplies.check_elsewhere(schemes.values(), crew)
+        cache.check_elsewhere(schemes.values(), pool)
         of_cells = _opened(plan, schemes)
         progress("looking for what an earlier process left", 0, 1)
         for study in of_cells.values():
             study.recover()
-        resolved = _resolved(plan, crew)
+        resolved = _resolved(plan, pool)
         version = {"initflow.version": initflow.__version__}
         with (
             runs.start(
@@ -82,11 +83,11 @@ def tune(
             ) as run,
             contextlib.ExitStack() as stack,
         ):
-            # Not kept in a name: the finals have another split, and memory for one is enough.
-            experiments.log_setting(
-                run, config, supplies.splits(plan.trial(config.inits[0])), resolved
+            # Not kept in a name: the tests have another split, and memory for one is enough.
+            command_run.log_setting(
+                run, config, cache.splits(plan.trial(config.inits[0])), resolved
             )
-            experiments.log_uncommitted(run)
+            command_run.log_uncommitted(run)
             _close_orphans(run, of_cells)
             arms = [
                 Arm(init, cell, study, stack.enter_context(_arm_run(plan, run, cell, study)))
@@ -94,13 +95,13 @@ def tune(
             ]
             try:
                 started = time.perf_counter()
-                spent = _try_all(plan, arms, crew, progress)
+                spent = _try_all(plan, arms, pool, progress)
                 seconds = time.perf_counter() - started
                 for arm in arms:  # a worker may have lived on for a moment after it was lost
                     _give_up(arm, [])
-                tests, trained = evaluation.tested(plan, arms, crew, progress)
+                tests, trained = evaluation.tested(plan, arms, pool, progress)
             except BaseException:
-                crew.stop()
+                pool.stop()
                 for arm in arms:
                     with contextlib.suppress(InitflowError):  # there is another one to tell
                         _give_up(arm, list(arm.at_hand))
@@ -163,7 +164,7 @@ def _opened(plan: Plan, schemes: Mapping[str, Scheme]) -> dict[Cell, Study]:
     config = plan.config
     settings: dict[Cell, Mapping[str, str]] = {}
     for init, scheme in schemes.items():
-        start(plan.trial(init), scheme, supplies.splits(plan.trial(init)))
+        start(plan.trial(init), scheme, cache.splits(plan.trial(init)))
         cell = Cell(scheme.spec, config.activation)
         settings[cell] = {**plan.described, "scheme": f"{scheme.spec} ({scheme.provider})"}
         studies.check(plan.search(cell), settings[cell])
@@ -171,10 +172,10 @@ def _opened(plan: Plan, schemes: Mapping[str, Scheme]) -> dict[Cell, Study]:
     return {cell: Study(plan.search(cell), of_cell, first) for cell, of_cell in settings.items()}
 
 
-def _resolved(plan: Plan, crew: workers.Crew) -> dict[str, str]:
+def _resolved(plan: Plan, pool: workers.WorkerPool) -> dict[str, str]:
     """What ``auto`` became."""
     return {
-        **experiments.resolved_params(plan.device, crew.threads),
+        **command_run.resolved_params(plan.device, pool.threads),
         "resolved.validation": str(plan.validation),
         "resolved.study": plan.study,
         "resolved.storage": storages.shown(plan.storage),
@@ -196,7 +197,7 @@ def _close_orphans(run: runs.Run, of_cells: Mapping[Cell, Study]) -> None:
                 is_test and not found.names & tested
             )
             if found.status == "RUNNING" or (unknown and not runs.is_orphan(found)):
-                run.disown(found)
+                run.mark_orphaned(found)
         study.set_user_attr(EXPERIMENTS, sorted(experiments))
 
 
@@ -215,7 +216,9 @@ def _arm_run(plan: Plan, run: runs.Run, cell: Cell, study: Study) -> Iterator[ru
         yield nested
 
 
-def _try_all(plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Progress) -> Spent:
+def _try_all(
+    plan: Plan, arms: Sequence[Arm], pool: workers.WorkerPool, progress: Progress
+) -> Spent:
     """All trials of all studies; the one that is least far is next, with the fewest at hand.
 
     Where each worker can have a study of its own, each goes on one batch after the other, and its
@@ -234,7 +237,7 @@ def _try_all(plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Prog
         open_arms = [
             arm
             for arm in arms
-            if begun[arm.run.id] < config.trials and (crew.size > len(arms) or not arm.at_hand)
+            if begun[arm.run.id] < config.trials and (pool.size > len(arms) or not arm.at_hand)
         ]
         if not open_arms:
             return None
@@ -262,21 +265,21 @@ def _try_all(plan: Plan, arms: Sequence[Arm], crew: workers.Crew, progress: Prog
         return [asked for arm in arms for asked in list(arm.at_hand.values())]
 
     work = (
-        functools.partial(batches.try_batch, progress=told) if crew.is_here else batches.try_batch
+        functools.partial(batches.try_batch, progress=told) if pool.is_here else batches.try_batch
     )
     with running.heartbeats(plan.storage, at_hand):
-        for batch, result in unsent.results(crew, work, next_batch):
+        for batch, result in unsent.results(pool, work, next_batch):
             arm, numbers = of_run[batch.run.id], [one.number for one in batch.asked]
             if isinstance(result, workers.WorkerLostError):
                 losses += 1
-                if losses == LOSSES * crew.size:  # a node takes all of its own with it
+                if losses == LOSSES * pool.size:  # a node takes all of its own with it
                     raise WorkError(f"{losses} workers died one after the other: {result}")
                 _give_up(arm, numbers)
                 continue
             losses, spent, through = 0, spent + result, through + len(numbers)
             for number in numbers:
                 del arm.at_hand[number]
-            if not crew.is_here:  # else it tells by itself
+            if not pool.is_here:  # else it tells by itself
                 told("training", through, total)
     return spent
 
@@ -289,4 +292,4 @@ def _give_up(arm: Arm, numbers: Sequence[int]) -> None:
     lost = set(map(str, arm.study.interrupted()))
     for found in below(arm) if lost else ():
         if found.tags.get(batches.TRIAL) in lost and not runs.is_orphan(found):
-            arm.run.disown(found)
+            arm.run.mark_orphaned(found)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from initflow.core import environment, machine
-from initflow.core.environment import Difference
+from initflow.core.environment import Change
+from initflow.core.progress import Progress
 from initflow.core.seeds import generator
 from initflow.errors import DataError, ReplayError
-from initflow.experiments.record import Progress, Record, start, train_together
+from initflow.experiments.record import Record, start, train_together
 from initflow.experiments.replay import provenance
 from initflow.experiments.replay.provenance import Evidence, Provenance, State
 from initflow.initializers.scheme import BUILT_IN, Scheme
@@ -86,7 +87,7 @@ class Replay:
     """
 
     provenance: Provenance
-    differences: Sequence[Difference]
+    differences: Sequence[Change]
     causes: Sequence[str]
     outcomes: tuple[str, str]
     parts: Sequence[Part]
@@ -168,17 +169,17 @@ def _train(record: Record, past: Provenance, splits: Splits, progress: Progress)
     )
 
 
-def _of_scheme(past: Provenance, scheme: Scheme) -> list[Difference]:
+def _of_scheme(past: Provenance, scheme: Scheme) -> list[Change]:
     """What is different of a scheme that does not come with initflow, whose source is a fact."""
     if past.provider == scheme.provider == BUILT_IN and past.spec == scheme.spec:
         return []
     now = scheme.spec, scheme.provider, provenance.source_sha256(scheme)
     then = past.spec, past.provider, past.source
     then_and_now = dict(zip(OF_SCHEME, zip(then, now, strict=True), strict=True))
-    return [Difference(what, *both) for what, both in then_and_now.items() if both[0] != both[1]]
+    return [Change(what, *both) for what, both in then_and_now.items() if both[0] != both[1]]
 
 
-def _causes(past: Provenance, differences: Sequence[Difference]) -> list[str]:
+def _causes(past: Provenance, differences: Sequence[Change]) -> list[str]:
     """What makes other bits no wonder."""
     causes = [
         difference.what
@@ -248,7 +249,7 @@ def _judged(
     evidence: Evidence,
     record: Record,
     rounding: _Rounding | None,
-    differences: Sequence[Difference],
+    differences: Sequence[Change],
     causes: Sequence[str],
 ) -> Replay:
     past = evidence.provenance

@@ -18,16 +18,16 @@ from initflow.reporting.formats import NONE, interval, percent, whole
 from initflow.reporting.published import explained
 
 if TYPE_CHECKING:
-    from initflow.core.environment import Difference
-    from initflow.diagnostics.catalogue import Entry
+    from initflow.core.environment import Change
+    from initflow.diagnostics.catalogue import SchemeEntry
     from initflow.diagnostics.reading import Reading
     from initflow.experiments.diagnose import Diagnosis
-    from initflow.experiments.experiment import Result
-    from initflow.experiments.replay.replay import Part, Replay
+    from initflow.experiments.replay.retraining import Part, Replay
     from initflow.experiments.reproduce import Reproduction
+    from initflow.experiments.train import Result
     from initflow.reporting.seed_statistics import Row as ComparisonRow
     from initflow.reporting.trials import Tuned
-    from initflow.testing import Row
+    from initflow.testing import RuleResult
 
 FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
@@ -117,7 +117,7 @@ def advice_lines(readings: Mapping[tuple[str, str], Reading]) -> list[str]:
     return [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
 
 
-def schemes_table(entries: Sequence[Entry]) -> Table:
+def schemes_table(entries: Sequence[SchemeEntry]) -> Table:
     """A row for each scheme that can be used, then one for each broken one with its cause."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     usable = [entry for entry in entries if not entry.broken]
@@ -144,12 +144,12 @@ def schemes_table(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def broken_lines(entries: Sequence[Entry]) -> list[str]:
+def broken_lines(entries: Sequence[SchemeEntry]) -> list[str]:
     """Why each of those that cannot be used cannot."""
     return [f"Broken: {entry.broken}" for entry in entries if entry.broken]
 
 
-def layers_table(entry: Entry) -> Table:
+def layers_table(entry: SchemeEntry) -> Table:
     """What a scheme states of each layer's weights, and what it really gives."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("layer")
@@ -162,7 +162,7 @@ def layers_table(entry: Entry) -> Table:
     return table
 
 
-def scheme_lines(entry: Entry) -> list[str]:
+def scheme_lines(entry: SchemeEntry) -> list[str]:
     """What a scheme is, in the words of its own docstring."""
     arguments = ", ".join(f"{name}={value}" for name, value in entry.arguments.items())
     return [
@@ -173,7 +173,7 @@ def scheme_lines(entry: Entry) -> list[str]:
     ]
 
 
-def _fills(entry: Entry) -> str:
+def _fills(entry: SchemeEntry) -> str:
     return (
         f"{entry.fills}, bias" if entry.sets_biases and entry.fills == "layer" else str(entry.fills)
     )
@@ -183,7 +183,7 @@ def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def check_table(rows: Sequence[Row]) -> Table:
+def check_table(rows: Sequence[RuleResult]) -> Table:
     """The conformance table; what failed is told below it."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -197,7 +197,7 @@ def check_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def failure_lines(rows: Sequence[Row]) -> list[str]:
+def failure_lines(rows: Sequence[RuleResult]) -> list[str]:
     """The first failures of each rule."""
     lines = []
     for row in rows:
@@ -324,7 +324,7 @@ def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
     return table
 
 
-def environment_table(differences: Sequence[Difference], columns: int = WIDE) -> Table:
+def environment_table(differences: Sequence[Change], columns: int = WIDE) -> Table:
     """What is not as it was when a network was trained; of long values, where they part."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("not as it was", overflow="fold")
@@ -336,7 +336,7 @@ def environment_table(differences: Sequence[Difference], columns: int = WIDE) ->
     return table
 
 
-def _told(differences: Sequence[Difference]) -> list[Difference]:
+def _told(differences: Sequence[Change]) -> list[Change]:
     """Those that a table shows: of packages the first, and of what a stranger wrote no more."""
     packages = [one for one in differences if one.what.startswith(PACKAGE)]
     others = [one for one in differences if not one.what.startswith(PACKAGE)]
@@ -359,7 +359,7 @@ def _parted(one: str, other: str, room: int) -> tuple[str, str]:
     return shown(one), shown(other)
 
 
-def further_differences(differences: Sequence[Difference]) -> list[str]:
+def further_differences(differences: Sequence[Change]) -> list[str]:
     """How many the table leaves out, most of them packages."""
     more = len(differences) - len(_told(differences))
     of_packages = all(one.what.startswith(PACKAGE) for one in differences[FACTS:])

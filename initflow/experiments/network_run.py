@@ -1,92 +1,29 @@
-"""One network, one scheme, one tracked run: everything from the settings to the closed run."""
+"""What the run of one network carries: tags, files, figures, its model, and sentences on it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 import initflow
-from initflow.core import machine, repository
 from initflow.core.configurations import TrainConfig
 from initflow.core.kinds import format_shape
-from initflow.core.settings import Settings
 from initflow.diagnostics.reading import Reading, as_json
 from initflow.diagnostics.verdict import Verdict
 from initflow.errors import InitflowError, cause
 from initflow.experiments import failures
+from initflow.experiments.command_run import log_setting
 from initflow.experiments.failures import Failures, noted
-from initflow.experiments.record import History, Progress, Record, start, train_together
+from initflow.experiments.record import History, Record
 from initflow.experiments.replay import provenance
-from initflow.initializers import plugins
 from initflow.reporting import figures
 from initflow.tracking import runs
-from initflow.training import datasets, model
+from initflow.training import model
 from initflow.training.splits import Splits
 
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
-
-
-@dataclass(kw_only=True)
-class Result(Record):
-    """What came of a training, the run that it is in, and what could not be made of it.
-
-    ``remark`` is a sentence on the data, where there is something odd to say of it.
-    """
-
-    run: runs.Run
-    remark: str = ""
-    failures: Failures = field(default_factory=dict)
-
-    @property
-    def run_id(self) -> str:
-        return runs.with_ids(self.run.id)
-
-
-def train_one(
-    config: TrainConfig,
-    *,
-    experiment: str | None = None,
-    progress: Progress = lambda *_: None,
-) -> Result:
-    """Train one network as ``config`` says, as one MLflow run, and log all that a run carries.
-
-    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
-    made. Whatever is raised later, the run is closed with what was measured.
-    """
-    scheme = plugins.find(config.init, config.plugins_dir)
-    device = machine.device(config.device)
-    progress("loading the data, downloaded at its first use", 0, 1)
-    splits = datasets.load(config)
-
-    with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
-        record = start(config, scheme, splits)
-        resolved = resolved_params(device, threads)
-        with runs.start(
-            name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
-            description=summary(record, splits),
-            params=config.as_text() | resolved,
-            tags=start_tags(record, splits),
-            experiment=experiment,
-        ) as run:
-            result = Result(run=run, remark=splits.remark, **vars(record))
-            log_setting(run, config, splits, resolved)
-            log_uncommitted(run)
-            train_together(
-                [result],
-                splits.to(torch.device(device)),
-                measured=lambda _, step, values: run.log_metrics(step, values),
-                progress=progress,
-            )
-            progress("drawing and logging", 0, 1)
-            run.set_tags(result_tags(result))
-            run.describe(description(result, splits))
-            log_trained(run, result, splits, resolved, result.failures)
-            log_figures(run, result, result.failures)
-    return result
 
 
 @dataclass(frozen=True)
@@ -104,11 +41,6 @@ class Logged:
 def name(spec: str, config: TrainConfig) -> str:
     """What tells a network's run from others: ``he relu seed 0``; ``spec`` is its scheme's."""
     return f"{spec[-LONGEST_NAME:]} {config.activation} seed {config.seed}"
-
-
-def resolved_params(device: str, threads: int) -> dict[str, str]:
-    """What ``auto`` became."""
-    return {"resolved.device": device, "resolved.threads": str(threads)}
 
 
 def start_tags(record: Record, splits: Splits) -> dict[str, object]:
@@ -178,22 +110,6 @@ def log_failed(
         ),
     ):
         raise error
-
-
-def log_setting(
-    run: runs.Run, settings: Settings, splits: Splits, resolved: Mapping[str, str]
-) -> None:
-    """The settings of a run, and the data."""
-    # Params may hold MLflow's own spelling of what it was given; this is ours.
-    run.log_json("config", {**settings.as_text(), **resolved})
-    run.log_data(splits)
-
-
-def log_uncommitted(run: runs.Run) -> None:
-    """What is not committed of the code around a command; nothing where all is."""
-    diff = repository.current().diff
-    if diff:
-        run.log_text(provenance.UNCOMMITTED, diff)
 
 
 def log_trained(

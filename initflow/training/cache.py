@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from initflow.core.configurations import TrainConfig
-from initflow.core.workers import Crew
+from initflow.core.workers import WorkerPool
 from initflow.errors import SettingError
 from initflow.initializers import plugins
 from initflow.initializers.finder import NOTEBOOK
@@ -22,7 +22,7 @@ OF_DATA = ("dataset", "data_dir", "normalize", "validation", "seed")  # what ima
 
 
 @contextlib.contextmanager
-def lasting() -> Iterator[None]:
+def cleared_after() -> Iterator[None]:
     """Let go of everything at the end: files may have changed when it is asked for again."""
     try:
         yield
@@ -44,7 +44,7 @@ def _splits(config: TrainConfig) -> Splits:
     return datasets.load(config)
 
 
-def different(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme]:
+def distinct(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme]:
     """The scheme of each of ``inits``; that two are the same is a :class:`SettingError`."""
     schemes = {init: scheme(init, plugins_dir) for init in inits}
     same = {(scheme.name, *sorted(scheme.values.items())) for scheme in schemes.values()}
@@ -53,14 +53,14 @@ def different(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Schem
     return schemes
 
 
-def check_elsewhere(schemes: Iterable[Scheme], crew: Crew) -> None:
+def check_elsewhere(schemes: Iterable[Scheme], pool: WorkerPool) -> None:
     """Raise :class:`SettingError` where workers elsewhere cannot find what is defined here.
 
     A process of this machine reads the script that it is started from again; a notebook has none.
     """
     is_script = hasattr(sys.modules[NOTEBOOK], "__file__")
     for one in schemes:
-        if one.provider == NOTEBOOK and not crew.is_here and not (is_script and crew.is_local):
+        if one.provider == NOTEBOOK and not pool.is_here and not (is_script and pool.is_local):
             raise SettingError(
                 f"init '{one.spec}' is defined where its workers cannot find it: put it into a "
                 "file and name it file.py:function, or use workers=1"

@@ -79,7 +79,7 @@ def iterations(images: int, batch_size: int, epochs: int) -> int:
     return math.ceil(images / batch_size) * epochs
 
 
-class Population:
+class Trainer:
     """Networks of one shape that train together, in place, on the same images.
 
     ``recipes``, one for each of ``parameters``, have the same number of epochs. Networks that
@@ -157,7 +157,7 @@ class Population:
         for size in {min(batch_size, images), images % batch_size} - {0}:
             losses = self._first_losses(size)
             for member, recipe in enumerate(self._recipes):
-                one = Population(self.parameters.member(member), [recipe], self._data)
+                one = Trainer(self.parameters.member(member), [recipe], self._data)
                 found[member] &= _same(losses[member], one._first_losses(size)[0])
                 ours, alone = self._gradient.member(member), one._gradient
                 found[member] &= _same(ours.flat, alone.flat)

@@ -1,0 +1,72 @@
+"""How far things are: told by a callback, shown as a bar in a terminal or a notebook."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Told what is being done, and how much of it: (what, done, of).
+Progress = Callable[[str, int, int], None]
+
+
+def silent(_what: str, _done: int, _of: int) -> None:
+    """Show nothing."""
+
+
+@contextlib.contextmanager
+def shown(progress: bool | Progress) -> Iterator[Progress]:
+    """``progress`` itself, or a bar where it is True and somebody looks: nothing where not."""
+    if callable(progress):
+        yield progress
+    elif progress and _in_notebook():
+        yield _notebook_bar()
+    elif progress and sys.stderr.isatty():
+        from rich.console import Console  # noqa: PLC0415 - needed only here
+
+        with bar(Console(stderr=True)) as told:
+            yield told
+    else:
+        yield silent
+
+
+@contextlib.contextmanager
+def bar(console: Console, beginning: str = "") -> Iterator[Progress]:
+    """A bar on a ``console`` that is a terminal, which is gone at the end."""
+    from rich.progress import (  # noqa: PLC0415 - needed only here
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task(beginning, total=None)
+        yield lambda what, done, of: shown.update(task, description=what, completed=done, total=of)
+
+
+def _in_notebook() -> bool:
+    """Whether the code runs in a Jupyter kernel, which shows HTML."""
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython.get_ipython() if ipython else None, "kernel")
+
+
+def _notebook_bar() -> Progress:
+    """An element of HTML, which needs no extension of the notebook as widgets do."""
+    from IPython import display  # noqa: PLC0415 - it is loaded, as this is a notebook
+
+    handle: Any = display.display(display.HTML(""), display_id=True)
+
+    def update(what: str, done: int, of: int) -> None:
+        element = f'<progress value="{done}" max="{of}"></progress> {html.escape(what)}'
+        handle.update(display.HTML(element))
+
+    return update

@@ -1,0 +1,69 @@
+"""Functions as users call them: with a configuration, or with its settings as keywords."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar
+
+from initflow.core.progress import Progress, shown
+from initflow.core.settings import Settings
+from initflow.errors import SettingError
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Public(Protocol[Result_co]):
+    """``progress`` is True for a bar where somebody looks, False, or a callback of one's own."""
+
+    def __call__(
+        self, *args: Any, progress: bool | Progress = True, **settings: Any
+    ) -> Result_co: ...
+
+
+def public(kind: type[Settings]) -> Callable[[Callable[..., Result_co]], Public[Result_co]]:
+    """Let a function of a ``config`` of this ``kind`` take its settings as keywords instead.
+
+    A setting that there is none of, or both a configuration and settings, is a
+    :class:`SettingError`.
+    """
+
+    def decorate(function: Callable[..., Result_co]) -> Public[Result_co]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Any, progress: bool | Progress = True, **keywords: Any) -> Result_co:
+            own = {name: keywords.pop(name) for name in [*keywords] if name in signature.parameters}
+            bound = signature.bind_partial(*args, **own)
+            given = bound.arguments.get("config")
+            if given is None:
+                bound.arguments["config"] = kind.of(keywords)
+            elif not isinstance(given, kind):
+                raise SettingError(f"config must be a {kind.__name__}, not '{given!r}'")
+            elif keywords:
+                raise SettingError(
+                    f"settings must stand in the {kind.__name__} that is given, not beside it: "
+                    f"{', '.join(keywords)}"
+                )
+            with shown(progress) as told:
+                return function(*bound.args, **bound.kwargs, progress=told)
+
+        call.__signature__ = _told(signature, kind)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _told(signature: inspect.Signature, kind: type[Settings]) -> inspect.Signature:
+    """That of a function with the settings, each with its default, for help and completion."""
+    own = [
+        one.replace(default=None) if one.name == "config" else one
+        for one in signature.parameters.values()
+    ]
+    settings = [
+        inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=setting.default)
+        for setting in fields(kind)
+    ]
+    return signature.replace(parameters=[*own, *settings])
