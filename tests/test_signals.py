@@ -119,9 +119,11 @@ def test_the_output_layer_has_no_activation():
 
 
 def test_the_documented_keys_are_the_emitted_ones():
-    """The README's table has every quantity with its definition, and no other."""
-    readme = (ROOT / "README.md").read_text().partition("### Signals")[2].partition("\n## ")[0]
-    rows = dict(row.strip("| ").split(" | ") for row in readme.splitlines() if "| `" in row)
+    """The page's table has every quantity with its definition, and no other."""
+    page = (
+        (ROOT / "docs" / "signals.md").read_text().partition("## Signals")[2].partition("\n## ")[0]
+    )
+    rows = dict(row.strip("| ").split(" | ") for row in page.splitlines() if "| `" in row)
     assert {name.strip("`"): text for name, text in rows.items()} == QUANTITIES
 
 
