@@ -175,7 +175,7 @@ def test_importing_is_light(statement):
 
 def test_importing_starts_no_work_of_torchvision():
     """The training needs neither torchvision nor what it drags in."""
-    program = "import initflow.experiments.experiment; import sys; print(*sys.modules)"
+    program = "import initflow.experiments.train; import sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     )

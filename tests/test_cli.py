@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 
+import initflow
 from initflow import __version__
 from initflow.cli import commands, process
 from initflow.cli.tables import next_command
@@ -325,8 +326,8 @@ def test_training_prints_a_table_a_sentence_and_the_next_command(capsys, store):
     assert re.fullmatch(r"It ended at \d\d\.\d\d% test accuracy after 75 iterations\.", sentence)
     assert signal == "Untrained, its signal is stable forward, stable backward."
     assert following == (
-        "Next, hold it against: initflow train --init he --dataset digits --probe 100 "
-        "--log-model false"
+        "Next, hold it against: initflow train --init he --dataset digits "
+        "--log-model false --probe 100"
     )
     assert "\x1b" not in out
 
@@ -375,14 +376,13 @@ def test_without_a_command_there_is_help(capsys):
 
 def test_an_interruption_is_told_with_the_run(capsys, store, monkeypatch):
     """Exit 130, and where the measurements are."""
-    from initflow.experiments import train
 
     def interrupted(*_, **__):
         error = KeyboardInterrupt()
         error.add_note("what was measured so far is in run abc")
         raise error
 
-    monkeypatch.setattr(train, "train", interrupted)
+    monkeypatch.setattr(initflow, "train", interrupted)
     assert run(capsys, "train", *QUICK) == (
         130,
         "",

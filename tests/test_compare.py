@@ -50,7 +50,7 @@ def run_comparison(name, **own):
         progress=lambda *what: told.append(what),
     )
     runs = mlflow.search_runs(experiment_names=[name], output_format="list")
-    parent = mlflow.get_run(result.population.run.id)
+    parent = mlflow.get_run(result.run.id)
     nested = [run for run in runs if run.info.run_id != parent.info.run_id]
     return result, parent, {run.info.run_name: run for run in nested}, told
 
@@ -111,8 +111,8 @@ def test_every_scheme_meets_every_activation_under_every_seed(compared):
     assert parent.info.status == "FINISHED"
     assert "mlflow.parentRunId" not in parent.data.tags
     assert mlflow.get_experiment(parent.info.experiment_id).name == "whole"
-    assert result.population.failed == {}
-    assert len(result.population.members) == len(nested) == 18
+    assert result.failed == {}
+    assert len(result.members) == len(nested) == 18
     assert {what for what, _, _ in told} > {"comparing, drawing and logging"}
     assert any("0 of 18 networks done" in what for what, _, _ in told)
     assert mlflow.active_run() is None
@@ -247,7 +247,7 @@ def test_its_description_begins_with_the_links(compared):
     """Then come the sentences, then what was trained."""
     result, parent, nested, _ = compared
     links, *paragraphs = description(parent).split("\n\n")
-    ids = [member.run_id for member in result.population.members]
+    ids = [member.run_id for member in result.members]
     assert links == mlflow_page.links(parent.info.experiment_id, parent.info.run_id, ids)
     assert set(ids) == {run.info.run_id for run in nested.values()}
     assert paragraphs[:-1] == list(result.sentences)
@@ -345,8 +345,8 @@ def test_a_scheme_that_fails_later_is_told_of_everywhere(damaged):
     """In the table, in the description and on the page; the comparison is finished."""
     result, parent, nested, file, first = damaged
     failing = f"{find(f'{file}:fails').spec} linear seed {first + 1}"
-    assert set(result.population.failed) == {failing}
-    reason = result.population.failed[failing]
+    assert set(result.failed) == {failing}
+    reason = result.failed[failing]
     assert "the first weight is positive" in reason
     assert parent.info.status == "FINISHED"
     assert {name for name, run in nested.items() if run.info.status != "FINISHED"} == {failing}
@@ -390,7 +390,7 @@ def test_a_scheme_that_always_diverges_is_a_row_too(tracked, own):
         name,
         **(other | {"activations": "linear", "seeds": 2, "probe": own.get("probe", 0)}),
     )
-    assert result.population.failed == {}
+    assert result.failed == {}
     assert {run.info.status for run in (parent, *nested.values())} == {"FINISHED"}
     table = json.loads(text(parent, "comparison.json"))
     assert (table["rows"][-1]["n"], table["rows"][-1]["diverged"]) == (0, 2)
@@ -443,7 +443,7 @@ def test_where_stacks_round_differently_that_is_said(tracked, monkeypatch):
     monkeypatch.setattr(propagation, "_linear", off)
     monkeypatch.setattr(propagation._Operation, "_is_exact", lambda *_: True)
     result, parent, nested, _ = run_comparison("off", inits="he,lecun", activations="relu", seeds=1)
-    assert not any(member.is_exact for member in result.population.members)
+    assert not any(member.is_exact for member in result.members)
     tags = {run.data.tags["initflow.bit_identical_to_alone"] for run in nested.values()}
     assert tags == {"false"}
     for told in (description(parent), text(parent, "report.html")):

@@ -70,7 +70,7 @@ def test_a_comparison_trains_there(device):
     """Stacks of networks."""
     config = CompareConfig(**SMALL, inits="he,zero", activations="relu", seeds=1)
     result = compare(config)
-    members = result.population.members
+    members = result.members
     assert len(members) == 2
     assert not any(member.is_exact for member in members)
     run = mlflow.get_run(members[0].run_id)

@@ -114,7 +114,7 @@ def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):
     monkeypatch.setattr(comparison_figures, "comparison_curves", fail)
     small = {"dataset": "digits", "hidden": "8", "epochs": 1, "log_model": False, "probe": 20}
     result = compare(CompareConfig(inits="he,lecun", activations="relu", seeds=2, **small))
-    assert result.population.failures == {"learning_curves.png": "RuntimeError: no room for"}
+    assert result.failures == {"learning_curves.png": "RuntimeError: no room for"}
     _, there = top(store)
     page = there["report.html"].read_text()
     assert page.count("data:image/png") == 2
@@ -138,11 +138,11 @@ def test_a_network_is_none_the_worse_for_its_model_or_figures(store, monkeypatch
     small |= {"log_model": what == "model", "run_figures": what == "figures"}
     result = compare(CompareConfig(inits="he", activations="relu", seeds=2, **small))
     name = {"model": "model", "figures": "weight_histograms.png"}[what]
-    assert result.population.failures == {
+    assert result.failures == {
         f"{name} of he relu seed {seed}": "RuntimeError: no room for" for seed in (0, 1)
     }
-    assert len(result.population.members) == 2
-    assert not result.population.failed
+    assert len(result.members) == 2
+    assert not result.failed
 
 
 def test_what_fails_is_noted_with_its_traceback_in_the_log(caplog):

@@ -362,7 +362,7 @@ def test_a_comparison_goes_on(site, road):
     result = compare(config, experiment="compared")
     road.mode = "open"
     assert site.sender.flush(90)
-    parent = runs.with_ids(result.population.run.id)
+    parent = runs.with_ids(result.run.id)
     where = site.client.get_run(parent).info.experiment_id
     there = {run.info.run_id: run for run in site.client.search_runs([where])}
     assert {run.info.status for run in there.values()} == {"FINISHED"}

@@ -19,7 +19,7 @@ from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, TrackingError
-from initflow.experiments import network_run, populations, record, train
+from initflow.experiments import failures, populations, record, train
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.tracking import mlflow_page, runs
@@ -306,7 +306,7 @@ def test_weights_are_those_of_train_however_they_are_stacked(tracked, monkeypatc
     found = [hashes(f"stack {stack}") for stack in (1, 3, None)]
     assert found[0] == found[1] == found[2]
     assert len(set(found[0].values())) == len(asked)
-    monkeypatch.setattr(network_run, "log_figures", lambda *_: None)
+    monkeypatch.setattr(failures, "log_figures", lambda *_: {})
     for config, stack in ((asked[1], 3), (asked[6], None)):
         alone = train_one(config, "one by one")
         name = alone.info.run_name.replace(" digits", "")
@@ -326,7 +326,7 @@ def test_with_two_threads_and_images_held_out_too(tracked, monkeypatch):
         )
         train_all(asked, "held out", threads=2)
     assert stacks == [2, 2]
-    monkeypatch.setattr(network_run, "log_figures", lambda *_: None)
+    monkeypatch.setattr(failures, "log_figures", lambda *_: {})
     runs = runs_of("held out")
     for config in asked[1:3]:
         alone = train_one(replace(config, threads=2), "held out alone")
@@ -727,7 +727,7 @@ from pathlib import Path
 import torch
 from initflow.experiments import record
 from initflow.initializers import plugins
-from initflow.training import train
+from initflow.training import trainer
 from initflow.training.splits import Split, Splits
 from initflow.core.configurations import CompareConfig, TrainConfig
 

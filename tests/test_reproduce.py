@@ -267,7 +267,7 @@ def test_one_seed_claims_no_interval(tmp_path):
     (check,) = result.checks["he: relu"]
     assert (check.n, check.explained, check.low, check.seed_low) == (1, None, None, None)
     assert "no interval" in result.sentences[0]
-    run = mlflow.get_run(result.population.run.id)
+    run = mlflow.get_run(result.run.id)
     page = html.unescape(artifact(run, "report.html").read_text().replace("<wbr>", ""))
     assert "one seed cannot say" in page
     assert "12.34" in page
@@ -286,7 +286,7 @@ def test_a_row_whose_seeds_all_diverge_leaves_the_rest(tmp_path):
     assert [run.info.status for run in runs] == ["FINISHED"] * 5
     outcomes = sorted(run.data.tags.get("initflow.outcome", "") for run in runs)
     assert outcomes == ["", "diverged", "diverged", "finished", "finished"]
-    run = mlflow.get_run(result.population.run.id)
+    run = mlflow.get_run(result.run.id)
     found = json.loads(artifact(run, "reproduction.json").read_text(), parse_constant=pytest.fail)
     assert found["rows"][1]["accuracy_mean"] is None
     page = html.unescape(artifact(run, "report.html").read_text().replace("<wbr>", ""))
@@ -299,8 +299,8 @@ def test_a_row_whose_signals_cannot_be_measured_leaves_the_rest(tmp_path):
     exploding = [('"xavier"', '"normal:std=1e30"'), ('"tanh"', '"relu"'), ('"24"', '"24x3"')]
     table = small(tmp_path, rows=2, replacing=exploding)
     result = reproduce(ReproduceConfig(table=table, seeds=2, **(QUICK | {"probe": 10})))
-    assert dict(result.population.failed) == {}
-    assert len(result.population.members) == 4
+    assert dict(result.failed) == {}
+    assert len(result.members) == 4
 
 
 @pytest.mark.parametrize(

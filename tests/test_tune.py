@@ -15,7 +15,7 @@ from initflow.core import workers
 from initflow.core.configurations import TrainConfig, TuneConfig
 from initflow.errors import PluginError, SettingError, StudyError, TrackingError, WorkError
 from initflow.experiments import network_run, train
-from initflow.experiments.tuning import evaluation, reports, searches, storages, studies, tune
+from initflow.experiments.tuning import evaluation, searches, storages, studies, tune
 from initflow.reporting.seed_statistics import Cell
 from tests import test_end_to_end
 
@@ -367,7 +367,7 @@ def test_where_all_diverge_there_is_nothing_to_test(tracked):
     assert row.counts["diverged"] == 3
     assert not part(runs_of("lost"), "tuned")
     assert row.untuned.diverged == 2
-    assert any("no trial finished" in line for line in reports.closing_lines(result))
+    assert any("no trial finished" in line for line in result.closing_lines())
 
 
 FAILING = """
@@ -438,7 +438,7 @@ def test_a_worker_that_dies_has_its_trials_tried_again(peaceful, tracked, monkey
 
     def results(pool, work, next_task):
         def deadly(batch):
-            if len(lost) < 2 and batch.asked[0].number >= 3:
+            if len(lost) < 2 and batch.pending[0].number >= 3:
                 lost.append(batch)
                 raise workers.WorkerLostError("killed")
             return work(batch)

@@ -87,7 +87,7 @@ def test_a_run_carries_what_it_takes(result):
 
 def test_members_of_a_comparison_are_verified_by_themselves(comparison):
     """Those that diverged too."""
-    ids = [member.run_id for member in comparison.population.members]
+    ids = [member.run_id for member in comparison.members]
     outcomes = {found.outcomes[0] for found in map(verified, ids) if found.verdict == IDENTICAL}
     assert len(ids) == 4
     assert outcomes == {"finished after 30 iterations", "diverged after 0 iterations"}
@@ -168,11 +168,11 @@ def test_a_run_that_is_not_there_is_told(tracked):
 
 def test_a_run_of_many_names_some_of_them(comparison, tuning):
     """Of a comparison, of a tuning, of one scheme of it; each can be verified."""
-    networks = [member.run_id for member in comparison.population.members]
+    networks = [member.run_id for member in comparison.members]
     with pytest.raises(
         ReplayError, match="is of 4 networks, each of which is verified by"
     ) as error:
-        verified(comparison.population.run.id)
+        verified(comparison.run.id)
     named = re.findall(verify.RUN_ID, str(error.value))[1:]
     assert len(named) == 3
     assert set(named) < set(networks)
@@ -223,10 +223,11 @@ def test_what_is_exported_needs_no_server(exported, result, monkeypatch):
 
 def test_what_was_not_committed_is_beside_what_was_trained(tracked, tmp_path, monkeypatch):
     """In the run of a training, and of a comparison in the one above all others."""
-    monkeypatch.setattr(repository, "uncommitted", lambda: "diff --git a/x b/x\n")
+    here = repository.Repository("c" * 40, "dirty", "diff --git a/x b/x\n")
+    monkeypatch.setattr(repository, "current", lambda: here)
     alone = train.train(config(**ONE), experiment="dirty").run_id
     settings = CompareConfig(**ONE, inits="he", activations="relu", seeds=1)
-    population = compare.compare(settings, experiment="dirty").population
+    population = compare.compare(settings, experiment="dirty")
     (member,) = population.members
     for run_id in (alone, population.run.id):
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/{UNCOMMITTED}")
@@ -239,7 +240,7 @@ def test_what_was_not_committed_is_beside_what_was_trained(tracked, tmp_path, mo
 def test_what_cannot_be_exported_leaves_nothing(comparison, tracked, tmp_path):
     """A run of many, one that is not there, a folder that is full."""
     for run_id, said in (
-        (comparison.population.run.id, "is of 4 networks"),
+        (comparison.run.id, "is of 4 networks"),
         (NONE, "there is no run"),
         ("latest", "run must be the id of a run"),
     ):

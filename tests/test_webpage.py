@@ -18,7 +18,8 @@ from initflow.reporting.webpage import (
     Section,
     Table,
     Text,
-    comparison_page,
+    colophon,
+    comparison_sections,
     interval,
     p_value,
     page,
@@ -70,20 +71,27 @@ class Reader(HTMLParser):
         return "".join(data for data in inside if data.strip() or not within)
 
 
-def comparison(**changed):
-    values = {
-        "title": "two schemes on digits",
-        "sentences": ["he is best.", "The others are not."],
-        "rows": ROWS,
-        "differences": DIFFERENCES,
-        "accuracies": PNG,
-        "curves": PNG,
-        "signals": PNG,
+PICTURES = {"accuracies": PNG, "learning_curves": PNG, "signals_by_layer": PNG}
+
+
+def comparison(
+    *,
+    rows=ROWS,
+    differences=DIFFERENCES,
+    pictures=PICTURES,
+    title="two schemes on digits",
+    sentences=("he is best.", "The others are not."),
+    warnings=(),
+    **ending,
+):
+    ending = {
         "configuration": {"lr": "0.1", "hidden": "300,100"},
         "environment": {"torch": "2.15.0"},
         "command": "mlflow run . -e compare -P init=he,normal:std=0.5",
+        **ending,
     }
-    return comparison_page(**values | changed)
+    sections = [*comparison_sections(rows, differences, pictures), *colophon(**ending)]
+    return page(title=title, lead=sentences, sections=sections, warnings=warnings)
 
 
 def everything(text):
@@ -244,7 +252,7 @@ def test_many_differences_wait_folded(pairs, folded):
 
 def test_what_is_not_there_has_no_section():
     """Of a single scheme there are no differences."""
-    reader = Reader(comparison(differences=[], signals=None))
+    reader = Reader(comparison(differences=[], pictures={**PICTURES, "signals_by_layer": None}))
     assert not {"Differences", "Signals at step 0"} & {data for _, data in reader.texts}
     assert not reader.all("aside")
 

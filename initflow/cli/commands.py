@@ -13,14 +13,13 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from initflow import __version__
-from initflow.cli.console import printable, progress_bar, quieten_libraries, say, widen
+import initflow
+from initflow.cli.console import printable, running, say, widen
 from initflow.cli.options import CONTEXT, as_json_option, debug, in_experiment, options
 from initflow.core.configurations import (
     CompareConfig,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @click.group(context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="initflow", message="%(prog)s %(version)s")
+@click.version_option(initflow.__version__, prog_name="initflow", message="%(prog)s %(version)s")
 @debug
 def cli() -> None:
     """How a network's weights start: train under any initialization scheme, tracked by MLflow.
@@ -64,23 +63,16 @@ def train(experiment: str | None, **settings: str) -> None:
       initflow train --init he
       initflow train --init normal:std=0.05 --activation tanh --hidden 300,100
     """
-    config = TrainConfig(**settings)  # type: ignore[arg-type]  # it reads text
-
-    with progress_bar("PyTorch and MLflow") as (console, progress):
+    config = TrainConfig.of(settings)
+    with running("PyTorch and MLflow") as (console, progress):
         from initflow.cli import tables
-        from initflow.experiments import network_run, train
 
-        quieten_libraries()
-        result = train.train(config, experiment=experiment, progress=progress)
+        result = initflow.train(config, experiment=experiment, progress=progress)
     console.print(tables.closing_table(result))
     following = tables.next_command(config, result.run.launcher)
     if experiment:
         following += f" --experiment {shlex.quote(experiment)}"
-    say(console, network_run.outcome_sentence(result))
-    if result.reading:
-        say(console, network_run.verdict_sentence(result.reading))
-    say(console, *filter(None, [result.remark]))
-    say(console, f"Next, hold it against: {following}")
+    say(console, *result.conclusions, f"Next, hold it against: {following}")
     _finish(console, result.failures)
 
 
@@ -98,24 +90,20 @@ def diagnose(experiment: str | None, **settings: str) -> None:
       initflow diagnose --depth 50
       initflow diagnose --inits xavier,he --activations relu --depth 30 --fail-on vanishing
     """
-    config = DiagnoseConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with progress_bar("PyTorch and MLflow") as (console, progress):
+    config = DiagnoseConfig.of(settings)
+    with running("PyTorch and MLflow") as (console, progress):
         from initflow.cli import tables
-        from initflow.experiments import diagnose as diagnoses
 
-        quieten_libraries()
-        diagnosis = diagnoses.diagnose(config, experiment=experiment, progress=progress)
+        result = initflow.diagnose(config, experiment=experiment, progress=progress)
     widen(console)
-    console.print(tables.diagnosis_table(diagnosis, console.width))
-    say(console, *tables.advice_lines(diagnosis.readings), *filter(None, [diagnosis.remark]))
-    say(console, f"The figure and all numbers are in MLflow's run {diagnosis.run_id}.")
+    console.print(tables.diagnosis_table(result, console.width))
+    say(console, *result.conclusions)
+    say(console, f"The figure and all numbers are in MLflow's run {result.run_id}.")
     error = None
-    if diagnosis.failed:
-        cells = "; ".join(
-            f"{' '.join(cell)} is {reading.verdict}" for cell, reading in diagnosis.failed.items()
-        )
+    if result.failed:
+        cells = "; ".join(f"{cell} is {its.verdict}" for cell, its in result.failed.items())
         error = VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
-    _finish(console, diagnosis.failures, error)
+    _finish(console, result.failures, error)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -132,20 +120,7 @@ def compare(experiment: str | None, **settings: str) -> None:
       initflow compare --inits normal,xavier,he --activations relu --seeds 10
       initflow compare --inits he,orthogonal --activations relu --hidden 100x10 --dataset digits
     """
-    config = CompareConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with progress_bar("PyTorch and MLflow") as (console, progress):
-        from initflow.cli import tables
-        from initflow.experiments import compare as comparing
-        from initflow.experiments import overview
-
-        quieten_libraries()
-        _warn_of_one_seed(console, config.seeds)
-        result = comparing.compare(config, experiment=experiment, progress=progress)
-    widen(console)
-    console.print(tables.comparison_table(result.rows, console.width))
-    say(console, *result.sentences)
-    say(console, *overview.closing_lines(result.population))
-    _finish(console, result.population.failures, _of_networks(result.population.failed))
+    _run_many("compare", CompareConfig.of(settings), experiment)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -163,20 +138,7 @@ def tune(experiment: str | None, **settings: str) -> None:
       initflow tune --inits normal,xavier,he --activation relu --trials 30
       initflow tune --inits he,lecun --trials 100 --workers 4 --storage postgresql://me@host/optuna
     """
-    config = TuneConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with progress_bar("PyTorch, MLflow and Optuna") as (console, progress):
-        from initflow.cli import tables
-        from initflow.experiments.tuning import reports
-        from initflow.experiments.tuning import tune as tuning
-
-        quieten_libraries()
-        _warn_of_one_seed(console, config.seeds)
-        result = tuning.tune(config, experiment=experiment, progress=progress)
-    widen(console)
-    console.print(tables.tuning_table(result.rows, console.width))
-    say(console, *result.sentences)
-    say(console, *reports.closing_lines(result))
-    _finish(console, result.failures, _of_networks(result.failed))
+    _run_many("tune", TuneConfig.of(settings), experiment)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -191,20 +153,30 @@ def reproduce(experiment: str | None, **settings: str) -> None:
       initflow reproduce --table tutorial
       initflow reproduce --table assignment --seeds 3
     """
-    config = ReproduceConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with progress_bar("PyTorch and MLflow") as (console, progress):
-        from initflow.cli import tables
-        from initflow.experiments import overview
-        from initflow.experiments import reproduce as reproducing
+    _run_many("reproduce", ReproduceConfig.of(settings), experiment)
 
-        quieten_libraries()
-        _warn_of_one_seed(console, config.seeds)
-        result = reproducing.reproduce(config, experiment=experiment, progress=progress)
+
+def _run_many(
+    command: str, config: CompareConfig | TuneConfig | ReproduceConfig, experiment: str | None
+) -> None:
+    """Run a ``command`` that trains many networks, and print what came of it."""
+    with running("PyTorch, MLflow and Optuna" if command == "tune" else "PyTorch and MLflow") as (
+        console,
+        progress,
+    ):
+        from initflow.cli import tables
+
+        if config.seeds == 1:
+            say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
+        result = getattr(initflow, command)(config, experiment=experiment, progress=progress)
     widen(console)
-    console.print(tables.reproduction_table(result, console.width))
-    say(console, *result.sentences, *result.table.notes)
-    say(console, *overview.closing_lines(result.population))
-    _finish(console, result.population.failures, _of_networks(result.population.failed))
+    console.print(tables.TABLES[command](result, console.width))
+    say(console, *result.conclusions, *result.closing_lines())
+    error = None
+    if result.failed:
+        names = ", ".join(result.failed)
+        error = PluginError(f"{len(result.failed)} of the networks failed: {names}")
+    _finish(console, result.failures, error)
 
 
 @cli.command(context_settings=CONTEXT)
@@ -223,25 +195,22 @@ def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
       initflow verify 0123456789abcdef0123456789abcdef
       initflow verify he-on-mnist --data-dir /path/to/data
     """
-    config = VerifyConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with progress_bar("PyTorch and MLflow") as (console, progress):
+    config = VerifyConfig.of(settings)
+    with running("PyTorch and MLflow") as (console, progress):
         from initflow.cli import tables
-        from initflow.experiments import verify as verifying
-        from initflow.experiments.replay import retraining
+        from initflow.experiments.replay.retraining import DIFFERENT, EXIT_CODES
 
-        quieten_libraries()
-        result = verifying.verify(run_id, config, progress=progress)
+        result = initflow.verify(run_id, config, progress=progress)
     found = result.replay
     widen(console)
     if found.differences:
         console.print(tables.environment_table(found.differences, console.width))
         say(console, *tables.further_differences(found.differences))
     console.print(tables.replay_table(found, console.width))
-    said = retraining.sentence(found, result.what)
-    if found.verdict == retraining.DIFFERENT:
-        raise ReplayError(said)
-    say(console, said)
-    context.exit(retraining.EXIT_CODES[found.verdict])
+    if result.verdict == DIFFERENT:
+        raise ReplayError(" ".join(result.conclusions))
+    say(console, *result.conclusions)
+    context.exit(EXIT_CODES[result.verdict])
 
 
 @cli.command(context_settings=CONTEXT)
@@ -262,11 +231,8 @@ def export(run_id: str, folder: Path) -> None:
     Example:
       initflow export 0123456789abcdef0123456789abcdef --to he-on-mnist
     """
-    with progress_bar("PyTorch and MLflow") as (console, _):
-        from initflow.experiments import verify as verifying
-
-        quieten_libraries()
-        following = verifying.export(run_id, folder)
+    with running("PyTorch and MLflow") as (console, _):
+        following = initflow.export(run_id, folder)
     say(console, f"Written: {folder}")
     say(console, f"Next, try it: {following}")
 
@@ -292,18 +258,6 @@ def _finish(console: Console, failed: Failures, error: InitflowError | None = No
     failures.check(failed)
 
 
-def _warn_of_one_seed(console: Console, seeds: int) -> None:
-    if seeds == 1:
-        say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
-
-
-def _of_networks(failed: Mapping[str, str]) -> PluginError | None:
-    """The error where some could not be trained."""
-    if not failed:
-        return None
-    return PluginError(f"{len(failed)} of the networks failed: {', '.join(failed)}")
-
-
 @cli.command(context_settings=CONTEXT)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 @debug
@@ -315,10 +269,9 @@ def ui(context: click.Context, port: int) -> None:
     Example:
       initflow ui --port 5001
     """
-    with progress_bar("MLflow") as (console, _):
+    with running("MLflow") as (console, _):
         from initflow.tracking import connection, ui
 
-        quieten_libraries()
         address = ui.page(port)
     say(console, f"MLflow's page: {address}")
     sys.stdout.flush()
@@ -356,10 +309,9 @@ def sync() -> None:
     Example:
       initflow sync
     """
-    with progress_bar("MLflow") as (console, progress):
+    with running("MLflow") as (console, progress):
         from initflow.tracking import runs, unsent
 
-        quieten_libraries()
         done = unsent.sync(lambda sent, of: progress("sending", sent, of))
         runs.close_left_open(everywhere=True)  # some of them may just have been made
     say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
@@ -382,8 +334,8 @@ def schemes(name: str | None, as_json: bool, **settings: str) -> None:
       initflow schemes
       initflow schemes he:mode=fan_out --hidden 300,100
     """
-    config = NetworkConfig(**settings)  # type: ignore[arg-type]  # it reads text
-    with progress_bar("PyTorch") as (console, _):
+    config = NetworkConfig.of(settings)
+    with running("PyTorch") as (console, _):
         from initflow.cli import tables
         from initflow.diagnostics import catalogue
 
@@ -425,7 +377,7 @@ def list_plugins(as_json: bool, **settings: str) -> None:
     """
     from initflow.initializers import finder
 
-    plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
+    plugins_dir = PluginsConfig.of(settings).plugins_dir
     found = list(finder.found(plugins_dir).values())
     if as_json:
         click.echo(json.dumps([plugin.as_json() for plugin in found], indent=2))
@@ -458,8 +410,8 @@ def check(name: str, as_json: bool, **settings: str) -> None:
     Example:
       initflow plugins check he
     """
-    plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
-    with progress_bar("PyTorch") as (console, progress):
+    plugins_dir = PluginsConfig.of(settings).plugins_dir
+    with running("PyTorch") as (console, progress):
         from initflow import testing
         from initflow.cli import tables
 
@@ -494,7 +446,7 @@ def new(name: str, **settings: str) -> None:
     from initflow.initializers.finder import folder
     from initflow.initializers.scaffold import new as write
 
-    plugins_dir = PluginsConfig(**settings).plugins_dir  # type: ignore[arg-type]  # it reads text
+    plugins_dir = PluginsConfig.of(settings).plugins_dir
     place = write(name, folder(plugins_dir))
     click.echo(f"Written: {place}")
     option = f" --plugins-dir {shlex.quote(str(plugins_dir))}" if plugins_dir else ""

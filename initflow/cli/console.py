@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
+
+from initflow.core.progress import Progress, bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,26 +26,14 @@ def widen(console: Console) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(loading: str) -> Iterator[tuple[Console, Callable[[str, int, int], None]]]:
-    """A console, and a bar on it that can be told how far things are."""
+def running(loading: str) -> Iterator[tuple[Console, Progress]]:
+    """A console, and a bar on it that tells how far things are: first, that it is ``loading``."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    quieten_libraries()
     console = Console()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(f"loading {loading}", total=None)
-        yield (
-            console,
-            lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
-        )
+    with bar(console, f"loading {loading}") as progress:
+        yield console, progress
 
 
 def say(console: Console, *lines: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from initflow.experiments.diagnose import Diagnosis
     from initflow.experiments.replay.retraining import Part, Replay
     from initflow.experiments.reproduce import Reproduction
-    from initflow.experiments.train import Result
+    from initflow.experiments.train import Training
     from initflow.reporting.seed_statistics import Row as ComparisonRow
     from initflow.reporting.trials import Tuned
     from initflow.testing import RuleResult
@@ -40,7 +40,7 @@ PACKAGE = "package "
 VERDICT_STYLES = {"identical": "green", "tolerable": "yellow", "different": "red"}
 
 
-def closing_table(result: Result) -> Table:
+def closing_table(result: Training) -> Table:
     """Scheme, accuracy, time and run id of one training."""
     table = Table()
     table.add_column("scheme", overflow="fold")
@@ -106,15 +106,6 @@ def _ratio(value: float | None, over: float | None) -> str:
     if value is None or over is None or not (math.isfinite(value) and math.isfinite(over)):
         return "∞"  # of what was measured, only finite numbers are there
     return f"{value / over:.2g}" if over else "–"
-
-
-def advice_lines(readings: Mapping[tuple[str, str], Reading]) -> list[str]:
-    """What to try instead, once for all networks that it is said of."""
-    said: dict[str, list[str]] = {}
-    for cell, reading in readings.items():
-        if reading.advice:
-            said.setdefault(reading.advice, []).append(" ".join(cell))
-    return [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
 
 
 def schemes_table(entries: Sequence[SchemeEntry]) -> Table:
@@ -403,3 +394,10 @@ def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
     if config.init == other:
         other = "normal"
     return replace(config, init=other).command("train", ("init",), launcher)
+
+
+TABLES: Mapping[str, Callable[[Any, int], Table]] = {
+    "compare": lambda result, columns: comparison_table(result.rows, columns),
+    "tune": lambda result, columns: tuning_table(result.rows, columns),
+    "reproduce": reproduction_table,
+}  # of the commands that train many networks

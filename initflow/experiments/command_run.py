@@ -1,12 +1,14 @@
-"""The run of a command: opened with its settings and data, closed with its report."""
+"""The run of a command, opened with what every command's run carries: settings, data, source."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
+import initflow
 from initflow.core import repository
 from initflow.core.settings import Settings
-from initflow.experiments.replay import provenance
+from initflow.experiments.replay.provenance import UNCOMMITTED
 from initflow.tracking import runs
 from initflow.training.splits import Splits
 
@@ -16,17 +18,40 @@ def resolved_params(device: str, threads: int) -> dict[str, str]:
     return {"resolved.device": device, "resolved.threads": str(threads)}
 
 
-def log_setting(
-    run: runs.Run, settings: Settings, splits: Splits, resolved: Mapping[str, str]
+@contextlib.contextmanager
+def opened(
+    config: Settings,
+    splits: Splits,
+    resolved: Mapping[str, str],
+    *,
+    name: str,
+    summary: str,
+    experiment: str | None,
+    tags: Mapping[str, object] | None = None,
+) -> Iterator[runs.Run]:
+    """A run in ``experiment``, closed at the end as :func:`initflow.tracking.runs.start` does.
+
+    ``summary`` is a sentence on the settings, and ``tags`` are its further ones.
+    """
+    with runs.start(
+        name=name,
+        description=splits.described(summary),
+        params={**config.as_text(), **resolved},
+        tags={"initflow.version": initflow.__version__, **splits.tags, **(tags or {})},
+        experiment=experiment,
+    ) as run:
+        log_settings(run, config, splits, resolved)
+        diff = repository.current().diff
+        if diff:
+            run.log_text(UNCOMMITTED, diff)
+        del splits  # a tuning's tests have others, and memory for one set is enough
+        yield run
+
+
+def log_settings(
+    run: runs.Run, config: Settings, splits: Splits, resolved: Mapping[str, str]
 ) -> None:
     """The settings of a run, and the data."""
     # Params may hold MLflow's own spelling of what it was given; this is ours.
-    run.log_json("config", {**settings.as_text(), **resolved})
+    run.log_json("config", {**config.as_text(), **resolved})
     run.log_data(splits)
-
-
-def log_uncommitted(run: runs.Run) -> None:
-    """What is not committed of the code around a command; nothing where all is."""
-    diff = repository.current().diff
-    if diff:
-        run.log_text(provenance.UNCOMMITTED, diff)

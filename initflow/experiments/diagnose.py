@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-import initflow
 from initflow.core import machine
 from initflow.core.configurations import DiagnoseConfig
 from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
 from initflow.diagnostics import measure
 from initflow.diagnostics.reading import Reading, as_json, read
-from initflow.errors import SettingError
-from initflow.experiments import failures
-from initflow.experiments.command_run import log_setting, resolved_params
+from initflow.experiments import command_run, failures
 from initflow.experiments.failures import Failures, noted
-from initflow.experiments.network_run import verdict_sentence, verdict_tags
-from initflow.initializers import plugins
+from initflow.experiments.network_run import start_tags, verdict_sentence, verdict_tags
+from initflow.experiments.public import public
+from initflow.experiments.results import Drawings, TrackedResult
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting import figures
+from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import runs
-from initflow.training import datasets, model
+from initflow.training import cache, datasets, model
 
-Cell = tuple[str, str]  # a scheme and an activation function
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What was read of each network, by scheme and activation, in the order asked for.
-
-    ``remark`` is a sentence on the data, where there is something odd to say of it; ``failures`` is
-    what could not be made.
-    """
+@dataclass(frozen=True, repr=False)
+class Diagnosis(TrackedResult):
+    """What was read of each network, by scheme and activation, in the order of the settings."""
 
     config: DiagnoseConfig
     run: runs.Run
     readings: dict[Cell, Reading]
     remark: str = ""
     failures: Failures = field(default_factory=dict)
-
-    @property
-    def run_id(self) -> str:
-        return runs.with_ids(self.run.id)
 
     @property
     def failed(self) -> dict[Cell, Reading]:
@@ -59,36 +50,60 @@ class Diagnosis:
             if unwanted & {reading.verdict.forward, reading.verdict.backward}
         }
 
+    @property
+    def title(self) -> str:
+        return f"untrained {_shape(self.config)} networks on {self.config.dataset}"
 
+    @property
+    def conclusions(self) -> Sequence[str]:
+        """What to try instead, once for all networks that it is said of; and the remark."""
+        said: dict[str, list[str]] = {}
+        for cell, reading in self.readings.items():
+            if reading.advice:
+                said.setdefault(reading.advice, []).append(str(cell))
+        advice = [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
+        return [*advice, *filter(None, [self.remark])]
+
+    def drawings(self) -> Drawings:
+        networks = {cell: (its.predicted, its.signals) for cell, its in self.readings.items()}
+        return {"schemes_by_layer": partial(figures.schemes_by_layer, networks, self.title)}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each network: its verdicts, and the theory of its middle hidden layer."""
+        import pandas as pd  # noqa: PLC0415 - takes half a second
+
+        return pd.DataFrame(
+            {**cell._asdict(), **vars(its.verdict), **vars(its.mean_field), "advice": its.advice}
+            for cell, its in self.readings.items()
+        )
+
+
+@public(DiagnoseConfig)
+@cache.cleared_after()
 def diagnose(
-    config: DiagnoseConfig,
-    *,
-    experiment: str | None = None,
-    progress: Progress = lambda *_: None,
+    config: DiagnoseConfig, *, experiment: str | None = None, progress: Progress
 ) -> Diagnosis:
     """Measure every scheme with every activation at initialization, beside the prediction.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
-    found = [plugins.find(init, config.plugins_dir) for init in config.inits]
+    found = cache.distinct(config.inits, config.plugins_dir).values()
     schemes = {scheme.spec: scheme for scheme in found}
-    if len(schemes) < len(config.inits):
-        raise SettingError(f"inits must be schemes that differ, not '{','.join(config.inits)}'")
     device = machine.device(config.device)
-    cells = list(itertools.product(schemes, config.activations))
+    cells = [Cell(init, activation) for init in schemes for activation in config.activations]
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = datasets.load(config.network(*cells[0]))
-    widths = (splits.pixels, *config.hidden, datasets.CLASSES)
+    shape = _shape(config)
     probe = measure.probe(splits.train, config.probe).to(torch.device(device))
     summary = (
-        f"{len(cells)} untrained {format_shape(widths)} networks, "
-        f"{', '.join(schemes)} with {', '.join(config.activations)}, on {len(probe):,} "
-        f"images of {config.dataset}; seed {config.seed}."
+        f"{len(cells)} untrained {shape} networks, {', '.join(schemes)} with "
+        f"{', '.join(config.activations)}, on {len(probe):,} images of {config.dataset}; "
+        f"seed {config.seed}."
     )
 
     def initialized(init: str, activation: str) -> model.Parameters:
         return model.initialize(
-            widths,
+            _widths(config),
             schemes[init],
             ACTIVATIONS[activation],
             bias_init=config.bias_init,
@@ -98,53 +113,46 @@ def diagnose(
 
     for cell in cells:  # a scheme that fails, does so before a run is made
         initialized(*cell)
-    readings: dict[Cell, Reading] = {}
-    failed: Failures = {}
     with machine.threads(config.threads) as threads:
-        resolved = resolved_params(device, threads)
-        with runs.start(
-            name=f"diagnose {format_shape(widths)} {config.dataset} seed {config.seed}",
-            description=splits.described(summary),
-            params=config.as_text() | resolved,
-            tags={"initflow.version": initflow.__version__, **splits.tags},
-            experiment=experiment,
+        resolved = command_run.resolved_params(device, threads)
+        name = f"diagnose {shape} {config.dataset} seed {config.seed}"
+        with command_run.opened(
+            config, splits, resolved, name=name, summary=summary, experiment=experiment
         ) as run:
-            log_setting(run, config, splits, resolved)
-            for done, (init, activation) in enumerate(cells):
-                progress(f"{init} with {activation}", done, len(cells))
-                scheme, initial = schemes[init], initialized(init, activation)
+            result = Diagnosis(config, run, {}, splits.remark)
+            for done, cell in enumerate(cells):
+                progress(f"{cell.init} with {cell.activation}", done, len(cells))
+                scheme, initial = schemes[cell.init], initialized(*cell)
                 reading = read(
                     initial.copy_to(device),
                     scheme,
-                    ACTIVATIONS[activation],
+                    ACTIVATIONS[cell.activation],
                     config.bias_init,
                     probe,
                 )
                 # What the layers received is for drawing one training; of a grid it is gigabytes.
-                readings[init, activation] = replace(reading, preactivations=())
-                title = f"{init}, {activation}, {format_shape(widths)}, {config.dataset}"
+                result.readings[cell] = replace(reading, preactivations=())
+                title = f"{cell.init}, {cell.activation}, {shape}, {config.dataset}"
                 with run.nested(
-                    name=f"{init} {activation} {format_shape(widths)}",
+                    name=f"{cell} {shape}",
                     description=f"{title}. {verdict_sentence(reading)}",
-                    params=config.network(init, activation).as_text(),
-                    tags={
-                        "initflow.version": initflow.__version__,
-                        "initflow.scheme": init,
-                        "initflow.provider": scheme.provider,
-                        **splits.tags,
-                        "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
-                        **verdict_tags(reading.verdict),
-                    },
+                    params=config.network(*cell).as_text(),
+                    tags=start_tags(scheme, initial, splits) | verdict_tags(reading.verdict),
                 ) as nested:
-                    _log_network(nested, reading, title, failed)
+                    _log_network(nested, reading, title, result.failures)
             progress("drawing and logging", len(cells), len(cells))
-            title = f"untrained {format_shape(widths)} networks on {config.dataset}"
-            with noted(failed, "the numbers by layer"):
-                _log_numbers(run, readings)
-            networks = {cell: (its.predicted, its.signals) for cell, its in readings.items()}
-            draw = partial(figures.schemes_by_layer, networks, title)
-            failures.log_figures(run, {"schemes_by_layer": draw}, failed)
-    return Diagnosis(config, run, readings, splits.remark, failed)
+            with noted(result.failures, "the numbers by layer"):
+                _log_numbers(run, result.readings)
+            result.log_figures()
+    return result
+
+
+def _widths(config: DiagnoseConfig) -> tuple[int, ...]:
+    return (datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES)
+
+
+def _shape(config: DiagnoseConfig) -> str:
+    return format_shape(_widths(config))
 
 
 def _log_network(run: runs.Run, reading: Reading, title: str, failed: Failures) -> None:
@@ -167,10 +175,8 @@ def _log_numbers(run: runs.Run, readings: Mapping[Cell, Reading]) -> None:
         for layer, values in enumerate(zip(*lines.values(), strict=True), start=1):
             at = {key: v for key, v in zip(lines, values, strict=True) if v is not None}
             run.log_metrics(layer, at)
-    run.log_json("diagnosis", {"networks": [_row(*item) for item in readings.items()]})
-
-
-def _row(cell: Cell, reading: Reading) -> dict[str, Any]:
-    init, activation = cell
-    named = {"init": init, "activation": activation}
-    return named | as_json(reading, [(0, reading.signals)])
+    networks = [
+        {**cell._asdict(), **as_json(reading, [(0, reading.signals)])}
+        for cell, reading in readings.items()
+    ]
+    run.log_json("diagnosis", {"networks": networks})

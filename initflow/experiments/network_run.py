@@ -14,10 +14,12 @@ from initflow.diagnostics.reading import Reading, as_json
 from initflow.diagnostics.verdict import Verdict
 from initflow.errors import InitflowError, cause
 from initflow.experiments import failures
-from initflow.experiments.command_run import log_setting
+from initflow.experiments.command_run import log_settings
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.record import History, Record
 from initflow.experiments.replay import provenance
+from initflow.experiments.results import Drawings
+from initflow.initializers.scheme import Scheme
 from initflow.reporting import figures
 from initflow.tracking import runs
 from initflow.training import model
@@ -43,14 +45,14 @@ def name(spec: str, config: TrainConfig) -> str:
     return f"{spec[-LONGEST_NAME:]} {config.activation} seed {config.seed}"
 
 
-def start_tags(record: Record, splits: Splits) -> dict[str, object]:
+def start_tags(scheme: Scheme, initial: model.Parameters, splits: Splits) -> dict[str, object]:
     """The tags of a network before its training."""
     return {
         "initflow.version": initflow.__version__,
-        "initflow.scheme": record.scheme.spec,
-        "initflow.provider": record.scheme.provider,
+        "initflow.scheme": scheme.spec,
+        "initflow.provider": scheme.provider,
         **splits.tags,
-        "initflow.initial_weights_sha256": model.weights_sha256(record.initial.state()),
+        "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
     }
 
 
@@ -76,17 +78,20 @@ def log_network(
         name=name,
         description=description(record, splits),
         params=record.config.as_text() | dict(resolved),
-        tags=start_tags(record, splits) | result_tags(record) | exact | dict(tags),
+        tags=start_tags(record.scheme, record.initial, splits)
+        | result_tags(record)
+        | exact
+        | dict(tags),
         ends_as="KILLED" if record.outcome == "pruned" else "FINISHED",
     ) as run:
         model_id = None
         try:
-            log_setting(run, record.config, splits, resolved)
+            log_settings(run, record.config, splits, resolved)
             model_id = log_trained(run, record, splits, resolved, failed)
         finally:  # also of what fails here, or is interrupted; the metrics are the model's too
             run.log_history(record.history | (history or {}), model_id)
         if run_figures:
-            log_figures(run, record, failed)
+            failures.log_figures(run, drawings(record), failed)
     return Logged(run.id, model_id, failures.of(name, failed))
 
 
@@ -157,24 +162,30 @@ def result_tags(record: Record) -> dict[str, object]:
     return tags | (verdict_tags(record.reading.verdict) if record.reading else {})
 
 
-def log_figures(run: runs.Run, record: Record, failed: Failures) -> None:
-    """All figures of one network's training; those that could not be drawn are in ``failed``."""
-    config, reading = record.config, record.reading
+def title(record: Record) -> str:
+    """Its scheme, activation, shape and data set: ``he, relu, 784-100-10, mnist``."""
+    config = record.config
     shape = format_shape(record.initial.widths)
-    title = f"{record.scheme.spec}, {config.activation}, {shape}, {config.dataset}"
-    initial, trained = record.initial.state(), record.trained
+    return f"{record.scheme.spec}, {config.activation}, {shape}, {config.dataset}"
+
+
+def drawings(record: Record) -> Drawings:
+    """How each figure of one network's training is drawn, by its name."""
+    head, reading = title(record), record.reading
     drawn = {
-        "learning_curves": partial(figures.learning_curves, record.history, record.losses, title),
-        "weight_histograms": partial(figures.weight_histograms, initial, trained, title),
+        "learning_curves": partial(figures.learning_curves, record.history, record.losses, head),
+        "weight_histograms": partial(
+            figures.weight_histograms, record.initial.state(), record.trained, head
+        ),
     }
     if reading:
         both = reading.predicted, reading.signals
-        drawn["predicted_and_measured"] = partial(figures.predicted_and_measured, *both, title)
-        drawn["signals"] = partial(figures.signals_over_training, record.signals, title)
-        if config.hidden:
+        drawn["predicted_and_measured"] = partial(figures.predicted_and_measured, *both, head)
+        drawn["signals"] = partial(figures.signals_over_training, record.signals, head)
+        if record.config.hidden:
             before, after = reading.preactivations[:-1], record.received
-            drawn["received"] = partial(figures.received, record.activation, before, after, title)
-    failures.log_figures(run, drawn, failed)
+            drawn["received"] = partial(figures.received, record.activation, before, after, head)
+    return drawn
 
 
 def summary(record: Record, splits: Splits) -> str:
@@ -182,20 +193,20 @@ def summary(record: Record, splits: Splits) -> str:
     config = record.config
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
-    sentence = (
+    return (
         f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
         f"{record.scheme.spec}, on {len(splits.train):,} images of {config.dataset}: "
         f"{epochs} of batches of {config.batch_size}, "
         f"SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."
     )
-    return splits.described(sentence)
 
 
 def description(record: Record, splits: Splits) -> str:
     """The settings, how the untrained network was, and what came of it."""
     untrained = verdict_sentence(record.reading) if record.reading else ""
-    return " ".join(filter(None, (summary(record, splits), untrained, outcome_sentence(record))))
+    settings = splits.described(summary(record, splits))
+    return " ".join(filter(None, (settings, untrained, outcome_sentence(record))))
 
 
 def verdict_tags(verdict: Verdict) -> dict[str, object]:

@@ -14,10 +14,9 @@ from itertools import groupby, pairwise
 
 import torch
 
-import initflow
 from initflow.core import machine, workers
 from initflow.core.configurations import CompareConfig, ReproduceConfig, TrainConfig
-from initflow.core.progress import Progress
+from initflow.core.progress import Progress, silent
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
 from initflow.experiments import command_run, network_run
@@ -171,7 +170,7 @@ def trained_population(
     name: str,
     summary: str,
     experiment: str | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Iterator[Population]:
     """The network of each of ``configs``, trained, each in a run below one that is open.
 
@@ -192,15 +191,9 @@ def trained_population(
             cache.check_elsewhere([scheme], pool)
             start(config, scheme, splits)
         resolved = command_run.resolved_params(device, pool.threads)
-        with runs.start(
-            name=name,
-            description=splits.described(summary),
-            params=settings.as_text() | resolved,
-            tags={"initflow.version": initflow.__version__, **splits.tags},
-            experiment=experiment,
+        with command_run.opened(
+            settings, splits, resolved, name=name, summary=summary, experiment=experiment
         ) as run:
-            command_run.log_setting(run, settings, splits, resolved)
-            command_run.log_uncommitted(run)
             population = Population(run=run, device=device, cells=cells, remark=splits.remark)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
@@ -221,12 +214,12 @@ def train_all(
     population: Trained,
     parts: Sequence[Stack],
     pool: workers.WorkerPool,
-    progress: Progress = lambda *_: None,
-    through: Callable[[Stack, Trained], None] = lambda *_: None,
+    progress: Progress = silent,
+    on_result: Callable[[Stack, Trained], None] = lambda *_: None,
 ) -> None:
     """Train the networks of all ``parts`` into ``population``, in their order.
 
-    ``through`` is told of each part as soon as it is trained and written. A network that fails
+    ``on_result`` gets each part as soon as it is trained and written. A network that fails
     leaves the others whole; without any left the failure is raised. A stack whose worker died is
     trained again. An interruption leaves those whose training it cut off in this process as runs
     that were KILLED, with what was measured; what other processes had at hand is lost.
@@ -249,7 +242,7 @@ def train_all(
                 left.append(part)
                 continue
             trained[at] = result
-            through(part, result)
+            on_result(part, result)
             if not pool.is_here:  # else it tells by itself
                 told("training", sum(len(some.members) for some in trained.values()), networks)
     except BaseException:
@@ -281,7 +274,7 @@ def _train_again(part: Stack, losses: int, loss: Exception) -> None:
             part.run.mark_orphaned(run)
 
 
-def train_stack(stack: Stack, progress: Progress = lambda *_: None) -> Trained:
+def train_stack(stack: Stack, progress: Progress = silent) -> Trained:
     """Train and write the networks of ``stack``, in this process."""
     connection.set_uri(stack.tracking)
     writer = _Writer(stack)
@@ -384,13 +377,14 @@ class _Writer:
             contextlib.suppress(type(error), InitflowError),
             self._stack.run.nested(
                 name=self._stack.name(record.config),
-                description=network_run.summary(record, self._splits),
+                description=self._splits.described(network_run.summary(record, self._splits)),
                 params=record.config.as_text() | self._resolved,
-                tags=network_run.start_tags(record, self._splits) | self._tags(cell),
+                tags=network_run.start_tags(record.scheme, record.initial, self._splits)
+                | self._tags(cell),
             ) as run,
         ):
             run.log_history(record.history)
-            command_run.log_setting(run, record.config, self._splits, self._resolved)
+            command_run.log_settings(run, record.config, self._splits, self._resolved)
             raise error
 
 

@@ -41,7 +41,7 @@ def public(kind: type[Settings]) -> Callable[[Callable[..., Result_co]], Public[
             if given is None:
                 bound.arguments["config"] = kind.of(keywords)
             elif not isinstance(given, kind):
-                raise SettingError(f"config must be a {kind.__name__}, not '{given!r}'")
+                raise SettingError(f"config must be a {kind.__name__}, not {given!r}")
             elif keywords:
                 raise SettingError(
                     f"settings must stand in the {kind.__name__} that is given, not beside it: "

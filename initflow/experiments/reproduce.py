@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from initflow.core import environment
 from initflow.core.configurations import ReproduceConfig
 from initflow.core.progress import Progress
 from initflow.errors import SettingError
-from initflow.experiments import failures
 from initflow.experiments.failures import noted
-from initflow.experiments.overview import addresses, log_overview, warnings
-from initflow.experiments.populations import Population, seeds_of, trained_population
+from initflow.experiments.overview import PopulationResult
+from initflow.experiments.populations import seeds_of, trained_population
+from initflow.experiments.public import public
+from initflow.experiments.results import Drawings
 from initflow.reporting import comparison_figures, published, seed_statistics, webpage
 from initflow.reporting.formats import NONE, interval, percent, whole
 from initflow.reporting.published import Check, PublishedTable, explained
 from initflow.reporting.seed_statistics import Cell, Outcome, Row
 from initflow.training import cache
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NUMBERS = (
     webpage.Column("published, %", number=True),
@@ -30,25 +33,72 @@ NUMBERS = (
 )
 
 
-@dataclass(frozen=True)
-class Reproduction:
+@dataclass(kw_only=True, repr=False)
+class Reproduction(PopulationResult):
     """What came of a table: by a row's name, ``checks`` of its published numbers, and ``rows``."""
 
+    command: ClassVar = "reproduce"
+    always: ClassVar = ("table",)
     config: ReproduceConfig
     table: PublishedTable
-    population: Population
-    outcomes: Mapping[str, Sequence[Outcome]]
+    by_row: Mapping[str, Sequence[Outcome]]
     rows: Mapping[str, Row]
     checks: Mapping[str, Sequence[Check]]
-    sentences: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        return f"{self.table.title}, {seeds_of(self.config.seeds)}"
+
+    def configuration(self) -> dict[str, str]:
+        return self.config.as_text() | {k: str(v) for k, v in self.table.settings.items()}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each published number, as a fraction, beside ours at the same iteration.
+
+        Of a row of the table without any, ours at the end.
+        """
+        import pandas as pd  # noqa: PLC0415 - takes half a second
+
+        ends = ("n", "mean", "low", "high")
+        return pd.DataFrame(
+            {"row": name, **numbers}
+            for name, checks in self.checks.items()
+            for numbers in [asdict(check) | {"explained": check.explained} for check in checks]
+            or [{end: getattr(self.rows[name], end) for end in ends}]
+        )
+
+    def drawings(self) -> Drawings:
+        lines = {
+            row.name: (row.published, self.by_row[row.name])
+            for row in self.table.rows
+            if self.by_row[row.name]
+        }
+        draw = partial(comparison_figures.published_curves, lines, self.title)
+        return {"published_and_ours": draw}
+
+    def closing_lines(self) -> list[str]:
+        return [*self.table.notes, *super().closing_lines()]
+
+    def sections(self, pictures: Mapping[str, bytes]) -> list[webpage.Section]:
+        curves = webpage.pictured(
+            pictures.get("published_and_ours"),
+            "For each row of the table the test accuracy over the iterations: published numbers as "
+            "marks, ours as the mean over the seeds within a band from the lowest to the highest.",
+        )
+        table = self.table
+        return [
+            webpage.Section("Final accuracies", [_final_table(self)]),
+            webpage.Section("Learning curves", [*curves, *_curve_tables(self)]),
+            webpage.Section(
+                "The table", [webpage.Text(table.source), webpage.Listing(table.notes)]
+            ),
+        ]
 
 
+@public(ReproduceConfig)
 @cache.cleared_after()
 def reproduce(
-    config: ReproduceConfig,
-    *,
-    experiment: str | None = None,
-    progress: Progress = lambda *_: None,
+    config: ReproduceConfig, *, experiment: str | None = None, progress: Progress
 ) -> Reproduction:
     """Train the networks of a published table under several seeds, and hold them against it.
 
@@ -59,9 +109,9 @@ def reproduce(
         schemes = {row.init: cache.scheme(row.init, config.plugins_dir) for row in table.rows}
     except SettingError as error:
         raise SettingError(f"table '{config.table}': {error}") from error
-    cells = [f"{schemes[row.init].spec} {row.activation}" for row in table.rows]
-    for cell in cells:
-        if cells.count(cell) > 1:
+    cells = {row.name: Cell(schemes[row.init].spec, row.activation) for row in table.rows}
+    for cell in cells.values():
+        if list(cells.values()).count(cell) > 1:
             raise SettingError(f"table '{config.table}' has two rows of the same network, {cell}")
     configs = [
         table.network(row, seed, config)
@@ -69,36 +119,27 @@ def reproduce(
         for row in table.rows
     ]
     name = f"reproduce {table.name} {seeds_of(config.seeds)}"
+    summary = f"{table.title}, {seeds_of(config.seeds)}."
     with trained_population(
-        config,
-        configs,
-        name=name,
-        summary=f"{table.title}, {seeds_of(config.seeds)}.",
-        experiment=experiment,
-        progress=progress,
+        config, configs, name=name, summary=summary, experiment=experiment, progress=progress
     ) as population:
         of_cells = population.outcomes()
-        outcomes = {
-            row.name: of_cells.get(Cell(schemes[row.init].spec, row.activation), [])
-            for row in table.rows
-        }
-        rows = seed_statistics.rows({Cell(row, ""): seeds for row, seeds in outcomes.items()})
-        checks = {row.name: published.checks(row, outcomes[row.name]) for row in table.rows}
+        by_row = {row: of_cells.get(cell, []) for row, cell in cells.items()}
+        rows = seed_statistics.rows({Cell(row, ""): seeds for row, seeds in by_row.items()})
+        checks = {row.name: published.checks(row, by_row[row.name]) for row in table.rows}
         result = Reproduction(
-            config,
-            table,
-            population,
-            outcomes,
-            {row.cell.init: row for row in rows},
-            checks,
-            [published.sentence(table, checks, config.seeds)],
+            **vars(population),
+            config=config,
+            table=table,
+            by_row=by_row,
+            rows={row.cell.init: row for row in rows},
+            checks=checks,
+            sentences=[published.sentence(table, checks, config.seeds)],
         )
-        with noted(population.failures, "reproduction.json"):
-            population.run.log_json("reproduction", as_json(result))
-        log_overview(population, name, [*result.sentences, f"{table.title}. {table.source}"])
-        curves = _log_curves(result)
-        with noted(population.failures, "report.html"):
-            _log_report(result, curves)
+        with noted(result.failures, "reproduction.json"):
+            result.run.log_json("reproduction", as_json(result))
+        result.log_overview(name, [f"{table.title}. {table.source}"])
+        result.log_report()
     return result
 
 
@@ -127,52 +168,8 @@ def as_json(result: Reproduction) -> dict[str, Any]:
             }
             for row in result.table.rows
         ],
-        "failed": dict(result.population.failed),
+        "failed": dict(result.failed),
     }
-
-
-def _title(result: Reproduction) -> str:
-    return f"{result.table.title}, {seeds_of(result.config.seeds)}"
-
-
-def _log_curves(result: Reproduction) -> bytes | None:
-    population = result.population
-    lines = {
-        row.name: (row.published, result.outcomes[row.name])
-        for row in result.table.rows
-        if result.outcomes[row.name]
-    }
-    name = "published_and_ours"
-    drawn = {name: partial(comparison_figures.published_curves, lines, _title(result))}
-    return failures.log_figures(population.run, drawn, population.failures).get(name)
-
-
-def _log_report(result: Reproduction, curves: bytes | None) -> None:
-    population, table, config = result.population, result.table, result.config
-    run = population.run
-    picture = webpage.pictured(
-        curves,
-        "For each row of the table the test accuracy over the iterations: published numbers as "
-        "marks, ours as the mean over the seeds within a band from the lowest to the highest.",
-    )
-    sections = [
-        webpage.Section("Final accuracies", [_final_table(result)]),
-        webpage.Section("Learning curves", [*picture, *_curve_tables(result)]),
-        webpage.Section("The table", [webpage.Text(table.source), webpage.Listing(table.notes)]),
-        *webpage.colophon(
-            configuration=config.as_text() | {k: str(v) for k, v in table.settings.items()},
-            environment=environment.shown(population.device),
-            command=config.command("reproduce", ("table",), run.launcher),
-            links=list(addresses(population).items()),
-        ),
-    ]
-    html = webpage.page(
-        title=_title(result),
-        lead=result.sentences,
-        sections=sections,
-        warnings=[*warnings(population), *failures.lines(population.failures)],
-    )
-    run.log_text("report.html", html)
 
 
 def _final_table(result: Reproduction) -> webpage.Table:

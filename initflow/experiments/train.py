@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from initflow.core import machine
 from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
-from initflow.experiments.command_run import log_setting, log_uncommitted, resolved_params
+from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
-from initflow.experiments.network_run import (
-    description,
-    log_figures,
-    log_trained,
-    result_tags,
-    start_tags,
-    summary,
-)
+from initflow.experiments.public import public
 from initflow.experiments.record import Record, start, train_together
+from initflow.experiments.results import Drawings, TrackedResult
 from initflow.initializers import plugins
 from initflow.tracking import runs
 from initflow.training import datasets
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@dataclass(kw_only=True)
-class Result(Record):
-    """What came of a training, the run that it is in, and what could not be made of it.
 
-    ``remark`` is a sentence on the data, where there is something odd to say of it.
-    """
+@dataclass(kw_only=True, repr=False)
+class Training(TrackedResult, Record):
+    """What came of a training: all of its record, and the run that it is in."""
 
     run: runs.Run
     remark: str = ""
     failures: Failures = field(default_factory=dict)
 
     @property
-    def run_id(self) -> str:
-        return runs.with_ids(self.run.id)
+    def title(self) -> str:
+        return network_run.title(self)
+
+    @property
+    def conclusions(self) -> Sequence[str]:
+        """How it ended, how its signal travelled at the start, and what is odd about the data."""
+        verdict = network_run.verdict_sentence(self.reading) if self.reading else ""
+        return list(filter(None, [network_run.outcome_sentence(self), verdict, self.remark]))
+
+    def drawings(self) -> Drawings:
+        return network_run.drawings(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A column for each metric by key, a row for each step at which one was logged."""
+        import pandas as pd  # noqa: PLC0415 - takes half a second
+
+        columns = {key: dict(points) for key, points in self.history.items()}
+        return pd.DataFrame(columns).rename_axis("step").sort_index()
 
 
-def train(
-    config: TrainConfig,
-    *,
-    experiment: str | None = None,
-    progress: Progress = lambda *_: None,
-) -> Result:
+@public(TrainConfig)
+def train(config: TrainConfig, *, experiment: str | None = None, progress: Progress) -> Training:
     """Train one network as ``config`` says, as one MLflow run, and log all that a run carries.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
@@ -59,17 +67,17 @@ def train(
 
     with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
         record = start(config, scheme, splits)
-        resolved = resolved_params(device, threads)
-        with runs.start(
+        resolved = command_run.resolved_params(device, threads)
+        with command_run.opened(
+            config,
+            splits,
+            resolved,
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
-            description=summary(record, splits),
-            params=config.as_text() | resolved,
-            tags=start_tags(record, splits),
+            summary=network_run.summary(record, splits),
             experiment=experiment,
+            tags=network_run.start_tags(scheme, record.initial, splits),
         ) as run:
-            result = Result(run=run, remark=splits.remark, **vars(record))
-            log_setting(run, config, splits, resolved)
-            log_uncommitted(run)
+            result = Training(run=run, remark=splits.remark, **vars(record))
             train_together(
                 [result],
                 splits.to(torch.device(device)),
@@ -77,8 +85,8 @@ def train(
                 progress=progress,
             )
             progress("drawing and logging", 0, 1)
-            run.set_tags(result_tags(result))
-            run.describe(description(result, splits))
-            log_trained(run, result, splits, resolved, result.failures)
-            log_figures(run, result, result.failures)
+            run.set_tags(network_run.result_tags(result))
+            run.describe(network_run.description(result, splits))
+            network_run.log_trained(run, result, splits, resolved, result.failures)
+            result.log_figures()
     return result

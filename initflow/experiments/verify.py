@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import initflow
 from initflow.core import machine, paths
@@ -14,14 +16,19 @@ from initflow.core.progress import Progress
 from initflow.core.secrets import without_credentials
 from initflow.errors import ReplayError, SettingError
 from initflow.experiments import command_run
+from initflow.experiments.public import public
 from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, UNCOMMITTED, Evidence, Provenance
 from initflow.experiments.replay.retraining import Replay, replay, sentence
+from initflow.experiments.results import Result, TrackedResult
 from initflow.initializers import finder, plugins
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, parse
 from initflow.tracking import connection, queries, runs
 from initflow.training import datasets
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
 CURVES = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation")
@@ -30,22 +37,46 @@ LARGEST_DIFF = 2**22  # bytes
 DEPTH = 3  # runs above one another, of a tuning
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
     """What came of verifying ``what``, a run or a folder, in words."""
 
     what: str
     replay: Replay
 
+    @property
+    def verdict(self) -> str:
+        """Identical, tolerable or different."""
+        return self.replay.verdict
 
+    @property
+    def title(self) -> str:
+        return f"{self.what} is {self.verdict}"
+
+    @property
+    def conclusions(self) -> Sequence[str]:
+        return [sentence(self.replay, self.what)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each part that was compared, with where and how far it differs."""
+        import pandas as pd  # noqa: PLC0415 - takes half a second
+
+        parts = self.replay.as_json()["parts"]
+        return pd.DataFrame({"part": what, **its} for what, its in parts.items())
+
+
+@public(VerifyConfig)
 def verify(
-    what: str, config: VerifyConfig, *, progress: Progress = lambda *_: None
+    run: str | os.PathLike[str] | TrackedResult, config: VerifyConfig, *, progress: Progress
 ) -> Verification:
-    """Train a run, or what a bundle's folder holds, again, and compare.
+    """Train a ``run``, or what the folder of an exported one holds, again, and compare.
+
+    ``run`` is its id, a result that has one, or the folder.
 
     Inside ``mlflow run`` the result is written to its run; else nothing is written anywhere.
     What keeps it from being trained again is an error of :mod:`initflow.errors`.
     """
+    what = _named(run)
     is_folder = _is_folder(what)
     named = f"folder '{what}'" if is_folder else f"run {what}"
     progress(f"reading {named}", 0, 1)
@@ -78,11 +109,12 @@ def verify(
     return result
 
 
-def export(run_id: str, folder: Path) -> str:
-    """Write what it takes to verify the run, without access to MLflow, into ``folder``.
+def export(run: str | TrackedResult, to: str | os.PathLike[str]) -> str:
+    """Write what it takes to verify the run, without access to MLflow, into the folder ``to``.
 
-    Returned is the command that verifies it.
+    ``run`` is its id or a result that has one. Returned is the command that verifies it.
     """
+    run_id, folder = _named(run), Path(to)
     bundle.check_free(folder)
     if not RUN_ID.fullmatch(run_id):
         raise SettingError(f"run must be the id of a run, 32 digits and letters, not '{run_id}'")
@@ -95,6 +127,11 @@ def export(run_id: str, folder: Path) -> str:
         files[UNCOMMITTED] = diff
     bundle.write(folder, files)
     return bundle.verifying(evidence.provenance, str(folder))
+
+
+def _named(run: str | os.PathLike[str] | TrackedResult) -> str:
+    """The id of a run, or the path of a folder."""
+    return run.run_id if isinstance(run, TrackedResult) else os.fspath(run)
 
 
 def _is_folder(what: str) -> bool:

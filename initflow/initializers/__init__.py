@@ -3,3 +3,7 @@
 A spec such as ``normal:std=0.05`` comes in, and a function that fills weights goes out, to the
 networks of :mod:`initflow.training`. Nothing is trained or measured here.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,6 +17,7 @@ from initflow.diagnostics.signals import QUANTITIES, Signals
 from initflow.initializers.activations import Activation
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Values
+from initflow.reporting.seed_statistics import Cell
 from initflow.theory.prediction import Interval, Prediction
 
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -195,9 +196,7 @@ def predicted_and_measured(predicted: Prediction, measured: Signals, title: str)
     return figure
 
 
-def schemes_by_layer(
-    cells: Mapping[tuple[str, str], tuple[Prediction, Signals]], title: str
-) -> Figure:
+def schemes_by_layer(cells: Mapping[Cell, tuple[Prediction, Signals]], title: str) -> Figure:
     """Signal and gradient through the layers: a column for each activation, a line each scheme.
 
     ``cells`` holds what was predicted and measured by (scheme, activation).
@@ -213,7 +212,7 @@ def schemes_by_layer(
     for (quantity, label), across in zip(rows, grid, strict=True):
         for axes, activation in zip(across, activations, strict=True):
             for at, scheme in enumerate(schemes):
-                predicted, measured = cells[scheme, activation]
+                predicted, measured = cells[Cell(scheme, activation)]
                 color, mark = (
                     drawing.CYCLE[at % len(drawing.CYCLE)],
                     drawing.MARKS[at % len(drawing.MARKS)],

@@ -245,7 +245,7 @@ def as_json(
 ) -> dict[str, Any]:
     """``rows`` and ``differences``, each a list of objects, and ``sentences``; None is null."""
     return {
-        "rows": [_values(row) for row in rows],
+        "rows": [values(row) for row in rows],
         "differences": [asdict(pair) | {"significant": pair.significant} for pair in differences],
         "sentences": list(sentences),
     }
@@ -261,11 +261,12 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: harmless(value) for name, value in _values(row).items()})
+        writer.writerow({name: harmless(value) for name, value in values(row).items()})
     return text.getvalue()
 
 
-def _values(row: Row) -> dict[str, str | float | None]:
+def values(row: Row) -> dict[str, str | float | None]:
+    """By the names of :data:`COLUMNS`."""
     accuracy = (row.mean, row.std, row.low, row.high)
     values = (*row.cell, row.n, *accuracy, row.to_90, row.to_95, row.diverged)
     return dict(zip(COLUMNS, values, strict=True))

@@ -40,6 +40,17 @@ def best(trials: Sequence[Trial]) -> Trial | None:
     return max(finished, key=lambda trial: trial.accuracy or 0.0, default=None)
 
 
+def best_so_far(trials: Sequence[Trial]) -> list[tuple[int, float]]:
+    """(trials that have ended, the best accuracy of a finished one) from the first of them on."""
+    best, course = 0.0, []
+    for n, trial in enumerate(trials, start=1):
+        if trial.outcome == "finished":
+            best = max(best, trial.accuracy or 0.0)
+        if best:
+            course.append((n, best))
+    return course
+
+
 def tolerance(trials: Sequence[Trial]) -> tuple[float, float] | None:
     """The lowest and the highest learning rate tried that came within one point of the best.
 

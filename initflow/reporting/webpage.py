@@ -121,58 +121,36 @@ def page(
     return template.render(title=title, lead=lead, sections=sections, warnings=warnings)
 
 
-def comparison_page(
-    *,
-    title: str,
-    sentences: Sequence[str],
-    rows: Sequence[Row],
-    differences: Sequence[Difference],
-    accuracies: bytes | None,
-    curves: bytes | None,
-    signals: bytes | None,
-    configuration: Mapping[str, str],
-    environment: Mapping[str, str],
-    command: str,
-    warnings: Sequence[str] = (),
-    links: Sequence[tuple[str, str]] = (),
-) -> str:
+def comparison_sections(
+    rows: Sequence[Row], differences: Sequence[Difference], pictures: Mapping[str, bytes]
+) -> list[Section]:
     """Of schemes, activation functions and seeds; the figures, where there are, as PNG files."""
-    sections = [
-        Section(
-            "Accuracy",
-            [
-                *pictured(
-                    accuracies,
-                    "For each scheme the final test accuracy of every seed as a dot, and their "
-                    "mean with its 95 % interval. The table below has the numbers.",
-                ),
-                accuracy_table(rows),
-            ],
-        ),
-        *_differences(differences),
-    ]
-    if curves:
-        picture = Picture(
-            curves,
-            "Test accuracy over the iterations for each scheme, the mean over the seeds within a "
-            "band from the lowest to the highest seed.",
-            "Towards 100 % the axis is stretched: equal distances on it are equal factors of the "
-            "error.",
-        )
-        sections.append(Section("Learning curves", [picture]))
-    if signals:
-        picture = Picture(
-            signals,
-            "For each scheme the variances of the pre-activations and of the gradient, layer by "
-            "layer, before training.",
-            "Before training, on one and the same set of images: what reaches each layer on the "
-            "way forward, and on the way back. A level line is what most schemes aim at.",
-        )
-        sections.append(Section("Signals at step 0", [picture]))
-    sections += colophon(
-        configuration=configuration, environment=environment, command=command, links=links
+    accuracies = pictured(
+        pictures.get("accuracies"),
+        "For each scheme the final test accuracy of every seed as a dot, and their mean with its "
+        "95 % interval. The table below has the numbers.",
     )
-    return page(title=title, lead=sentences, sections=sections, warnings=warnings)
+    curves = pictured(
+        pictures.get("learning_curves"),
+        "Test accuracy over the iterations for each scheme, the mean over the seeds within a "
+        "band from the lowest to the highest seed.",
+        "Towards 100 % the axis is stretched: equal distances on it are equal factors of the "
+        "error.",
+    )
+    signals = pictured(
+        pictures.get("signals_by_layer"),
+        "For each scheme the variances of the pre-activations and of the gradient, layer by "
+        "layer, before training.",
+        "Before training, on one and the same set of images: what reaches each layer on the "
+        "way forward, and on the way back. A level line is what most schemes aim at.",
+    )
+    sections = [Section("Accuracy", [*accuracies, accuracy_table(rows)])]
+    if differences:
+        many = len(differences) > LONG
+        heading = f"Differences, all {len(differences)} pairs" if many else "Differences"
+        sections.append(Section(heading, [difference_table(differences)], folded=many))
+    named = {"Learning curves": curves, "Signals at step 0": signals}
+    return [*sections, *(Section(name, blocks) for name, blocks in named.items() if blocks)]
 
 
 def colophon(
@@ -191,17 +169,9 @@ def colophon(
     return [*sections, Section("Links", [Links(links)])] if links else sections
 
 
-def pictured(png: bytes | None, says: str) -> list[Picture]:
+def pictured(png: bytes | None, says: str, caption: str = "") -> list[Picture]:
     """The figure with what it says in words, where there is one."""
-    return [Picture(png, says)] if png else []
-
-
-def _differences(differences: Sequence[Difference]) -> list[Section]:
-    if not differences:
-        return []
-    many = len(differences) > LONG
-    heading = f"Differences, all {len(differences)} pairs" if many else "Differences"
-    return [Section(heading, [difference_table(differences)], folded=many)]
+    return [Picture(png, says, caption)] if png else []
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:

@@ -6,23 +6,4 @@ Variances and activation functions in, numbers out. Nothing is measured here: th
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "infinite_width": [
-            "MeanField",
-            "correlation_map",
-            "fixed_point",
-            "mean_field",
-            "variance_map",
-        ],
-        "integrals": [
-            "expectation",
-            "pair_expectation",
-            "product_moment",
-            "second_moment",
-            "slope_moment",
-            "slope_product_moment",
-        ],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

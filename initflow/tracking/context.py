@@ -15,11 +15,11 @@ SWITCH = "INITFLOW_CONTEXT_TAGS"
 # Whatever computes something imports one of these; and all of them import torch.
 AT_WORK = (
     "diagnostics.layers",
-    "diagnostics.observed",
+    "diagnostics.hooks",
     "diagnostics.signals",
-    "experiments.tuning.searches",
+    "experiments.tuning.studies",
     "initializers.activations",
-    "tracking.connection",
+    "tracking.runs",
     "training.splits",
 )
 

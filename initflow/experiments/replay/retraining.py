@@ -17,7 +17,7 @@ from torch import Tensor
 
 from initflow.core import environment, machine
 from initflow.core.environment import Change
-from initflow.core.progress import Progress
+from initflow.core.progress import Progress, silent
 from initflow.core.seeds import generator
 from initflow.errors import DataError, ReplayError
 from initflow.experiments.record import Record, start, train_together
@@ -114,7 +114,7 @@ def replay(
     scheme: Scheme,
     splits: Splits,
     device: str,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Replay:
     """Train the network of ``evidence`` again, by ``scheme`` on ``splits``, and compare.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from initflow.core.configurations import TrainConfig
-from initflow.core.progress import Progress
+from initflow.core.progress import Progress, silent
 from initflow.errors import GivenUpError, InitflowError, cause
 from initflow.experiments import command_run, network_run, populations
 from initflow.experiments.record import Record, start, train_together
@@ -31,7 +31,7 @@ class Batch:
     """
 
     search: Search
-    asked: Sequence[PendingTrial]
+    pending: Sequence[PendingTrial]
     configs: Sequence[TrainConfig]
     run: runs.Run
     tracking: str
@@ -56,7 +56,7 @@ class Spent:
         )
 
 
-def try_batch(batch: Batch, progress: Progress = lambda *_: None) -> Spent:
+def try_batch(batch: Batch, progress: Progress = silent) -> Spent:
     """Train the trials of ``batch``, each in a run of its own, and tell the study of them.
 
     Each is tracked first and told last: what was told is whole, what was not is tried again.
@@ -66,8 +66,8 @@ def try_batch(batch: Batch, progress: Progress = lambda *_: None) -> Spent:
     splits = cache.splits(first).untested().to(torch.device(batch.device))
     widths = (splits.pixels, *first.hidden, datasets.CLASSES)
     size = batch.stack or populations.room(widths, first.batch_size, batch.device)
-    worker = _Worker(batch, splits, RunningTrials(batch.search, batch.asked), progress)
-    pairs = list(zip(batch.asked, batch.configs, strict=True))
+    worker = _Worker(batch, splits, RunningTrials(batch.search, batch.pending), progress)
+    pairs = list(zip(batch.pending, batch.configs, strict=True))
     for begin in range(0, len(pairs), size):
         worker.carry_out(pairs[begin : begin + size])
     return worker.spent
@@ -90,13 +90,13 @@ class _Worker:
         started = time.perf_counter()
         numbers: dict[int, int] = {}  # of each record, by its place in memory
         records = []
-        for asked, config in trials:
+        for pending, config in trials:
             scheme = cache.scheme(config.init, config.plugins_dir)
             try:
                 records.append(start(config, scheme, self._splits))
-                numbers[id(records[-1])] = asked.number
+                numbers[id(records[-1])] = pending.number
             except InitflowError as error:
-                self._write_failed(asked, config, error)
+                self._write_failed(pending, config, error)
         studying = 0.0
 
         def measured(record: Record, step: int, values: Mapping[str, float]) -> None:
@@ -152,20 +152,22 @@ class _Worker:
         else:
             self._running.pruned(number)
 
-    def _write_failed(self, asked: PendingTrial, config: TrainConfig, error: InitflowError) -> None:
+    def _write_failed(
+        self, pending: PendingTrial, config: TrainConfig, error: InitflowError
+    ) -> None:
         network_run.log_failed(
             self._batch.run,
             config,
             error,
-            name=_name(asked.number, config),
+            name=_name(pending.number, config),
             resolved=self._resolved,
             tags={
                 "initflow.scheme": cache.scheme(config.init, config.plugins_dir).spec,
                 **self._batch.tags,
-                TRIAL: asked.number,
+                TRIAL: pending.number,
             },
         )
-        self._running.failed(asked.number, cause(error))
+        self._running.failed(pending.number, cause(error))
 
 
 def _name(number: int, config: TrainConfig) -> str:

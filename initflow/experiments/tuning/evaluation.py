@@ -12,7 +12,8 @@ from initflow.core.progress import Progress
 from initflow.errors import OutageError
 from initflow.experiments import populations
 from initflow.experiments.populations import Member, Stack, Trained
-from initflow.experiments.tuning.plan import Arm, Plan
+from initflow.experiments.tuning.plan import Plan
+from initflow.experiments.tuning.scheme_study import SchemeStudy
 from initflow.experiments.tuning.studies import Study
 from initflow.reporting import trials
 from initflow.reporting.seed_statistics import Outcome
@@ -36,61 +37,63 @@ class Tests:
     model: tuple[str, str] | None
 
 
-def tested(
-    plan: Plan, arms: Sequence[Arm], pool: workers.WorkerPool, progress: Progress
+def evaluate(
+    plan: Plan, studied: Sequence[SchemeStudy], pool: workers.WorkerPool, progress: Progress
 ) -> tuple[list[Tests], Trained]:
-    """The best setting of each of ``arms`` and the untuned one; and what had to be trained for it.
+    """The best setting of each scheme and the untuned one; and what had to be trained for it.
 
     What a study remembers, and MLflow still has, is not trained and tested again.
     """
     stacks: list[Stack] = []
-    of_run = {arm.run.id: arm for arm in arms}
+    of_run = {scheme.run.id: scheme for scheme in studied}
     pixels = datasets.pixels(plan.config.dataset)
-    for arm in arms:
-        known, there = _known(arm.study), _runs_below(arm)
-        for part, networks in _networks(plan, arm).items():
+    for scheme in studied:
+        known, there = _known(scheme.study), _runs_below(scheme)
+        for part, networks in _networks(plan, scheme).items():
             missing = [one for one in networks if not _is_there(known.get(_key(one)), one, there)]
-            tags = {arm.cell: plan.tags(part, arm.study)}
+            tags = {scheme.cell: plan.tags(part, scheme.study)}
             stacks += [
-                Stack(arm.run, connection.uri(), some, plan.device, tags, label=f"{part} ")
+                Stack(scheme.run, connection.uri(), some, plan.device, tags, label=f"{part} ")
                 for some in populations.stacks(missing, pixels, plan.device, plan.config.stack)
             ]
 
-    def through(stack: Stack, trained: Trained) -> None:
-        arm = of_run[stack.run.id]
+    def remember(stack: Stack, trained: Trained) -> None:
+        scheme = of_run[stack.run.id]
         members = {member.outcome.seed: member for member in trained.members}
         new = {_key(c): _values(members[c.seed]) for c in stack.configs if c.seed in members}
-        arm.study.set_user_attr(TESTED, {**_known(arm.study), **new})
+        scheme.study.set_user_attr(TESTED, {**_known(scheme.study), **new})
 
     trained = Trained()
     if stacks:
-        populations.train_all(trained, stacks, pool, progress, through)
-    return [_tests(plan, arm) for arm in arms], trained
+        populations.train_all(trained, stacks, pool, progress, remember)
+    return [_tests(plan, scheme) for scheme in studied], trained
 
 
-def _runs_below(arm: Arm) -> set[str]:
+def _runs_below(scheme: SchemeStudy) -> set[str]:
     """The names of the runs there; where MLflow does not answer, of all that are user_attr."""
     try:
-        found = arm.run.found({runs.PARENT: arm.run.id})
+        found = scheme.run.found({runs.PARENT: scheme.run.id})
     except OutageError:
-        return tested_runs(arm.study)
+        return tested_runs(scheme.study)
     return set().union(*(one.names for one in found))
 
 
-def _networks(plan: Plan, arm: Arm) -> dict[str, list[TrainConfig]]:
+def _networks(plan: Plan, scheme: SchemeStudy) -> dict[str, list[TrainConfig]]:
     """Those to be tested, ``tuned`` and ``untuned``; none twice where the two are the same."""
     config = plan.config
     seeds = range(config.seed + 1, config.seed + 1 + config.seeds)
     log = config.log_model or config.register is not None
     found = {"untuned": (config.lr, config.gamma)}
-    best = trials.best(arm.study.trials(config.trials))
+    best = trials.best(scheme.study.trials(config.trials))
     if best and (best.lr, best.gamma) == found["untuned"]:
         found = {}
     if best:
         found["tuned"] = (best.lr, best.gamma)
     return {
         part: [
-            config.final(arm.init, *setting, seed, log=log and part == "tuned" and seed == seeds[0])
+            config.final(
+                scheme.init, *setting, seed, log=log and part == "tuned" and seed == seeds[0]
+            )
             for seed in seeds
         ]
         for part, setting in found.items()
@@ -127,8 +130,8 @@ def _is_there(kept: Mapping[str, Any] | None, config: TrainConfig, runs: set[str
     return not config.log_model or bool(kept["model_id"]) or kept["diverged_at"] is not None
 
 
-def _tests(plan: Plan, arm: Arm) -> Tests:
-    known, networks = _known(arm.study), _networks(plan, arm)
+def _tests(plan: Plan, scheme: SchemeStudy) -> Tests:
+    known, networks = _known(scheme.study), _networks(plan, scheme)
     tuned = networks.get("tuned", [])
 
     def outcomes(configs: Sequence[TrainConfig]) -> list[Outcome]:

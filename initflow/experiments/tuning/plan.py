@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from initflow.core import machine
 from initflow.core.configurations import TrainConfig, TuneConfig
@@ -61,9 +61,9 @@ class Plan:
     data_tags: Mapping[str, object]
     remark: str
 
-    def trial(self, init: str, asked: PendingTrial | None = None) -> TrainConfig:
+    def trial(self, init: str, pending: PendingTrial | None = None) -> TrainConfig:
         """The network of a trial, or the untuned one."""
-        lr, gamma = (asked.lr, asked.gamma) if asked else (self.config.lr, self.config.gamma)
+        lr, gamma = (pending.lr, pending.gamma) if pending else (self.config.lr, self.config.gamma)
         return self.config.trial(init, lr, gamma, self.validation)
 
     def search(self, cell: Cell) -> Search:
@@ -110,18 +110,7 @@ class Plan:
         return f"lr {self.config.lr:g} and gamma {self.config.gamma:g}"
 
 
-@dataclass
-class Arm:
-    """A scheme with its study, the run above those of its trials, and what is being tried."""
-
-    init: str
-    cell: Cell
-    study: Study
-    run: runs.Run
-    at_hand: dict[int, PendingTrial] = field(default_factory=dict)  # by number
-
-
-def made(config: TuneConfig) -> Plan:
+def of(config: TuneConfig) -> Plan:
     """The plan of ``config``, for which its data is loaded."""
     anyone = config.inits[0]
     every = len(cache.splits(config.final(anyone, config.lr, config.gamma, 0)).train)

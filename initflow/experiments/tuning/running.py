@@ -27,11 +27,11 @@ class RunningTrials:
     is not at hand any more.
     """
 
-    def __init__(self, search: Search, asked: Sequence[PendingTrial]) -> None:
+    def __init__(self, search: Search, pending: Sequence[PendingTrial]) -> None:
         self._search = search
         with storages.failing(search.storage):
             self._study = storages.kept_open(search, load)
-            self._trials = {one.number: optuna.Trial(self._study, one.key) for one in asked}
+            self._trials = {one.number: optuna.Trial(self._study, one.key) for one in pending}
 
     @contextlib.contextmanager
     def _writing(self, number: int) -> Iterator[None]:
@@ -81,7 +81,7 @@ class RunningTrials:
 
 
 @contextlib.contextmanager
-def heartbeats(storage: str, at_hand: Callable[[], Sequence[PendingTrial]]) -> Iterator[None]:
+def heartbeats(storage: str, running: Callable[[], Sequence[PendingTrial]]) -> Iterator[None]:
     """While it lasts, tell a database of several machines which trials are being worked on.
 
     A failure to do so is no failure of the work: trials are then taken for cut off, at worst.
@@ -95,8 +95,8 @@ def heartbeats(storage: str, at_hand: Callable[[], Sequence[PendingTrial]]) -> I
     def beat() -> None:
         while True:
             with contextlib.suppress(SQLAlchemyError, StorageInternalError):
-                for asked in at_hand():
-                    database.record_heartbeat(asked.key)
+                for trial in running():
+                    database.record_heartbeat(trial.key)
             if over.wait(storages.HEARTBEAT_S):
                 return
 

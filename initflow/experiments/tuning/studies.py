@@ -115,7 +115,7 @@ class Study:
 
         They are a batch, or the rest of the one that the first of them was in.
         """
-        search, asked = self.search, []
+        search, pending = self.search, []
         begun, storage = self.begun(), storages.open_storage(search.storage)
         waiting = self._all(TrialState.WAITING)
         places = (trial.user_attrs[PLACE] for trial in waiting if PLACE in trial.user_attrs)
@@ -131,8 +131,8 @@ class Study:
                     trial.set_user_attr(PLACE, (place, batch))
                 if isinstance(storage, RDBStorage):
                     storage.record_heartbeat(trial._trial_id)  # noqa: SLF001 - its id has no name
-                asked.append(PendingTrial(trial._trial_id, trial.number, **trial.params))  # noqa: SLF001 - as above
-        return asked
+                pending.append(PendingTrial(trial._trial_id, trial.number, **trial.params))  # noqa: SLF001 - as above
+        return pending
 
     def recover(self) -> None:
         """Give up what an earlier process has left unfinished, to be tried again.

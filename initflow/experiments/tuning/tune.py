@@ -5,32 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
-import initflow
 from initflow.core import workers
 from initflow.core.configurations import TuneConfig
 from initflow.core.progress import Progress
 from initflow.errors import InitflowError, SettingError, WorkError
 from initflow.experiments import command_run
 from initflow.experiments.failures import noted
+from initflow.experiments.public import public
 from initflow.experiments.record import start
 from initflow.experiments.tuning import batches, evaluation, running, samplers, storages, studies
 from initflow.experiments.tuning import plan as plans
 from initflow.experiments.tuning.batches import Batch, Spent
-from initflow.experiments.tuning.plan import Arm, Plan
+from initflow.experiments.tuning.plan import Plan
 from initflow.experiments.tuning.registration import registered
-from initflow.experiments.tuning.reports import (
-    Tuning,
-    below,
-    describe,
-    log_arm,
-    log_figures,
-    log_pictures,
-    log_report,
-    log_table,
-)
+from initflow.experiments.tuning.report import Tuning
+from initflow.experiments.tuning.scheme_study import SchemeStudy
 from initflow.experiments.tuning.searches import PendingTrial
 from initflow.experiments.tuning.studies import Study
 from initflow.initializers.scheme import Scheme
@@ -40,16 +31,12 @@ from initflow.tracking import connection, outages, runs, unsent
 from initflow.training import cache
 
 LOSSES = 3  # of every worker, one after the other, after which nothing more is tried
-EXPERIMENTS = "initflow.experiments"  # under which it remembers where its runs are
+EXPERIMENTS = "initflow.experiments"  # under which a study remembers where its runs are
 
 
+@public(TuneConfig)
 @cache.cleared_after()
-def tune(
-    config: TuneConfig,
-    *,
-    experiment: str | None = None,
-    progress: Progress = lambda *_: None,
-) -> Tuning:
+def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progress) -> Tuning:
     """Search the best setting of every scheme by the same number of trials, and test it once.
 
     A study that is there already goes on. A wrong setting, missing data, a storage or a server
@@ -60,7 +47,7 @@ def tune(
     connection.check_backend(config.backend)
     outages.check_reachable()
     progress("loading the data, downloaded at its first use", 0, 1)
-    plan = plans.made(config)
+    plan = plans.of(config)
     _check_storage(plan)
     with (
         workers.worker_pool(config.backend, config.workers, config.threads) as pool,
@@ -71,76 +58,71 @@ def tune(
         progress("looking for what an earlier process left", 0, 1)
         for study in of_cells.values():
             study.recover()
-        resolved = _resolved(plan, pool)
-        version = {"initflow.version": initflow.__version__}
         with (
-            runs.start(
+            command_run.opened(
+                config,
+                cache.splits(plan.trial(config.inits[0])),
+                _resolved(plan, pool),
                 name=f"tune {config.activation} {config.dataset} {len(schemes)} schemes",
-                description=" ".join(filter(None, (plan.summary, plan.remark))),
-                params=config.as_text() | resolved,
-                tags=plan.tags("study", *of_cells.values()) | version,
+                summary=plan.summary,
                 experiment=experiment,
+                tags=plan.tags("study", *of_cells.values()),
             ) as run,
-            contextlib.ExitStack() as stack,
+            contextlib.ExitStack() as open_runs,
         ):
-            # Not kept in a name: the tests have another split, and memory for one is enough.
-            command_run.log_setting(
-                run, config, cache.splits(plan.trial(config.inits[0])), resolved
-            )
-            command_run.log_uncommitted(run)
             _close_orphans(run, of_cells)
-            arms = [
-                Arm(init, cell, study, stack.enter_context(_arm_run(plan, run, cell, study)))
+            studied = [
+                SchemeStudy(
+                    init, cell, study, open_runs.enter_context(_run(plan, run, cell, study))
+                )
                 for init, (cell, study) in zip(schemes, of_cells.items(), strict=True)
             ]
             try:
                 started = time.perf_counter()
-                spent = _try_all(plan, arms, pool, progress)
+                spent = _try_all(plan, studied, pool, progress)
                 seconds = time.perf_counter() - started
-                for arm in arms:  # a worker may have lived on for a moment after it was lost
-                    _give_up(arm, [])
-                tests, trained = evaluation.tested(plan, arms, pool, progress)
+                for scheme in studied:  # a worker may have lived on for a moment after it was lost
+                    scheme.interrupt([])
+                tests, trained = evaluation.evaluate(plan, studied, pool, progress)
             except BaseException:
                 pool.stop()
-                for arm in arms:
+                for scheme in studied:
                     with contextlib.suppress(InitflowError):  # there is another one to tell
-                        _give_up(arm, list(arm.at_hand))
+                        scheme.interrupt(list(scheme.running))
                 raise
             progress("drawing and logging", 1, 1)
-            of_trials = {arm.cell: arm.study.trials(config.trials) for arm in arms}
+            of_trials = {scheme.cell: scheme.study.trials(config.trials) for scheme in studied}
             of_tests = dict(zip(of_trials, tests, strict=True))
             result = Tuning(
-                plan,
-                run,
-                [
+                plan=plan,
+                run=run,
+                rows=[
                     trials.tuned(cell, of_trials[cell], one.tuned, one.untuned)
                     for cell, one in of_tests.items()
                 ],
-                of_trials,
-                trials.tuning_sentences(
+                trials=of_trials,
+                sentences=trials.tuning_sentences(
                     {cell: one.tuned for cell, one in of_tests.items()},
                     {cell: one.untuned for cell, one in of_tests.items()},
                     plan.untuned,
                 ),
-                seconds,
-                spent,
-                trained.failed,
-                {},
-                "",
-                trained.failures,
+                seconds=seconds,
+                spent=spent,
+                failed=trained.failed,
+                failures=trained.failures,
             )
-            log_table(result)
+            result.log_table()
             with noted(result.failures, "the versions in the registry"):
-                versions, unregistered = registered(plan, arms, of_tests, of_trials)
-                result = replace(result, versions=versions, unregistered=unregistered)
-            describe(result)
-            for arm, row in zip(arms, result.rows, strict=True):
-                with noted(result.failures, f"the run of {arm.cell}"):
-                    log_arm(arm, row, of_trials[arm.cell])
-                log_figures(arm, result.failures)
-            pictures = log_pictures(result)
-            with noted(result.failures, "report.html"):
-                log_report(result, pictures)
+                result.versions, result.unregistered = registered(
+                    plan, studied, of_tests, of_trials
+                )
+            result.log_description()
+            for scheme, row in zip(studied, result.rows, strict=True):
+                with noted(result.failures, f"the run of {scheme.cell}"):
+                    scheme.log_course(row, of_trials[scheme.cell])
+                with noted(result.failures, f"Optuna's figures of {scheme.cell}"):
+                    scheme.log_figures()
+            result.log_report()
             return result
 
 
@@ -201,95 +183,85 @@ def _close_orphans(run: runs.Run, of_cells: Mapping[Cell, Study]) -> None:
         study.set_user_attr(EXPERIMENTS, sorted(experiments))
 
 
-@contextlib.contextmanager
-def _arm_run(plan: Plan, run: runs.Run, cell: Cell, study: Study) -> Iterator[runs.Run]:
+def _run(
+    plan: Plan, run: runs.Run, cell: Cell, study: Study
+) -> contextlib.AbstractContextManager[runs.Run]:
     """The run of a scheme: where the study goes on, the one that it had, now below ``run``."""
     tags = plan.tags("scheme", study)
     earlier = run.found(tags)
-    with run.nested(
+    return run.nested(
         name=f"tune {cell}",
         description=f"The trials of {cell}, and the tests of its best setting.",
         params={"init": cell.init, "activation": cell.activation},
         tags=tags | {"initflow.scheme": cell.init},
         resumed=earlier[0].id if earlier else None,
-    ) as nested:
-        yield nested
+    )
 
 
 def _try_all(
-    plan: Plan, arms: Sequence[Arm], pool: workers.WorkerPool, progress: Progress
+    plan: Plan, studied: Sequence[SchemeStudy], pool: workers.WorkerPool, progress: Progress
 ) -> Spent:
-    """All trials of all studies; the one that is least far is next, with the fewest at hand.
+    """All trials of all studies; the one with the fewest trials begun and running is next.
 
     Where each worker can have a study of its own, each goes on one batch after the other, and its
     trials are those that one worker alone would try, whoever is faster.
     """
     config = plan.config
-    total = config.trials * len(arms)
-    through = sum(len(arm.study.trials(config.trials)) for arm in arms)
+    total = config.trials * len(studied)
+    ended = sum(len(scheme.study.trials(config.trials)) for scheme in studied)
     losses, spent = 0, Spent()
-    of_run = {arm.run.id: arm for arm in arms}
+    of_run = {scheme.run.id: scheme for scheme in studied}
 
     def next_batch() -> Batch | None:
         nonlocal spent
         asking = time.perf_counter()
-        begun = {arm.run.id: arm.study.begun() for arm in arms}
-        open_arms = [
-            arm
-            for arm in arms
-            if begun[arm.run.id] < config.trials and (pool.size > len(arms) or not arm.at_hand)
+        begun = {scheme.run.id: scheme.study.begun() for scheme in studied}
+        unfinished = [
+            scheme
+            for scheme in studied
+            if begun[scheme.run.id] < config.trials
+            and (pool.size > len(studied) or not scheme.running)
         ]
-        if not open_arms:
+        if not unfinished:
             return None
-        arm = min(open_arms, key=lambda arm: (len(arm.at_hand), begun[arm.run.id]))
+        scheme = min(unfinished, key=lambda one: (len(one.running), begun[one.run.id]))
         # Batches end at the same places however often the study was interrupted in between.
-        to_end = config.batch - begun[arm.run.id] % config.batch
-        asked = arm.study.ask(min(to_end, config.trials - begun[arm.run.id]))
-        arm.at_hand |= {one.number: one for one in asked}
+        to_end = config.batch - begun[scheme.run.id] % config.batch
+        pending = scheme.study.ask(min(to_end, config.trials - begun[scheme.run.id]))
+        scheme.running |= {trial.number: trial for trial in pending}
         spent += Spent(studying=time.perf_counter() - asking)
         return Batch(
-            search=arm.study.search,
-            asked=asked,
-            configs=[plan.trial(arm.init, one) for one in asked],
-            run=arm.run,
+            search=scheme.study.search,
+            pending=pending,
+            configs=[plan.trial(scheme.init, trial) for trial in pending],
+            run=scheme.run,
             tracking=connection.uri(),
-            tags=plan.tags("trial", arm.study),
+            tags=plan.tags("trial", scheme.study),
             device=plan.device,
             stack=config.stack,
         )
 
-    def told(what: str, done: int, of: int) -> None:
-        progress(f"{what}, {through} of {total} trials done", done, of)
+    def in_all(what: str, done: int, of: int) -> None:
+        progress(f"{what}, {ended} of {total} trials done", done, of)
 
-    def at_hand() -> list[PendingTrial]:
-        return [asked for arm in arms for asked in list(arm.at_hand.values())]
+    def all_running() -> list[PendingTrial]:
+        return [trial for scheme in studied for trial in list(scheme.running.values())]
 
-    work = (
-        functools.partial(batches.try_batch, progress=told) if pool.is_here else batches.try_batch
-    )
-    with running.heartbeats(plan.storage, at_hand):
+    # In this process it tells by itself how far it is.
+    try_batch = functools.partial(batches.try_batch, progress=in_all)
+    work = try_batch if pool.is_here else batches.try_batch
+    with running.heartbeats(plan.storage, all_running):
         for batch, result in unsent.results(pool, work, next_batch):
-            arm, numbers = of_run[batch.run.id], [one.number for one in batch.asked]
+            scheme, numbers = of_run[batch.run.id], [trial.number for trial in batch.pending]
             if isinstance(result, workers.WorkerLostError):
                 losses += 1
                 if losses == LOSSES * pool.size:  # a node takes all of its own with it
                     raise WorkError(f"{losses} workers died one after the other: {result}")
-                _give_up(arm, numbers)
+                scheme.interrupt(numbers)
                 continue
-            losses, spent, through = 0, spent + result, through + len(numbers)
+            losses, spent, ended = 0, spent + result, ended + len(numbers)
             for number in numbers:
-                del arm.at_hand[number]
-            if not pool.is_here:  # else it tells by itself
-                told("training", through, total)
+                del scheme.running[number]
+            if not pool.is_here:
+                in_all("training", ended, total)
     return spent
-
-
-def _give_up(arm: Arm, numbers: Sequence[int]) -> None:
-    """Leave the trials that nobody works on any more to be tried again, and close their runs."""
-    arm.study.interrupt(numbers)
-    for number in numbers:
-        del arm.at_hand[number]
-    lost = set(map(str, arm.study.interrupted()))
-    for found in below(arm) if lost else ():
-        if found.tags.get(batches.TRIAL) in lost and not runs.is_orphan(found):
-            arm.run.mark_orphaned(found)

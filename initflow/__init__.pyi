@@ -1,0 +1,72 @@
+# The public names, and where each is from: __init__.py loads them from there when they are used.
+
+from . import initializers, testing, theory
+from .core.configurations import (
+    CompareConfig,
+    DiagnoseConfig,
+    ReproduceConfig,
+    TrainConfig,
+    TuneConfig,
+    VerifyConfig,
+)
+from .diagnostics.inspection import inspect
+from .errors import (
+    DataError,
+    GivenUpError,
+    InitflowError,
+    OutageError,
+    OutboxError,
+    PluginError,
+    ReplayError,
+    ReportError,
+    SettingError,
+    StudyError,
+    TrackingError,
+    VerdictError,
+    WorkError,
+)
+from .experiments.compare import compare
+from .experiments.diagnose import diagnose
+from .experiments.reproduce import reproduce
+from .experiments.train import train
+from .experiments.tuning.tune import tune
+from .experiments.verify import export, verify
+from .initializers.scheme import initializer
+from .tracking.watching import watch
+
+__version__: str
+
+__all__ = [
+    "CompareConfig",
+    "DataError",
+    "DiagnoseConfig",
+    "GivenUpError",
+    "InitflowError",
+    "OutageError",
+    "OutboxError",
+    "PluginError",
+    "ReplayError",
+    "ReportError",
+    "ReproduceConfig",
+    "SettingError",
+    "StudyError",
+    "TrackingError",
+    "TrainConfig",
+    "TuneConfig",
+    "VerdictError",
+    "VerifyConfig",
+    "WorkError",
+    "compare",
+    "diagnose",
+    "export",
+    "initializer",
+    "initializers",
+    "inspect",
+    "reproduce",
+    "testing",
+    "theory",
+    "train",
+    "tune",
+    "verify",
+    "watch",
+]

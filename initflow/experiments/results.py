@@ -1,0 +1,138 @@
+"""What every result can show: in a terminal, in a notebook, as figures, to pandas, as a report."""
+
+from __future__ import annotations
+
+import html
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from initflow.core import environment
+from initflow.core.settings import Settings
+from initflow.experiments import failures
+from initflow.experiments.failures import Failures, noted
+from initflow.reporting import webpage
+from initflow.reporting.drawing import Figure
+from initflow.tracking import mlflow_page, runs, ui
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+READABLE = 300  # characters of an address; a longer one is for clicking, not for reading
+Drawings = Mapping[str, Callable[[], Figure]]  # how each figure is drawn, by its name
+
+
+class Result(ABC):
+    """``title`` says what it is of, and ``conclusions`` are sentences on what came of it."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def conclusions(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def to_pandas(self) -> pd.DataFrame:
+        """The numbers as a table."""
+
+    def drawings(self) -> Drawings:
+        return {}
+
+    def figures(self) -> dict[str, Figure]:
+        """Its figures, drawn anew, by the names that they have in MLflow."""
+        return {name: draw() for name, draw in self.drawings().items()}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.title}>"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.conclusions)
+        table = self.to_pandas().to_html(max_rows=60, max_cols=20, border=0)
+        return f"<h4>{html.escape(self.title)}</h4>{lines}{table}"
+
+
+class TrackedResult(Result):
+    """One that is in a ``run``; ``failures`` is what could not be made of it, such as a figure.
+
+    ``remark`` is a sentence on the data, where there is something odd to say of it.
+    """
+
+    run: runs.Run
+    failures: Failures
+    remark: str
+
+    @property
+    def run_id(self) -> str:
+        return runs.with_ids(self.run.id)
+
+    def log_figures(self) -> dict[str, bytes]:
+        """Draw and log all figures; the PNG files of those that could be drawn, by name."""
+        return failures.log_figures(self.run, self.drawings(), self.failures)
+
+
+class ReportedResult(TrackedResult):
+    """One of many networks, whose run has a report.
+
+    It is that of the ``command`` with the settings ``config``, of which those named in ``always``
+    are told even where they are the defaults. ``failed`` says by name why networks failed.
+    """
+
+    command: ClassVar[str]
+    always: ClassVar[tuple[str, ...]]
+    config: Settings
+    device: str
+    failed: dict[str, str]
+
+    @abstractmethod
+    def sections(self, pictures: Mapping[str, bytes]) -> list[webpage.Section]:
+        """Those of the report; ``pictures`` has the figures that could be drawn."""
+
+    @abstractmethod
+    def addresses(self) -> dict[str, str]:
+        """Where MLflow's page shows what: addresses within it."""
+
+    def configuration(self) -> dict[str, str]:
+        return self.config.as_text()
+
+    def links(self) -> dict[str, str]:
+        """The same addresses, complete."""
+        server = ui.server()
+        return {
+            what: runs.with_ids(mlflow_page.absolute(server, address))
+            for what, address in self.addresses().items()
+        }
+
+    def warnings(self) -> list[str]:
+        """What is not as one would expect."""
+        lines = [self.remark] if self.remark else []
+        return lines + [f"{name} failed: {reason}" for name, reason in self.failed.items()]
+
+    def took(self) -> list[str]:
+        """Sentences on what it took."""
+        return []
+
+    def closing_lines(self) -> list[str]:
+        """What went wrong, what it took, and where to look."""
+        links = self.links().items()
+        readable = [f"{what}: {address}" for what, address in links if len(address) <= READABLE]
+        return [*self.warnings(), *self.took(), *readable]
+
+    def log_report(self) -> None:
+        """The figures, and ``report.html`` with them."""
+        pictures = self.log_figures()
+        with noted(self.failures, "report.html"):
+            ending = webpage.colophon(
+                configuration=self.configuration(),
+                environment=environment.shown(self.device),
+                command=self.config.command(self.command, self.always, self.run.launcher),
+                links=list(self.links().items()),
+            )
+            page = webpage.page(
+                title=self.title,
+                lead=self.conclusions,
+                sections=[*self.sections(pictures), *ending],
+                warnings=[*self.warnings(), *failures.lines(self.failures)],
+            )
+            self.run.log_text("report.html", page)

@@ -1,0 +1,245 @@
+"""What `import initflow as inf` offers: its names, functions of settings, results to look at."""
+
+import inspect
+import subprocess
+import sys
+from types import ModuleType
+
+import mlflow
+import pytest
+from matplotlib.figure import Figure
+
+import initflow as inf
+from initflow.core import progress as progressing
+from initflow.core.progress import shown, silent
+from initflow.experiments.public import public
+from tests.conftest import ROOT
+
+# A name that goes, or comes, is a decision: users hold on to these.
+NAMES = {
+    *("train", "compare", "tune", "diagnose", "reproduce", "verify", "export"),
+    *("TrainConfig", "CompareConfig", "TuneConfig", "DiagnoseConfig", "ReproduceConfig"),
+    *("VerifyConfig", "inspect", "watch", "initializer", "initializers", "theory", "testing"),
+    *("InitflowError", "SettingError", "PluginError", "DataError", "TrackingError", "OutageError"),
+    *("OutboxError", "StudyError", "GivenUpError", "WorkError", "ReplayError", "ReportError"),
+    "VerdictError",
+}
+SMALL = {"dataset": "digits", "hidden": "8", "epochs": 1, "probe": 100, "eval_every": 10}
+SMALL |= {"threads": 1, "log_model": False}
+OF_MANY = SMALL | {"progress": False}
+
+
+def test_the_public_names_are_frozen():
+    """And are what completion offers."""
+    assert set(dir(inf)) == set(inf.__all__) == NAMES
+    for name in NAMES:
+        getattr(inf, name)
+    with pytest.raises(AttributeError, match="wach"):
+        inf.wach  # noqa: B018 - it is a slip
+
+
+@pytest.mark.parametrize(("name", "some"), [("theory", "mean_field"), ("initializers", "BUILT_IN")])
+def test_namespaces_are_lazy_too(name, some):
+    """Their names complete, and are there when they are asked for."""
+    namespace = getattr(inf, name)
+    assert isinstance(namespace, ModuleType)
+    assert some in dir(namespace) == sorted(namespace.__all__)
+    for public_name in namespace.__all__:
+        assert getattr(namespace, public_name) is not None
+
+
+def test_a_new_python_has_them_by_attribute():
+    """Without any import of a room."""
+    program = (
+        "import sys, initflow as inf\n"
+        "assert not {'torch', 'mlflow', 'pandas', 'optuna', 'matplotlib'} & sys.modules.keys()\n"
+        "print(inf.theory.mean_field(inf.initializers.ACTIVATIONS['relu'], 2.0, 0.0).chi_1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert float(done.stdout) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["train", "compare", "tune", "diagnose", "reproduce", "verify"])
+def test_help_tells_the_settings(name):
+    """With their defaults, as notebooks show them."""
+    told = inspect.signature(getattr(inf, name)).parameters
+    kind = getattr(inf, f"{name.capitalize()}Config")
+    assert {key: told[key].default for key in kind.__dataclass_fields__} == {
+        key: field.default for key, field in kind.__dataclass_fields__.items()
+    }
+    assert told["config"].default is None
+    assert "config" in getattr(inf, name).__wrapped__.__annotations__
+
+
+def probed(**settings):
+    """A function of settings that gives what it got."""
+
+    @public(inf.TrainConfig)
+    def function(config, *, experiment=None, progress):
+        return config, experiment, progress
+
+    return function(**settings)
+
+
+def test_a_configuration_or_its_settings():
+    """As text or as Python values; the rest has its default."""
+    config = inf.TrainConfig(init="xavier", hidden=(8, 8))
+    assert probed(config=config)[0] is config
+    assert probed(init="xavier", hidden="8x2", experiment="mine")[:2] == (config, "mine")
+    assert probed()[0] == inf.TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"initt": "he"}, r"a setting must be one of .*not 'initt' \(did you mean 'init'\?\)"),
+        ({"lr": "fast"}, "lr must be a number above 0"),
+        (
+            {"config": inf.TrainConfig(), "lr": 1, "init": "he"},
+            "must stand in the TrainConfig that is given, not beside it: lr, init$",
+        ),
+        ({"config": "he"}, "^config must be a TrainConfig, not 'he'$"),
+        ({"config": inf.CompareConfig()}, "^config must be a TrainConfig, not "),
+    ],
+)
+def test_wrong_settings_are_told(settings, said):
+    """Before anything is made, in one line."""
+    with pytest.raises(inf.SettingError, match=said) as caught:
+        probed(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def results(tracked):
+    """One of each, by the command's name."""
+    table = tracked / "table.toml"
+    table.write_text(
+        'title = "A table"\nsource = "Made up."\nnotes = []\n[settings]\ndataset = "digits"\n'
+        'hidden = "8"\nepochs = 1\n[[rows]]\nname = "He"\ninit = "he"\nactivation = "relu"\n'
+        "published = { 10 = 85.0 }\n"
+    )
+    grid = {"inits": ["he", "zero"], "activations": ["relu"]}
+    trained = inf.train(**SMALL | {"log_model": True}, progress=False)
+    return {
+        "train": trained,
+        "compare": inf.compare(**OF_MANY, **grid, seeds=2),
+        "tune": inf.tune(**OF_MANY, inits=["he"], trials=2, seeds=2),
+        "diagnose": inf.diagnose(dataset="digits", depth=2, probe=50, **grid, progress=False),
+        "reproduce": inf.reproduce(table=table, seeds=2, log_model=False, progress=False),
+        "verify": inf.verify(trained, progress=False),
+    }
+
+
+SHOWN = {
+    "train": ("<Training: he, relu, 64-8-10, digits>", {"learning_curves", "weight_histograms"}),
+    "compare": ("<Comparison: 64-8-10 networks on digits, 2 seeds>", {"accuracies"}),
+    "tune": ("<Tuning: 64-8-10 networks with relu on digits, tuned>", {"rates_and_accuracies"}),
+    "diagnose": ("<Diagnosis: untrained 64-100x2-10 networks on digits>", {"schemes_by_layer"}),
+    "reproduce": ("<Reproduction: A table, 2 seeds>", {"published_and_ours"}),
+    "verify": ("<Verification: run ", set()),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_result_is_something_to_look_at(results, name):
+    """A short repr, the sentences and numbers as HTML, a table, figures."""
+    result, (written, drawn) = results[name], SHOWN[name]
+    assert repr(result).startswith(written)
+    assert len(repr(result)) < 100
+    table = result.to_pandas()
+    assert len(table) >= 1
+    shown = result._repr_html_()
+    assert "<table" in shown
+    assert shown.count("<p>") == len(result.conclusions)
+    figures = result.figures()
+    assert drawn <= figures.keys()
+    assert all(isinstance(figure, Figure) for figure in figures.values())
+
+
+def test_tables_hold_the_numbers_that_the_runs_have(results):
+    """To the last digit."""
+    trained = results["train"].to_pandas()
+    run = mlflow.get_run(results["train"].run_id)
+    assert trained["accuracy/test"].dropna().iloc[-1] == run.data.metrics["accuracy/test"]
+    compared = results["compare"].to_pandas().set_index("init")
+    for row in results["compare"].rows:
+        assert compared.loc[row.cell.init, "accuracy_mean"] == row.mean
+    (study,) = results["tune"].trials.values()
+    assert list(results["tune"].to_pandas()["lr"]) == [trial.lr for trial in study]
+    diagnosed = results["diagnose"].to_pandas().set_index("init")
+    assert diagnosed.loc["he", "backward"] == "stable"
+    assert list(results["verify"].to_pandas()["verdict"]) == ["identical"] * 4
+
+
+def test_what_is_shown_is_escaped(results, monkeypatch):
+    """A scheme's name may hold markup."""
+    result = results["compare"]
+    monkeypatch.setattr(result, "sentences", ["<script>alert(1)</script> & more"])
+    assert "<p>&lt;script&gt;alert(1)&lt;/script&gt; &amp; more</p>" in result._repr_html_()
+
+
+def test_a_run_is_exported_and_verified_by_its_result(results, tmp_path):
+    """By the result itself, its id, or the folder."""
+    command = inf.export(results["train"], to=tmp_path / "it")
+    assert command == f"initflow verify {tmp_path / 'it'}"
+    for what in (results["train"].run_id, tmp_path / "it", str(tmp_path / "it")):
+        assert inf.verify(what, device="cpu", progress=False).verdict == "identical"
+
+
+# Progress.
+
+
+def test_progress_is_silent_where_nobody_looks(capsys):
+    """In a script whose errors go to a file, or where it is told not to show any."""
+    for given in (True, False):
+        with shown(given) as told:
+            assert told is silent
+            told("training", 1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_may_be_a_callback():
+    """It is told what is done, how much, and of how much."""
+    calls = []
+
+    def note(*call):
+        calls.append(call)
+
+    with shown(note) as told:
+        told("training", 1, 2)
+    assert calls == [("training", 1, 2)]
+
+
+def test_progress_is_a_bar_in_a_terminal(monkeypatch, capsys):
+    """On standard error, so that results can be piped; gone at the end."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with shown(progress=True) as told:
+        told("training", 1, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "training" in err
+
+
+def test_progress_is_an_element_in_a_notebook(monkeypatch):
+    """Plain HTML, whose text is escaped; no widget is needed."""
+    displayed = []
+
+    class Handle:
+        def update(self, element):
+            displayed.append(element)
+
+    display = ModuleType("IPython.display")
+    display.HTML = str
+    display.display = lambda *_, **__: Handle()
+    ipython = ModuleType("IPython")
+    ipython.display, ipython.get_ipython = display, lambda: type("Shell", (), {"kernel": 1})()
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    assert progressing._in_notebook()
+    with shown(progress=True) as told:
+        told("he & <b>", 1, 4)
+    assert displayed == ['<progress value="1" max="4"></progress> he &amp; &lt;b&gt;']
