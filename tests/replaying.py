@@ -33,7 +33,7 @@ def trained(*configs, change=lambda _: None, give_up=lambda *_: False, tested=Tr
         records = [record.start(one, scheme, splits) for one, scheme in pairs]
         for one in records:
             change(one)
-        record.train_together(records, splits, give_up=give_up)
+        record.train_together(records, splits, should_stop=give_up)
     return records, splits
 
 

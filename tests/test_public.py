@@ -3,7 +3,7 @@
 import inspect
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import mlflow
 import pytest
@@ -228,15 +228,13 @@ def test_progress_is_an_element_in_a_notebook(monkeypatch):
     """Plain HTML, whose text is escaped; no widget is needed."""
     displayed = []
 
-    class Handle:
-        def update(self, element):
-            displayed.append(element)
-
+    handle = SimpleNamespace(update=displayed.append)
     display = ModuleType("IPython.display")
     display.HTML = str
-    display.display = lambda *_, **__: Handle()
+    display.display = lambda *_, **__: handle
     ipython = ModuleType("IPython")
-    ipython.display, ipython.get_ipython = display, lambda: type("Shell", (), {"kernel": 1})()
+    shell = SimpleNamespace(kernel="there is one")
+    ipython.display, ipython.get_ipython = display, lambda: shell
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     assert progressing._in_notebook()

@@ -203,7 +203,7 @@ def test_each_measurement_is_told_once_when_it_is_in_the_record():
             assert one.history[key][-1] == (step, value)
 
     records = trained(
-        configs(MIXED[:3]), measured=measured, progress=lambda *what: progress.append(what)
+        configs(MIXED[:3]), on_measured=measured, progress=lambda *what: progress.append(what)
     )
     for one in records:
         again = {}
@@ -244,7 +244,7 @@ def test_the_time_is_shared_and_without_what_telling_takes():
         told.append(time.sleep(0.02))
 
     started = time.perf_counter()
-    records = trained(configs(MIXED[:3], probe=0), measured=slow)
+    records = trained(configs(MIXED[:3], probe=0), on_measured=slow)
     took = time.perf_counter() - started
     shares = [one.seconds for one in records]
     assert len(told) == 18

@@ -20,7 +20,7 @@ import click
 
 import initflow
 from initflow.cli.console import printable, running, say, widen
-from initflow.cli.options import CONTEXT, as_json_option, debug, in_experiment, options
+from initflow.cli.options import CONTEXT, as_json_option, command, debug, in_experiment, options
 from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
@@ -51,10 +51,7 @@ def cli() -> None:
     """
 
 
-@cli.command(context_settings=CONTEXT)
-@options(TrainConfig)
-@in_experiment
-@debug
+@command(cli, options(TrainConfig), in_experiment)
 def train(experiment: str | None, **settings: str) -> None:
     """Train one network under one scheme, as one MLflow run.
 
@@ -76,10 +73,7 @@ def train(experiment: str | None, **settings: str) -> None:
     _finish(console, result.failures)
 
 
-@cli.command(context_settings=CONTEXT)
-@options(DiagnoseConfig)
-@in_experiment
-@debug
+@command(cli, options(DiagnoseConfig), in_experiment)
 def diagnose(experiment: str | None, **settings: str) -> None:
     """How signal and gradient travel through untrained networks, measured beside predicted.
 
@@ -106,10 +100,7 @@ def diagnose(experiment: str | None, **settings: str) -> None:
     _finish(console, result.failures, error)
 
 
-@cli.command(context_settings=CONTEXT)
-@options(CompareConfig)
-@in_experiment
-@debug
+@command(cli, options(CompareConfig), in_experiment)
 def compare(experiment: str | None, **settings: str) -> None:
     """Train every scheme with every activation under several seeds, and say what differs.
 
@@ -123,10 +114,7 @@ def compare(experiment: str | None, **settings: str) -> None:
     _run_many("compare", CompareConfig.of(settings), experiment)
 
 
-@cli.command(context_settings=CONTEXT)
-@options(TuneConfig)
-@in_experiment
-@debug
+@command(cli, options(TuneConfig), in_experiment)
 def tune(experiment: str | None, **settings: str) -> None:
     """Search learning rate and gamma for every scheme by equal budgets, and test the best once.
 
@@ -141,10 +129,7 @@ def tune(experiment: str | None, **settings: str) -> None:
     _run_many("tune", TuneConfig.of(settings), experiment)
 
 
-@cli.command(context_settings=CONTEXT)
-@options(ReproduceConfig)
-@in_experiment
-@debug
+@command(cli, options(ReproduceConfig), in_experiment)
 def reproduce(experiment: str | None, **settings: str) -> None:
     """Run a published table again under several seeds, and hold its numbers beside ours.
 
@@ -179,10 +164,7 @@ def _run_many(
     _finish(console, result.failures, error)
 
 
-@cli.command(context_settings=CONTEXT)
-@click.argument("run_id", metavar="RUN_OR_FOLDER")
-@options(VerifyConfig)
-@debug
+@command(cli, click.argument("run_id", metavar="RUN_OR_FOLDER"), options(VerifyConfig))
 @click.pass_context
 def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
     """Train a run again from what it recorded alone, and compare it bit for bit.
@@ -213,17 +195,18 @@ def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
     context.exit(EXIT_CODES[result.verdict])
 
 
-@cli.command(context_settings=CONTEXT)
-@click.argument("run_id", metavar="RUN")
-@click.option(
-    "--to",
-    "folder",
-    metavar="DIR",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder to make; it must be empty or not there.",
+@command(
+    cli,
+    click.argument("run_id", metavar="RUN"),
+    click.option(
+        "--to",
+        "folder",
+        metavar="DIR",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Folder to make; it must be empty or not there.",
+    ),
 )
-@debug
 def export(run_id: str, folder: Path) -> None:
     """Write what it takes to verify a run, without access to MLflow, into a folder.
 
@@ -258,9 +241,9 @@ def _finish(console: Console, failed: Failures, error: InitflowError | None = No
     failures.check(failed)
 
 
-@cli.command(context_settings=CONTEXT)
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-@debug
+@command(
+    cli, click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+)
 @click.pass_context
 def ui(context: click.Context, port: int) -> None:
     """Serve MLflow's page of the runs, on this machine only, opened at the last comparison.
@@ -297,8 +280,7 @@ def _open_when_up(address: str) -> None:
         time.sleep(1)
 
 
-@cli.command(context_settings=CONTEXT)
-@debug
+@command(cli)
 def sync() -> None:
     """Send to MLflow what it could not be sent when it was measured, as no server answered.
 
@@ -321,11 +303,7 @@ def sync() -> None:
         raise TrackingError(last)
 
 
-@cli.command(context_settings=CONTEXT)
-@click.argument("name", required=False)
-@as_json_option
-@options(NetworkConfig)
-@debug
+@command(cli, click.argument("name", required=False), as_json_option, options(NetworkConfig))
 def schemes(name: str | None, as_json: bool, **settings: str) -> None:
     """What schemes there are, built in and from plugins; or one of them, on a network.
 
@@ -364,10 +342,7 @@ def plugins() -> None:
     """
 
 
-@plugins.command("list", context_settings=CONTEXT)
-@as_json_option
-@options(PluginsConfig)
-@debug
+@command(plugins, as_json_option, options(PluginsConfig), name="list")
 def list_plugins(as_json: bool, **settings: str) -> None:
     """What is found, from where; nothing is imported.
 
@@ -396,11 +371,7 @@ def list_plugins(as_json: bool, **settings: str) -> None:
             click.echo(f"Broken: {printable(plugin.problem)}")
 
 
-@plugins.command(context_settings=CONTEXT)
-@click.argument("name")
-@as_json_option
-@options(PluginsConfig)
-@debug
+@command(plugins, click.argument("name"), as_json_option, options(PluginsConfig))
 def check(name: str, as_json: bool, **settings: str) -> None:
     """Try an initializer against its contract; exit 1 if it breaks a rule.
 
@@ -432,10 +403,7 @@ def check(name: str, as_json: bool, **settings: str) -> None:
         say(console, f"'{name}' keeps its contract.")
 
 
-@plugins.command(context_settings=CONTEXT)
-@click.argument("name")
-@options(PluginsConfig)
-@debug
+@command(plugins, click.argument("name"), options(PluginsConfig))
 def new(name: str, **settings: str) -> None:
     """Write a complete plugin that offers a scheme called NAME, to change into your own.
 

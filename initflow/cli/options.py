@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import click
 
@@ -52,3 +53,16 @@ in_experiment = click.option(
     help="MLflow experiment.  [default: MLFLOW_EXPERIMENT_NAME or _ID, else initflow]",
 )
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def command(
+    group: click.Group, *parts: Callable[[Any], Any], name: str | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a command of ``group``, by the same name, with its arguments and options."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for part in reversed([*parts, debug]):
+            function = part(function)
+        return group.command(name, context_settings=CONTEXT)(function)
+
+    return decorate

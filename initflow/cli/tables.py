@@ -37,7 +37,18 @@ FACTS = 50  # beside packages, more than there are
 PACKAGES = 5  # that have another version, as many are told
 TOLD = 20  # letters, at least, of a value that stands beside another one
 PACKAGE = "package "
+FOLDED: Mapping[str, Any] = {"overflow": "fold"}
+FIXED: Mapping[str, Any] = {"no_wrap": True}
+NUMBER: Mapping[str, Any] = {"no_wrap": True, "justify": "right"}
 VERDICT_STYLES = {"identical": "green", "tolerable": "yellow", "different": "red"}
+
+
+def _table(columns: Mapping[str, Mapping[str, Any]], caption: str | None = None) -> Table:
+    """Columns by name, each one of :data:`FOLDED`, :data:`FIXED` and :data:`NUMBER`."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    for name, kind in columns.items():
+        table.add_column(name, **kind)
+    return table
 
 
 def closing_table(result: Training) -> Table:
@@ -57,20 +68,17 @@ def closing_table(result: Training) -> Table:
 
 def diagnosis_table(diagnosis: Diagnosis, columns: int) -> Table:
     """The verdict and the numbers of each network, with what was predicted if there is room."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     wide = columns >= WIDE
     bracketed = "; in brackets, predicted" if wide else ""
-    table.caption = (
+    caption = (
         "signal: the mean square of the pre-activations at the last hidden layer, over the first "
         f"one's; gradient: at the first, over the last one's{bracketed}. Theory of such layers: q* "
         "the variance they lead to, χ₁ the gradient's factor per layer, ξ_c the number of layers "
         "over which the correlation of two images comes e-fold nearer to its limit."
     )
-    table.add_column("scheme", overflow="fold")
-    for column in ("activation", "forward", "backward"):
-        table.add_column(column, no_wrap=True)
-    for column in ("signal", "gradient", "q*", "χ₁", "ξ_c"):
-        table.add_column(column, no_wrap=True, justify="right")
+    words = dict.fromkeys(("activation", "forward", "backward"), FIXED)
+    numbers = dict.fromkeys(("signal", "gradient", "q*", "χ₁", "ξ_c"), NUMBER)
+    table = _table({"scheme": FOLDED, **words, **numbers}, caption)
     for (init, activation), reading in diagnosis.readings.items():
         theory = reading.mean_field
         table.add_row(
@@ -110,20 +118,17 @@ def _ratio(value: float | None, over: float | None) -> str:
 
 def schemes_table(entries: Sequence[SchemeEntry]) -> Table:
     """A row for each scheme that can be used, then one for each broken one with its cause."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     usable = [entry for entry in entries if not entry.broken]
     first = usable[0].layers[0]
-    table.caption = (
+    caption = (
         f"variance: of the weights of the first layer, {first.fan_in} inputs to {first.fan_out} "
         "units, as the scheme states it; – where it states none. A scheme fills one layer after "
         "the other, some with its biases, or the whole network, seeing images."
     )
     longest = max((len(entry.name) for entry in usable if ":" not in entry.name), default=0)
-    table.add_column("scheme", overflow="fold", min_width=longest)
-    table.add_column("from", overflow="fold")
-    table.add_column("fills", no_wrap=True)
-    table.add_column("variance", no_wrap=True, justify="right")
-    table.add_column("arguments", overflow="fold")
+    scheme = {**FOLDED, "min_width": longest}
+    whose = {"scheme": scheme, "from": FOLDED, "fills": FIXED}
+    table = _table({**whose, "variance": NUMBER, "arguments": FOLDED}, caption)
     for entry in usable:
         table.add_row(
             Text(entry.name),
@@ -142,14 +147,12 @@ def broken_lines(entries: Sequence[SchemeEntry]) -> list[str]:
 
 def layers_table(entry: SchemeEntry) -> Table:
     """What a scheme states of each layer's weights, and what it really gives."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("layer")
-    for column in ("inputs", "units", "stated std", "std", "std of biases"):
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = ("inputs", "units", "stated std", "std", "std of biases")
+    table = _table({"layer": {}, **dict.fromkeys(numbers, NUMBER)})
     for layer in entry.layers:
         stated = None if layer.stated_variance is None else math.sqrt(layer.stated_variance)
-        numbers = map(_or_dash, (stated, layer.weight_std, layer.bias_std))
-        table.add_row(layer.name, str(layer.fan_in), str(layer.fan_out), *numbers)
+        cells = map(_or_dash, (stated, layer.weight_std, layer.bias_std))
+        table.add_row(layer.name, str(layer.fan_in), str(layer.fan_out), *cells)
     return table
 
 
@@ -176,11 +179,7 @@ def _or_dash(value: float | None) -> str:
 
 def check_table(rows: Sequence[RuleResult]) -> Table:
     """The conformance table; what failed is told below it."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("rule", no_wrap=True)
-    table.add_column("cases", justify="right", no_wrap=True)
-    table.add_column("it …", overflow="fold")
+    table = _table({"": FIXED, "rule": FIXED, "cases": NUMBER, "it …": FOLDED})
     for row in rows:
         mark = Text("✓", style="green") if row.passed else Text("✗", style="red")
         meaning = f"{row.meaning} ({row.note})" if row.note else row.meaning
@@ -204,14 +203,11 @@ def comparison_table(rows: Sequence[ComparisonRow], columns: int = WIDE) -> Tabl
     On few ``columns`` without the standard deviation and the iterations to 95 %.
     """
     wide = columns >= WIDE
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     deviation, further = (", standard deviation", " and 95 % were") if wide else ("", " was")
-    table.caption = (
+    caption = (
         f"Test accuracy in percent: mean over the seeds that finished, 95 % t-interval{deviation}; "
         f"iterations until 90 %{further} first seen, in the median over all seeds."
     )
-    table.add_column("scheme", overflow="fold")
-    table.add_column("activation", no_wrap=True)
     shown: dict[str, Callable[[ComparisonRow], str]] = {
         "seeds": lambda row: str(row.n),
         "mean": lambda row: percent(row.mean),
@@ -222,8 +218,8 @@ def comparison_table(rows: Sequence[ComparisonRow], columns: int = WIDE) -> Tabl
     }
     if not wide:
         del shown["std"], shown["to 95 %"]
-    for column in (*shown, "diverged"):
-        table.add_column(column, no_wrap=True, justify="right")
+    numbers = dict.fromkeys((*shown, "diverged"), NUMBER)
+    table = _table({"scheme": FOLDED, "activation": FIXED, **numbers}, caption)
     for row in rows:
         table.add_row(
             Text(row.cell.init),
@@ -240,17 +236,15 @@ def reproduction_table(result: Reproduction, columns: int = WIDE) -> Table:
     On few ``columns`` without the interval of the mean.
     """
     wide = columns >= WIDE
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = (
+    caption = (
         "Test accuracy in percent: the published one, and the mean of ours"
         f"{' with its 95 % t-interval' if wide else ''}. A published number is of one seed: it is "
         "explained where it lies within what 95 % of single seeds give, by the spread of ours."
     )
-    table.add_column("row", overflow="fold")
     intervals = ("95 % interval", "single seeds") if wide else ("single seeds",)
-    for column in ("iteration", "published", "ours", *intervals):
-        table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("explained", min_width=len("explained"))
+    numbers = dict.fromkeys(("iteration", "published", "ours", *intervals), NUMBER)
+    explanation = {"explained": {"min_width": len("explained")}}
+    table = _table({"row": FOLDED, **numbers, **explanation}, caption)
     for row in result.table.rows:
         found = {check.iteration: check for check in result.checks[row.name]}
         for iteration, theirs in row.published:
@@ -284,8 +278,7 @@ def tuning_table(rows: Sequence[Tuned], columns: int = WIDE) -> Table:
 
 
 def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = (
+    caption = (
         "Accuracy in percent: the best trial's on the validation images; on the test images the "
         "mean over fresh seeds at that setting and untuned. Within a point: the learning rates "
         "that came so near to the best."
@@ -293,7 +286,6 @@ def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
         else "Accuracy in percent: of the best trial on the validation images; over fresh seeds on "
         "the test images, at that setting and untuned."
     )
-    table.add_column("scheme", overflow="fold")
     shown: dict[str, Callable[[Tuned], str]] = {
         "lr": lambda row: trials.rate(row.lr),
         "gamma": lambda row: trials.rate(row.gamma),
@@ -308,8 +300,7 @@ def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
     }
     if not wide:
         del shown["95 % interval"], shown["within a point"]
-    for column in shown:
-        table.add_column(column, no_wrap=True, justify="right")
+    table = _table({"scheme": FOLDED, **dict.fromkeys(shown, NUMBER)}, caption)
     for row in rows:
         table.add_row(Text(row.cell.init), *(show(row) for show in shown.values()))
     return table
@@ -317,10 +308,7 @@ def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
 
 def environment_table(differences: Sequence[Change], columns: int = WIDE) -> Table:
     """What is not as it was when a network was trained; of long values, where they part."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("not as it was", overflow="fold")
-    table.add_column("then", overflow="fold")
-    table.add_column("now", overflow="fold")
+    table = _table(dict.fromkeys(("not as it was", "then", "now"), FOLDED))
     room = max(TOLD, (columns - 36) // 2)
     for what, then, now in _told(differences):
         table.add_row(*map(Text, (what, *_parted(then, now, room))))
@@ -362,15 +350,12 @@ def replay_table(found: Replay, columns: int = WIDE) -> Table:
 
     On few ``columns`` without the place of the largest difference.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("trained again", no_wrap=True)
-    table.add_column("comes out", no_wrap=True)
+    named: dict[str, Mapping[str, Any]] = {"trained again": FIXED, "comes out": FIXED}
     if found.verdict != "identical":
-        table.add_column("first difference", overflow="fold")
-        for column in ("then", "now", "largest"):
-            table.add_column(column, no_wrap=True, justify="right")
-        if columns >= WIDE:
-            table.add_column("at", overflow="fold")
+        numbers = dict.fromkeys(("then", "now", "largest"), NUMBER)
+        place = {"at": FOLDED} if columns >= WIDE else {}
+        named |= {"first difference": FOLDED, **numbers, **place}
+    table = _table(named)
     for part in found.parts:
         shown = Text(part.verdict, style=VERDICT_STYLES[part.verdict])
         if part.what == "outcome":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from initflow.core.configurations import CompareConfig
 from initflow.core.kinds import format_shape
@@ -19,9 +19,6 @@ from initflow.reporting import comparison_figures, seed_statistics, webpage
 from initflow.reporting.seed_statistics import Difference, Row
 from initflow.reporting.sentences import comparison_sentences
 from initflow.training import cache, datasets
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(kw_only=True, repr=False)
@@ -39,11 +36,9 @@ class Comparison(PopulationResult):
         config = self.config
         return f"{_shape(config)} networks on {config.dataset}, {seeds_of(config.seeds)}"
 
-    def to_pandas(self) -> pd.DataFrame:
-        """A row for each scheme with each activation; accuracies are fractions."""
-        import pandas as pd  # noqa: PLC0415 - takes half a second
-
-        return pd.DataFrame([seed_statistics.values(row) for row in self.rows])
+    def numbers(self) -> Iterable[Mapping[str, object]]:
+        """A row for each scheme with each activation."""
+        return map(seed_statistics.values, self.rows)
 
     def drawings(self) -> Drawings:
         outcomes, signals = self.outcomes(), self.signals()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,9 +24,6 @@ from initflow.reporting import figures
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import runs
 from initflow.training import cache, datasets, model
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,14 +64,10 @@ class Diagnosis(TrackedResult):
         networks = {cell: (its.predicted, its.signals) for cell, its in self.readings.items()}
         return {"schemes_by_layer": partial(figures.schemes_by_layer, networks, self.title)}
 
-    def to_pandas(self) -> pd.DataFrame:
+    def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each network: its verdicts, and the theory of its middle hidden layer."""
-        import pandas as pd  # noqa: PLC0415 - takes half a second
-
-        return pd.DataFrame(
-            {**cell._asdict(), **vars(its.verdict), **vars(its.mean_field), "advice": its.advice}
-            for cell, its in self.readings.items()
-        )
+        for cell, its in self.readings.items():
+            yield cell._asdict() | vars(its.verdict) | vars(its.mean_field) | {"advice": its.advice}
 
 
 @public(DiagnoseConfig)

@@ -72,7 +72,7 @@ class PopulationResult(ReportedResult, Population):
         with noted(self.failures, "the mean curves"):
             self._log_means()
         with noted(self.failures, "the description"):
-            # The links first: MLflow's page lays a veil over what is further down.
+            # The links first: MLflow's page folds what is further down.
             links = mlflow_page.links(self.run.experiment_id, self.run.id, self.ids)
             text = "\n\n".join([*self.sentences, *paragraphs, *self.warnings()])
             self.run.describe(text, links)

@@ -222,7 +222,7 @@ def train_all(
     ``on_result`` gets each part as soon as it is trained and written. A network that fails
     leaves the others whole; without any left the failure is raised. A stack whose worker died is
     trained again. An interruption leaves those whose training it cut off in this process as runs
-    that were KILLED, with what was measured; what other processes had at hand is lost.
+    that were KILLED, with what was measured; what other processes were training is lost.
     """
     networks = sum(len(part.configs) for part in parts)
     left, lost = deque(parts), Counter[int]()
@@ -320,7 +320,7 @@ class _Writer:
         device = torch.device(self._stack.device)
         try:
             keep = (lambda *_: None) if self._stack.run_figures else forget
-            train_together(records, self._splits.to(device), measured=keep, progress=progress)
+            train_together(records, self._splits.to(device), on_measured=keep, progress=progress)
         except BaseException as error:
             for record in records:
                 self._write_cut_off(record, error)

@@ -90,15 +90,15 @@ def train_together(
     records: Sequence[Record],
     splits: Splits,
     *,
-    measured: Callable[[Record, int, Mapping[str, float]], None] = lambda *_: None,
-    give_up: Callable[[Record, int, Mapping[str, float]], bool] = lambda *_: False,
+    on_measured: Callable[[Record, int, Mapping[str, float]], None] = lambda *_: None,
+    should_stop: Callable[[Record, int, Mapping[str, float]], bool] = lambda *_: False,
     progress: Progress = silent,
 ) -> None:
     """Train the networks of ``records`` to the end as one stack, on the device of ``splits``.
 
     They differ in scheme, seed, learning rate, gamma, momentum or activation only; neighbours of
     one seed share their batches. What is measured of one at a step is in its record before
-    ``measured`` is told of it; a network that is still running and that ``give_up`` says true of
+    ``on_measured`` is called; a network that is still running and that ``should_stop`` says true of
     then trains no further. Whatever is raised, the records hold what was measured until then.
     """
     config = records[0].config
@@ -114,7 +114,7 @@ def train_together(
             record.reading = read(one, record.scheme, activation, config.bias_init, probe)
             predicted = record.reading.metrics()
             record.add(0, predicted)
-            measured(record, 0, predicted)
+            on_measured(record, 0, predicted)
     updates = trainer.iterations(len(splits.train), config.batch_size, config.epochs)
     lap = time.perf_counter()
     for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
@@ -128,9 +128,9 @@ def train_together(
                 population.stop(member)
             record.add(checkpoint.step, values)
             paused = time.perf_counter()
-            measured(record, checkpoint.step, values)
+            on_measured(record, checkpoint.step, values)
             undecided = member in population.running and checkpoint.step < updates
-            if undecided and give_up(record, checkpoint.step, values):
+            if undecided and should_stop(record, checkpoint.step, values):
                 population.stop(member)
                 record.stopped_at = checkpoint.step
             logging += time.perf_counter() - paused

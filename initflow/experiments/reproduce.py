@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from initflow.core.configurations import ReproduceConfig
 from initflow.core.progress import Progress
@@ -20,9 +20,6 @@ from initflow.reporting.formats import NONE, interval, percent, whole
 from initflow.reporting.published import Check, PublishedTable, explained
 from initflow.reporting.seed_statistics import Cell, Outcome, Row
 from initflow.training import cache
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NUMBERS = (
     webpage.Column("published, %", number=True),
@@ -52,20 +49,17 @@ class Reproduction(PopulationResult):
     def configuration(self) -> dict[str, str]:
         return self.config.as_text() | {k: str(v) for k, v in self.table.settings.items()}
 
-    def to_pandas(self) -> pd.DataFrame:
-        """A row for each published number, as a fraction, beside ours at the same iteration.
+    def numbers(self) -> Iterable[Mapping[str, object]]:
+        """A row for each published number, beside ours at the same iteration.
 
         Of a row of the table without any, ours at the end.
         """
-        import pandas as pd  # noqa: PLC0415 - takes half a second
-
         ends = ("n", "mean", "low", "high")
-        return pd.DataFrame(
-            {"row": name, **numbers}
-            for name, checks in self.checks.items()
-            for numbers in [asdict(check) | {"explained": check.explained} for check in checks]
-            or [{end: getattr(self.rows[name], end) for end in ends}]
-        )
+        for name, checks in self.checks.items():
+            for check in checks:
+                yield {"row": name, **asdict(check), "explained": check.explained}
+            if not checks:
+                yield {"row": name, **{end: getattr(self.rows[name], end) for end in ends}}
 
     def drawings(self) -> Drawings:
         lines = {
@@ -100,7 +94,7 @@ class Reproduction(PopulationResult):
 def reproduce(
     config: ReproduceConfig, *, experiment: str | None = None, progress: Progress
 ) -> Reproduction:
-    """Train the networks of a published table under several seeds, and hold them against it.
+    """Train the networks of a published table under several seeds, and compare with it.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """

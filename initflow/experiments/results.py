@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from initflow.core import environment
@@ -34,8 +34,14 @@ class Result(ABC):
     def conclusions(self) -> Sequence[str]: ...
 
     @abstractmethod
+    def numbers(self) -> Iterable[Mapping[str, object]]:
+        """The rows of :meth:`to_pandas`, each by the names of its columns."""
+
     def to_pandas(self) -> pd.DataFrame:
-        """The numbers as a table."""
+        """The numbers as a table; accuracies are fractions."""
+        import pandas as pd  # noqa: PLC0415 - takes half a second
+
+        return pd.DataFrame(self.numbers())
 
     def drawings(self) -> Drawings:
         return {}

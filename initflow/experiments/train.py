@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,9 +18,6 @@ from initflow.experiments.results import Drawings, TrackedResult
 from initflow.initializers import plugins
 from initflow.tracking import runs
 from initflow.training import datasets
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(kw_only=True, repr=False)
@@ -45,12 +41,13 @@ class Training(TrackedResult, Record):
     def drawings(self) -> Drawings:
         return network_run.drawings(self)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """A column for each metric by key, a row for each step at which one was logged."""
-        import pandas as pd  # noqa: PLC0415 - takes half a second
-
-        columns = {key: dict(points) for key, points in self.history.items()}
-        return pd.DataFrame(columns).rename_axis("step").sort_index()
+    def numbers(self) -> Iterable[Mapping[str, object]]:
+        """A row for each step at which something was logged, with its metrics by key."""
+        rows: dict[int, dict[str, object]] = {}
+        for key, points in self.history.items():
+            for step, value in points:
+                rows.setdefault(step, {"step": step})[key] = value
+        return [rows[step] for step in sorted(rows)]
 
 
 @public(TrainConfig)
@@ -81,7 +78,7 @@ def train(config: TrainConfig, *, experiment: str | None = None, progress: Progr
             train_together(
                 [result],
                 splits.to(torch.device(device)),
-                measured=lambda _, step, values: run.log_metrics(step, values),
+                on_measured=lambda _, step, values: run.log_metrics(step, values),
                 progress=progress,
             )
             progress("drawing and logging", 0, 1)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import initflow
 from initflow.core import machine, paths
@@ -26,9 +25,6 @@ from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, parse
 from initflow.tracking import connection, queries, runs
 from initflow.training import datasets
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
 CURVES = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation")
@@ -57,12 +53,9 @@ class Verification(Result):
     def conclusions(self) -> Sequence[str]:
         return [sentence(self.replay, self.what)]
 
-    def to_pandas(self) -> pd.DataFrame:
+    def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each part that was compared, with where and how far it differs."""
-        import pandas as pd  # noqa: PLC0415 - takes half a second
-
-        parts = self.replay.as_json()["parts"]
-        return pd.DataFrame({"part": what, **its} for what, its in parts.items())
+        return ({"part": what, **its} for what, its in self.replay.as_json()["parts"].items())
 
 
 @public(VerifyConfig)

@@ -22,43 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from initflow.reporting.seed_statistics import Cell, Row
 
-__all__ = [
-    "CYCLE",
-    "DASHES",
-    "DPI",
-    "MARKS",
-    "MIDDLE",
-    "SMALL",
-    "WIDTH",
-    "Axes",
-    "Figure",
-    "Look",
-    "Values",
-    "accuracy_axis",
-    "accuracy_lines",
-    "accuracy_parts",
-    "beside",
-    "by_activation",
-    "evenly",
-    "few_ticks",
-    "figure",
-    "layer_axes",
-    "legend",
-    "log_scale",
-    "look",
-    "looks",
-    "middles",
-    "png",
-    "png_by_pyplot",
-    "positive",
-    "range_of",
-    "shows_more_than_0",
-    "ticks",
-    "tidy",
-    "told",
-    "wide_figure",
-    "wrapped",
-]
+__all__ = ["Axes", "Figure"]  # matplotlib's, for those that draw with this module
 
 Values = npt.NDArray[np.float64]
 Look = Mapping[str, Any]  # of a line

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+from collections.abc import Mapping, Sequence
 
 NONE = "–"  # where there is no number
 EXACT = 12  # decimals: accuracies are counts over images, what differs beyond these is rounding
@@ -23,8 +26,21 @@ def decimals(half: float) -> int:
     return 1 if half == 0 or half >= 0.05 else 1 - math.floor(math.log10(half))
 
 
-def harmless(value: str | float | None) -> str | float | None:
-    """What a spreadsheet would take for a formula begins with an apostrophe."""
+def as_csv(rows: Sequence[Mapping[str, str | float | None]], columns: Sequence[str]) -> str:
+    """A line for each of ``rows`` below one of the ``columns``; what is not known is empty.
+
+    A scheme's spec may start like a formula of a spreadsheet, as that of ``=1.py:f`` does: such
+    a cell gets an apostrophe in front, which keeps it text. Numbers stay as they are.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _harmless(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _harmless(value: str | float | None) -> str | float | None:
     return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
 
 

@@ -12,8 +12,6 @@ and differences are of those that finished.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from initflow.reporting.formats import EXACT, harmless
+from initflow.reporting import formats
+from initflow.reporting.formats import EXACT
 
 ALPHA = 0.05
 CONFIDENCE = 0.95
@@ -252,17 +251,8 @@ def as_json(
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A line for each row below one of names; what is not known is empty.
-
-    A scheme's spec may start like a formula of a spreadsheet, as that of ``=1.py:f`` does: such
-    a cell gets an apostrophe in front, which keeps it text. Numbers stay as they are.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: harmless(value) for name, value in values(row).items()})
-    return text.getvalue()
+    """A line for each row below one of :data:`COLUMNS`; what is not known is empty."""
+    return formats.as_csv(list(map(values, rows)), COLUMNS)
 
 
 def values(row: Row) -> dict[str, str | float | None]:

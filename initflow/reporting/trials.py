@@ -5,15 +5,13 @@ Numbers in, numbers and sentences out: nothing is trained, stored or tracked her
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from initflow.reporting import formats, seed_statistics, sentences
-from initflow.reporting.formats import harmless, plus_minus
+from initflow.reporting.formats import plus_minus
 from initflow.reporting.seed_statistics import Cell, Difference, Outcome, Outcomes, Row
 
 OUTCOMES = ("finished", "pruned", "diverged", "failed")
@@ -190,13 +188,8 @@ def as_json(
 
 def as_csv(tuned: Sequence[Tuned]) -> str:
     """A line for each scheme below one of names; what is not known is empty."""
-    text = io.StringIO()
     rows = list(map(_values, tuned))
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: harmless(value) for name, value in row.items()})
-    return text.getvalue()
+    return formats.as_csv(rows, list(rows[0]))
 
 
 def _values(tuned: Tuned) -> dict[str, Any]:

@@ -27,6 +27,11 @@ class Column(NamedTuple):
     number: bool = False
 
 
+def columns(*names: str, numbers: Sequence[str] = ()) -> list[Column]:
+    """Columns of text by ``names``, then of ``numbers``."""
+    return [*map(Column, names), *(Column(name, number=True) for name in numbers)]
+
+
 @dataclass(frozen=True)
 class Table:
     """A row's first cell is its heading; the rows with these indices are ``faint``, that is grey.
@@ -177,17 +182,11 @@ def pictured(png: bytes | None, says: str, caption: str = "") -> list[Picture]:
 def accuracy_table(rows: Sequence[Row]) -> Table:
     return Table(
         "Final test accuracy, in percent",
-        [
-            Column("scheme"),
-            Column("activation"),
-            Column("seeds", number=True),
-            Column("mean", number=True),
-            Column("95 % interval", number=True),
-            Column("std", number=True),
-            Column("to 90 %", number=True),
-            Column("to 95 %", number=True),
-            Column("diverged", number=True),
-        ],
+        columns(
+            "scheme",
+            "activation",
+            numbers=("seeds", "mean", "95 % interval", "std", "to 90 %", "to 95 %", "diverged"),
+        ),
         [
             (
                 row.cell.init,
@@ -212,16 +211,12 @@ def difference_table(differences: Sequence[Difference]) -> Table:
     """What may be chance is grey."""
     return Table(
         "Differences, in percentage points",
-        [
-            Column("better"),
-            Column("than"),
-            Column("activation"),
-            Column("seeds", number=True),
-            Column("difference", number=True),
-            Column("95 % interval", number=True),
-            Column("p", number=True),
-            Column("p, Holm", number=True),
-        ],
+        columns(
+            "better",
+            "than",
+            "activation",
+            numbers=("seeds", "difference", "95 % interval", "p", "p, Holm"),
+        ),
         [
             (
                 difference.better,
@@ -243,4 +238,4 @@ def difference_table(differences: Sequence[Difference]) -> Table:
 
 
 def settings_table(caption: str, settings: Mapping[str, str]) -> Table:
-    return Table(caption, [Column("name"), Column("value")], list(settings.items()))
+    return Table(caption, columns("name", "value"), list(settings.items()))

@@ -164,7 +164,7 @@ def _train(record: Record, past: Provenance, splits: Splits, progress: Progress)
     train_together(
         [record],
         splits,
-        give_up=lambda _record, step, _values: was_pruned and step >= past.updates,
+        should_stop=lambda _record, step, _values: was_pruned and step >= past.updates,
         progress=progress,
     )
 

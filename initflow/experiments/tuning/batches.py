@@ -77,12 +77,12 @@ class _Worker:
     """Carries out stacks of trials, and adds up the time."""
 
     def __init__(
-        self, batch: Batch, splits: Splits, trying: RunningTrials, progress: Progress
+        self, batch: Batch, splits: Splits, running: RunningTrials, progress: Progress
     ) -> None:
         self.spent = Spent()
         self._batch = batch
         self._splits = splits
-        self._running = trying
+        self._running = running
         self._progress = progress
         self._resolved = command_run.resolved_params(batch.device, torch.get_num_threads())
 
@@ -97,30 +97,27 @@ class _Worker:
                 numbers[id(records[-1])] = pending.number
             except InitflowError as error:
                 self._write_failed(pending, config, error)
-        studying = 0.0
 
-        def measured(record: Record, step: int, values: Mapping[str, float]) -> None:
-            nonlocal studying
-            asking = time.perf_counter()
+        def on_measured(record: Record, step: int, values: Mapping[str, float]) -> None:
             if step and "accuracy/validation" in values:
-                number = numbers[id(record)]
-                self._running.report(number, step, values["accuracy/validation"])
-            studying += time.perf_counter() - asking
+                accuracy = values["accuracy/validation"]
+                self._running.report(numbers[id(record)], step, accuracy)
             populations.forget(record)
 
-        def give_up(record: Record, step: int, _: Mapping[str, float]) -> bool:
-            nonlocal studying
-            asking = time.perf_counter()
-            hopeless = step > 0 and self._running.should_prune(numbers[id(record)])
-            studying += time.perf_counter() - asking
-            return hopeless
+        def should_stop(record: Record, step: int, _: Mapping[str, float]) -> bool:
+            return step > 0 and self._running.should_prune(numbers[id(record)])
 
+        before = self._running.seconds
         if records:
             train_together(
-                records, self._splits, measured=measured, give_up=give_up, progress=self._progress
+                records,
+                self._splits,
+                on_measured=on_measured,
+                should_stop=should_stop,
+                progress=self._progress,
             )
-        trained = time.perf_counter()
-        self.spent += Spent(training=trained - started - studying, studying=studying)
+        studying = self._running.seconds - before
+        self.spent += Spent(time.perf_counter() - started - studying, studying)
         for record in records:
             self._write(numbers[id(record)], record)
 
@@ -135,13 +132,13 @@ class _Worker:
             resolved=self._resolved,
             tags={**self._batch.tags, TRIAL: number},
         )
-        logged = time.perf_counter()
+        logged, before = time.perf_counter(), self._running.seconds
         try:
             self._tell(number, record)
         except GivenUpError:  # its setting has another run
             self._batch.run.mark_orphaned(runs.Found(of_trial.run_id, "FINISHED", {}))
             raise
-        self.spent += Spent(studying=time.perf_counter() - logged, logging=logged - started)
+        self.spent += Spent(0.0, self._running.seconds - before, logged - started)
 
     def _tell(self, number: int, record: Record) -> None:
         if record.outcome == "finished":

@@ -1,4 +1,4 @@
-"""What the studies of one tuning have in common, and what belongs to each scheme: its arm."""
+"""What the studies of one tuning have in common: settings, data, storage and names."""
 
 from __future__ import annotations
 

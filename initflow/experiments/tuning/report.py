@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from initflow.core.configurations import TuneConfig
 from initflow.experiments.failures import Failures, noted
@@ -19,9 +19,6 @@ from initflow.reporting.formats import NONE, interval, percent
 from initflow.reporting.seed_statistics import Cell
 from initflow.reporting.trials import OUTCOMES, Trial, Tuned
 from initflow.tracking import mlflow_page, runs
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(kw_only=True, repr=False)
@@ -71,15 +68,10 @@ class Tuning(ReportedResult):
     def configuration(self) -> dict[str, str]:
         return self.config.as_text() | {"resolved.study": self.plan.study}
 
-    def to_pandas(self) -> pd.DataFrame:
-        """A row for each trial; accuracies are fractions of the validation images."""
-        import pandas as pd  # noqa: PLC0415 - takes half a second
-
-        return pd.DataFrame(
-            {"init": cell.init, **vars(trial)}
-            for cell, of_scheme in self.trials.items()
-            for trial in of_scheme
-        )
+    def numbers(self) -> Iterable[Mapping[str, object]]:
+        """A row for each trial, with its best accuracy on the validation images."""
+        for cell, found in self.trials.items():
+            yield from ({"init": cell.init, **vars(trial)} for trial in found)
 
     def addresses(self) -> dict[str, str]:
         where, run = self.run.experiment_id, self.run.id
@@ -194,7 +186,7 @@ def _accuracy_table(result: Tuning) -> webpage.Table:
     ]
     return webpage.Table(
         "Each scheme at its best setting, accuracies in percent",
-        [webpage.Column("scheme"), *(webpage.Column(name, number=True) for name in names)],
+        webpage.columns("scheme", numbers=names),
         rows,
         f"Chosen by {result.plan.validation:,} validation images, then trained on all images under "
         f"{seeds_of(result.config.seeds)} that no trial had, and tested once; untuned: "
@@ -214,7 +206,7 @@ def _trials_table(result: Tuning) -> webpage.Table:
     ]
     return webpage.Table(
         "What became of the trials",
-        [webpage.Column("scheme"), *(webpage.Column(name, number=True) for name in names)],
+        webpage.columns("scheme", numbers=names),
         rows,
         "Within a point: from the lowest to the highest learning rate of the finished trials that "
         "came within one point of the best; the true range may be wider.",

@@ -1,9 +1,10 @@
-"""Trials that a worker has at hand: what is seen of them is told to their study."""
+"""The trials that a worker is running: what it measures of them is reported to their study."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import optuna
@@ -21,13 +22,14 @@ WORST = 0.0  # the accuracy that a diverged trial is told as, so that the sample
 
 
 class RunningTrials:
-    """The trials that a worker has at hand: what it sees of them is told the study.
+    """The trials that a worker is running, by their numbers.
 
     Raises :class:`StudyError` where the storage fails, and :class:`GivenUpError` where the trial
-    is not at hand any more.
+    is not running any more.
     """
 
     def __init__(self, search: Search, pending: Sequence[PendingTrial]) -> None:
+        self.seconds = 0.0  # that reporting to the study took
         self._search = search
         with storages.failing(search.storage):
             self._study = storages.kept_open(search, load)
@@ -35,6 +37,7 @@ class RunningTrials:
 
     @contextlib.contextmanager
     def _writing(self, number: int) -> Iterator[None]:
+        started = time.perf_counter()
         try:
             with storages.failing(self._search.storage):
                 yield
@@ -43,6 +46,8 @@ class RunningTrials:
                 f"trial {number} of study '{self._search.name}' was given up meanwhile by another "
                 "process, which took its worker for dead"
             ) from error
+        finally:
+            self.seconds += time.perf_counter() - started
 
     def report(self, number: int, step: int, accuracy: float) -> None:
         """What was measured on the validation images."""

@@ -95,7 +95,7 @@ class Study:
                 self._enqueue(params)
 
     def trials(self, budget: float = math.inf) -> list[Trial]:
-        """Of the first ``budget`` that count those that are through, in their order."""
+        """Of the first ``budget`` that count those that have ended, in their order."""
         found = (_trial(one) for one in self._all() if _place(one) < budget)
         return [trial for trial in found if trial]
 
@@ -155,7 +155,7 @@ class Study:
         """Give up those of the trials ``numbers`` that are not through, to be tried again."""
         with storages.failing(self.search.storage):
             for number in numbers:
-                with contextlib.suppress(ValueError):  # it is through
+                with contextlib.suppress(ValueError):  # it has ended
                     self._study.tell(number, state=TrialState.FAIL)
         self._try_again()
 
@@ -172,7 +172,7 @@ class Study:
                 if trial._trial_id not in alive and begun:  # noqa: SLF001 - its id has no name
                     silent = (datetime.now() - begun).total_seconds()  # noqa: DTZ005 - as Optuna
                     if silent > storages.STALE_S:
-                        with contextlib.suppress(ValueError):  # it is through by now
+                        with contextlib.suppress(ValueError):  # it has ended by now
                             self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _try_again(self) -> None:
