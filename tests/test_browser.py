@@ -189,7 +189,7 @@ def test_the_parents_charts_are_the_mean_curves_and_the_variance_by_depth(page, 
 
 def test_the_saved_view_shows_its_own_runs_in_groups_with_bands(page, ui, comparison):
     """Where it was said to be: accuracy first, a line and a band for each group; listed by name."""
-    view = mlflow_page.view_key(comparison.parent.info.run_id)
+    view = comparison.parent.info.run_id
     address = mlflow_page.runs_address(comparison.experiment, view)
     assert ui.partition("/#")[2] == address.removeprefix("#")
     assert f"/{address}\n" in comparison.printed

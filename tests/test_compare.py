@@ -262,7 +262,7 @@ def test_the_experiment_has_a_saved_view_of_it(compared):
     """Which shows the runs below it alone, by their group."""
     _, parent, nested, _ = compared
     tags = mlflow.get_experiment(parent.info.experiment_id).tags
-    view = json.loads(tags[f"mlflow.sharedViewState.{mlflow_page.view_key(parent.info.run_id)}"])
+    view = json.loads(tags[f"mlflow.sharedViewState.{parent.info.run_id}"])
     packed = base64.b64decode(view["state"].removeprefix("deflate;"))
     state = json.loads(zlib.decompress(packed))
     assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from initflow.tracking import mlflow_page
-from initflow.tracking.mlflow_page import Section
+from initflow.tracking.mlflow_page import ChartSection
 
 PARENT = "0123456789abcdef0123456789abcdef"
 GROUPS = [f"{init} {act}" for act in ("tanh", "relu") for init in ("normal", "lecun", "he")]
 SECTIONS = (
-    Section("accuracy", ("accuracy/test", "loss/test")),
-    Section("by_layer", ("by_layer/signal_variance",), logarithmic=("by_layer/signal_variance",)),
+    ChartSection("accuracy", ("accuracy/test", "loss/test")),
+    ChartSection(
+        "by_layer", ("by_layer/signal_variance",), logarithmic=("by_layer/signal_variance",)
+    ),
 )
 DRAWS = np.random.default_rng(0).random(1000)  # what cannot be compressed
 METRICS = ("accuracy/test", "loss/test", "loss/train", "lr", "b/fc1", "b/fc2", "a/fc1")
@@ -86,7 +88,7 @@ def test_links_stand_in_one_line():
     ids = [f"{n:032x}" for n in range(mlflow_page.LINKED)]
     line = mlflow_page.links("7", PARENT, ids)
     assert "\n" not in line
-    assert f"]({mlflow_page.runs_address('7', mlflow_page.view_key(PARENT))})" in line
+    assert f"]({mlflow_page.runs_address('7', PARENT)})" in line
     assert f"[run by run]({mlflow_page.comparison_address('7', ids)})" in line
     assert f"]({mlflow_page.run_address('7', PARENT, charts=True)})" in line
     assert len(line) < 5_000
@@ -103,7 +105,7 @@ def test_links_leave_out_more_runs_than_a_description_holds():
 def test_the_view_shows_the_runs_below_one_parent_in_groups():
     """Best first, every group, and folded."""
     key, value, state = view()
-    assert key == f"mlflow.sharedViewState.{mlflow_page.view_key(PARENT)}"
+    assert key == f"mlflow.sharedViewState.{PARENT}"
     assert value["name"] == "compare tanh,relu mnist"
     assert value["createdAt"] == value["updatedAt"] == 1_700_000_000_000
     assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{PARENT}'"

@@ -25,9 +25,9 @@ TRACKING = "http://127.0.0.1:1"
 def _folder(tmp_path, monkeypatch):
     """A folder of this test's own."""
     monkeypatch.setenv("INITFLOW_OUTBOX", str(tmp_path / "outbox"))
-    open_runs._forked()
+    open_runs._notes.clear()
     yield
-    open_runs._forked()
+    open_runs._notes.clear()
 
 
 def files():
@@ -189,7 +189,7 @@ def test_a_run_that_is_opened_again_is_tagged_anew(store):
 def test_a_run_that_waits_to_be_made_is_not_forgotten(store, monkeypatch):
     """Its process died while the server was away."""
     dead((delivery.sender(store).tracking, f"{outbox.KEY}{'0' * 32}", True))
-    monkeypatch.setattr(delivery, "paths", lambda: [Path("waiting.outbox")])
+    monkeypatch.setattr(outbox, "paths", lambda: [Path("waiting.outbox")])
     runs.close_left_open()
     assert len(left()) == 1
 

@@ -434,7 +434,7 @@ def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, mon
         result = train.train(CONFIG, experiment="full")
         assert sender.waiting() > 0
         assert re.search("is full|No space left", sender.reason)
-        assert unsent.waiting_lines()
+        assert list(unsent.waiting_lines())
         assert enlarge() == 0
         assert sender.flush(60)
         seen = site.seen(runs.with_ids(result.run.id), tmp_path, store)

@@ -292,7 +292,7 @@ def test_a_slow_server_is_not_waited_for(monkeypatch):
         sender.send(entry)  # would wait 20 s
     assert server.taken == [0]
     release.set()
-    sender.send(entries(5)[4], is_asking=True)
+    sender.send(entries(5)[4], needs_id=True)
     assert server.taken == [0, 1, 2, 3, 4]
 
 
@@ -333,6 +333,24 @@ def test_what_was_refused_has_a_second_chance(folder):
     assert drained(made.path, server.way())[1].refused == 2
     assert drained(made.path, server.way(), again=True) == (2, None)
     assert server.taken == [2, 0, 1]
+
+
+def test_what_was_sent_at_its_second_chance_is_refused_no_more(folder):
+    """Also where another one still waits, and the outbox is read again."""
+    made = box(folder, *entries(3))
+    made.close()
+    assert drained(made.path, Server(["refused"]).way(), patience_s=60)[1].refused == 1
+    made = Outbox.reopened(made.path)
+    made.add(entries(4)[3])
+    made.ask_again()
+    made.sent(1, {})
+    made.close()
+    again = Outbox.reopened(made.path)
+    assert (list(again.waiting), again.refused) == ([4], {})
+    again.ask_again()
+    again.close()
+    there = outbox.left(made.path)
+    assert (there.waiting, there.refused) == (1, 0)
 
 
 def test_what_always_fails_is_set_aside_where_the_server_answers(folder):

@@ -12,7 +12,7 @@ from initflow.core.configurations import TrainConfig, TuneConfig
 from initflow.errors import SettingError
 from initflow.initializers import finder
 from initflow.initializers.plugins import find
-from initflow.tracking import connection, outbox, queries
+from initflow.tracking import connection, outbox, runs
 from tests.conftest import new_store
 from tests.test_finder import project
 
@@ -90,7 +90,7 @@ def test_in_a_folder_with_a_space_the_store_is_found(tmp_path, monkeypatch):
     uri = f"sqlite:///{quote(str(place))}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
-    assert queries.read_run("0" * 32) is None
+    assert runs.read_run("0" * 32) is None
     assert connection.is_there(uri)
     with connection.store_lock(uri):
         assert (place / "mlflow.db.lock").exists()

@@ -966,7 +966,7 @@ def test_whatever_mlflow_answers(logged, monkeypatch, broken, error):
 
     monkeypatch.setenv("INITFLOW_CONTEXT_TAGS", "true")
     monkeypatch.setattr(runs.Run, broken, fail)
-    monkeypatch.setattr(unsent, "settle", fail)
+    monkeypatch.setattr(unsent, "flush", fail)
     net = mlp()
     with initflow.watch(net, every=1):
         train(net, data(3))

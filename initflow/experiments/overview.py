@@ -41,7 +41,7 @@ class PopulationResult(ReportedResult, Population):
     def addresses(self) -> dict[str, str]:
         where, run = self.run.experiment_id, self.run.id
         found = {
-            "Mean curves with bands": mlflow_page.runs_address(where, mlflow_page.view_key(run)),
+            "Mean curves with bands": mlflow_page.runs_address(where, run),
             "Charts of this comparison": mlflow_page.run_address(where, run, charts=True),
         }
         if 1 < len(self.ids) <= mlflow_page.LINKED:

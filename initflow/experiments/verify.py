@@ -23,7 +23,7 @@ from initflow.experiments.results import Result, TrackedResult
 from initflow.initializers import finder, plugins
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, parse
-from initflow.tracking import connection, queries, runs
+from initflow.tracking import connection, runs
 from initflow.training import datasets
 
 RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
@@ -114,7 +114,7 @@ def export(run: str | TrackedResult, to: str | os.PathLike[str]) -> str:
     evidence = _of_run(run_id)
     run_id = runs.with_ids(run_id)
     files = provenance.files(evidence)
-    files |= bundle.pages(evidence, queries.read_history(run_id, CURVES), run_id)
+    files |= bundle.pages(evidence, runs.read_history(run_id, CURVES), run_id)
     diff = _uncommitted(run_id)
     if diff is not None:
         files[UNCOMMITTED] = diff
@@ -180,7 +180,7 @@ def _device(past: Provenance, requested: str | None) -> str:
 
 def _of_run(run_id: str) -> Evidence:
     """What the run recorded, if it is one that can be trained again."""
-    run = queries.read_run(run_id)
+    run = runs.read_run(run_id)
     if run is None:
         where = without_credentials(connection.uri())
         raise ReplayError(f"there is no run {run_id} in MLflow at '{where}'")
@@ -195,7 +195,7 @@ def _of_run(run_id: str) -> Evidence:
         )
 
     def read(name: str, limit: int) -> bytes | None:
-        return queries.read_artifact(run_id, name, limit)
+        return runs.read_artifact(run_id, name, limit)
 
     outcome = run.tags.get("initflow.outcome")
     is_network = "initflow.initial_weights_sha256" in run.tags or outcome is not None
@@ -218,7 +218,7 @@ def _of_run(run_id: str) -> Evidence:
     return recorded.gathered(read, f"run {run_id}")
 
 
-def _of_many(run: queries.Kept) -> str:
+def _of_many(run: runs.Found) -> str:
     """Why a run that is no network's cannot be verified."""
     below = _below(run)
     networks = [one.id for one in below if one.tags.get("initflow.outcome")]
@@ -233,7 +233,7 @@ def _of_many(run: queries.Kept) -> str:
     return f"run {run.id} is of no network that initflow trained"
 
 
-def _below(run: queries.Kept) -> list[runs.Found]:
+def _below(run: runs.Found) -> list[runs.Found]:
     """The runs below it and, where those are of many too, below them."""
     found: list[runs.Found] = []
     above = [run.id]
@@ -252,10 +252,10 @@ def _uncommitted(run_id: str) -> bytes | None:
     """What was not committed, which the run above all others of its command has."""
     top: str | None = run_id
     for _ in range(DEPTH + 1):
-        run = queries.read_run(top) if top else None
+        run = runs.read_run(top) if top else None
         if not run:
             return None
-        diff = queries.read_artifact(run.id, UNCOMMITTED, LARGEST_DIFF)
+        diff = runs.read_artifact(run.id, UNCOMMITTED, LARGEST_DIFF)
         if diff is not None:
             return diff
         top = run.tags.get(runs.PARENT)

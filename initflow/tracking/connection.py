@@ -17,8 +17,7 @@ from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_TIMEOUT,
 )
 
-from initflow.core import paths
-from initflow.core.paths import STORE, store_file
+from initflow.core.paths import STORE, home, store_file
 from initflow.core.secrets import without_credentials
 from initflow.errors import SettingError
 
@@ -37,6 +36,11 @@ def uri() -> str:
 def shown() -> str:
     """The same without a password."""
     return without_credentials(uri())
+
+
+def with_credentials(where: str) -> str:
+    """The address that was :func:`shown` as ``where``, as far as it is that of this process."""
+    return uri() if where == shown() else where
 
 
 def set_uri(where: str) -> None:
@@ -62,7 +66,7 @@ def folder() -> Path:
     store = store_file(where)
     if store:
         return store.parent
-    return paths.home() if "://" in where else Path(where).parent
+    return home() if "://" in where else Path(where).parent
 
 
 def check_backend(backend: str) -> None:
@@ -97,14 +101,12 @@ def store_lock(where: str) -> contextlib.AbstractContextManager[object]:
 
 def answers(where: str) -> bool:
     """Whether a server does, to a small question; a store of this machine is none."""
-    if not is_served(where):
-        return False
-    try:
-        with impatient():
-            client(where).search_experiments(max_results=1)
-    except Exception:  # noqa: BLE001 - whatever keeps it
-        return False
-    return True
+    with contextlib.suppress(Exception):  # whatever keeps it
+        if is_served(where):
+            with impatient():
+                client(where).search_experiments(max_results=1)
+            return True
+    return False
 
 
 _own = threading.local()  # the values that MLflow's variables have in a thread of ours

@@ -14,12 +14,11 @@ from initflow.errors import SettingError
 SWITCH = "INITFLOW_CONTEXT_TAGS"
 # Whatever computes something imports one of these; and all of them import torch.
 AT_WORK = (
-    "diagnostics.layers",
     "diagnostics.hooks",
+    "diagnostics.layers",
     "diagnostics.signals",
     "experiments.tuning.studies",
     "initializers.activations",
-    "tracking.runs",
     "training.splits",
 )
 
@@ -29,17 +28,14 @@ class EnvironmentTags:
 
     def in_context(self) -> bool:
         """Whether the run is to have the tags."""
-        return is_in_use() and is_on()
+        # More of initflow is loaded than MLflow's own request for tags loads.
+        is_in_use = any(f"initflow.{module}" in sys.modules for module in AT_WORK)
+        return is_in_use and is_on()
 
     def tags(self) -> dict[str, str]:
         from initflow.core import environment  # noqa: PLC0415 - imports torch, which is loaded by now
 
         return environment.tags()
-
-
-def is_in_use() -> bool:
-    """Whether this process works with initflow, which more than MLflow's asking has loaded."""
-    return any(f"initflow.{module}" in sys.modules for module in AT_WORK)
 
 
 def is_on() -> bool:

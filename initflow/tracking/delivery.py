@@ -25,14 +25,16 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils import get_results_from_paginated_fn
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from initflow.core.secrets import without_credentials
-from initflow.tracking import connection, mlflow_page, models, outages
+from initflow.tracking import connection, mlflow_page, models, outages, outbox
 from initflow.tracking.connection import impatient
 from initflow.tracking.outbox import (
     KEY,
     KEYS,
+    KEYS_IN_BYTES,
     MODEL_KEY,
     Entry,
     Known,
@@ -40,7 +42,6 @@ from initflow.tracking.outbox import (
     RefusedError,
     UnknownKeyError,
     experiment_key,
-    paths,
 )
 from initflow.tracking.sender import SLOW_S, Sender, Way
 
@@ -48,6 +49,7 @@ KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never h
 ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
 OPENER = "initflow.opener"  # the tag of the process that has a run open: see open_runs
 FILES = "file://"
+PAGE = 1_000  # runs or experiments that are requested at once
 
 
 def way(uri: str) -> Way:
@@ -63,77 +65,64 @@ def way(uri: str) -> Way:
     )
 
 
-_senders: dict[str, Sender] = {}
-_parents: list[Sender] = []  # kept, as letting go of them would let go of their files' locks
+_made_again: set[str] = set()  # runs that may have a twin
+# By process, as a forked one has none of the threads, and what waits is its parent's to send.
+# Those of parents are kept: letting go of them would let go of their files' locks.
+_senders: dict[tuple[int, str], Sender] = {}
 
 
 def sender(uri: str) -> Sender:
     """Of this process, to the server or store at ``uri``."""
-    if uri not in _senders:
-        _senders[uri] = Sender(way(uri))
-    return _senders[uri]
-
-
-def _forked() -> None:
-    """A forked process has none of the threads, and what waits is its parent's to send."""
-    _parents.extend(_senders.values())
-    _senders.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    of_here = os.getpid(), uri
+    if of_here not in _senders:
+        _senders[of_here] = Sender(way(uri))
+    return _senders[of_here]
 
 
 def carry_out(uri: str, entry: Entry, known: Known) -> Known:
     """Write ``entry`` into MLflow; the ids that were learned, by key."""
+    kind = entry.kind
+    if kind not in _KINDS:
+        raise RefusedError(f"no entry of the kind '{kind}' is known")
     with impatient():
         client = connection.client(uri)
+        entry, found = _with_ids(client, entry, known)
         try:
-            kind = _KINDS[entry.kind]
-        except KeyError:
-            raise RefusedError(f"no entry of the kind '{entry.kind}' is known") from None
-        found: Known = {}
-        entry = _with_ids(client, entry, known, found)
-        try:
-            return found | (kind(client, entry) or {})
+            return found | (_KINDS[kind](client, entry) or {})
         except (KeyError, TypeError, AttributeError) as error:
-            raise RefusedError(
-                f"an entry of the kind '{entry.kind}' is damaged: {error}"
-            ) from error
+            raise RefusedError(f"an entry of the kind '{kind}' is damaged: {error}") from error
 
 
-def _with_ids(client: mlflow.MlflowClient, entry: Entry, known: Known, found: Known) -> Entry:
-    """``entry`` with ids where it has keys, in all its texts; ``found`` gets those looked up."""
-    text = json.dumps(entry.values)
-    content = entry.content if KEY.encode() in entry.content else b""
-    if KEY not in text and KEY not in entry.run and not content:
-        return entry
+def _with_ids(client: mlflow.MlflowClient, entry: Entry, known: Known) -> tuple[Entry, Known]:
+    """``entry`` with ids where it has keys, in all its texts, and those that were looked up."""
+    text, found = json.dumps(entry.values), Known()
+    if KEY not in text + entry.run and KEY.encode() not in entry.content:
+        return entry, found
     own = {entry.run, experiment_key(entry.run)} if entry.kind == "create" else set()
 
-    def id_of(key: str) -> str:
-        if key in own or is_model_key(key):
+    def known_id(key: str) -> str:
+        if key in own or key.startswith(MODEL_KEY):
             return known.get(key, key)
-        if key not in known and key not in found:
-            found[key] = looked_up(client, key)
         if known.get(key) == "":
             raise NeverMadeError(f"its run {key} could not be made")
+        if key not in known and key not in found:
+            found[key] = id_of(client, key)
         return known.get(key) or found[key]
 
     def with_ids(text: str) -> str:
-        return KEYS.sub(lambda match: id_of(match[0]), text)
+        return KEYS.sub(lambda key: known_id(key[0]), text)
 
     values = json.loads(with_ids(text))
     if entry.kind == "experiment_tag":
         values["value"] = mlflow_page.rewritten(values["value"], with_ids)
-    if content:
-        content = with_ids(content.decode("utf-8", "surrogateescape")).encode(
-            "utf-8", "surrogateescape"
-        )
-    return replace(entry, run=with_ids(entry.run), values=values, content=content or entry.content)
+    content = KEYS_IN_BYTES.sub(lambda key: known_id(key[0].decode()).encode(), entry.content)
+    return replace(entry, run=with_ids(entry.run), values=values, content=content), found
 
 
-def looked_up(client: mlflow.MlflowClient, key: str) -> str:
-    """The id of the run with this key, or of its experiment, from the server."""
+def id_of(client: mlflow.MlflowClient, key: str) -> str:
+    """The id of the run with this key, or of its experiment, from the server; an id as it is."""
+    if not key.startswith(KEY):
+        return key
     run_key = key.removesuffix(experiment_key(""))
     found = _runs_with(client, run_key)
     if not found:
@@ -143,17 +132,23 @@ def looked_up(client: mlflow.MlflowClient, key: str) -> str:
     return str(found[0].info.run_id if key == run_key else found[0].info.experiment_id)
 
 
+def run_of(client: mlflow.MlflowClient, key: str) -> mlflow.entities.Run | None:
+    """The run with this id or key, also a deleted one; None where there is none with the id."""
+    try:
+        return client.get_run(id_of(client, key))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
 def _runs_with(client: mlflow.MlflowClient, key: str) -> list[Any]:
     """Those with this key, deleted ones last; more than one where an answer was lost."""
-    experiments, page = [], None
-    while True:
-        some = client.search_experiments(ViewType.ALL, page_token=page)
-        experiments += [experiment.experiment_id for experiment in some]
-        page = some.token
-        if not page:
-            break
+    experiments = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+        lambda n, page: client.search_experiments(ViewType.ALL, n, page_token=page), PAGE
+    )
     condition = f"tags.`{KEY_TAG}` = '{key}'"
-    found = client.search_runs(experiments, condition, ViewType.ALL)
+    found = client.search_runs([e.experiment_id for e in experiments], condition, ViewType.ALL)
     return sorted(found, key=lambda run: (run.info.lifecycle_stage, run.info.run_id))
 
 
@@ -170,26 +165,18 @@ def _create(client: mlflow.MlflowClient, entry: Entry) -> Known:
             with impatient(retries=0):  # or MLflow makes a second one where an answer was lost
                 info = client.create_run(where, values["started"], tags, values["name"]).info
         except MlflowException as error:
-            if not outages.is_outage(client.tracking_uri, error):
-                _check_not_deleted(client, where)
-            raise
+            if outages.is_outage(client.tracking_uri, error):
+                raise
+            found = client.get_experiment(where)
+            if found.lifecycle_stage != LifecycleStage.DELETED:
+                raise
+            raise RefusedError(
+                f"experiment '{found.name}' was deleted: bring it back with 'mlflow experiments "
+                f"restore -x {where}', or name another, by --experiment or MLFLOW_EXPERIMENT_NAME"
+            ) from error
     if entry.is_again:
         _made_again.add(info.run_id)
     return {entry.run: info.run_id, experiment_key(entry.run): info.experiment_id}
-
-
-def _check_not_deleted(client: mlflow.MlflowClient, experiment_id: str) -> None:
-    """Say how to go on where no run can be made because its experiment was deleted."""
-    found = client.get_experiment(experiment_id)
-    if found.lifecycle_stage == LifecycleStage.DELETED:
-        raise RefusedError(
-            f"experiment '{found.name}' was deleted: bring it back with "
-            f"'mlflow experiments restore -x {experiment_id}', or name another, by --experiment or "
-            "MLFLOW_EXPERIMENT_NAME"
-        )
-
-
-_made_again: set[str] = set()  # runs that may have a twin
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -200,15 +187,14 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     """
     with connection.store_lock(client.tracking_uri):
         found = client.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # made by another, on a server
-            if not found:
-                raise
-            return str(found.experiment_id)
+        if not found:
+            try:
+                return str(client.create_experiment(name))
+            except MlflowException:
+                found = client.get_experiment_by_name(name)  # made by another, on a server
+                if not found:
+                    raise
+        return str(found.experiment_id)
 
 
 def _params(client: mlflow.MlflowClient, entry: Entry) -> None:
@@ -223,19 +209,14 @@ def _params(client: mlflow.MlflowClient, entry: Entry) -> None:
 def _metrics(client: mlflow.MlflowClient, entry: Entry) -> None:
     """(key, value, time, step, model) each; a model that never came about is left out."""
     metrics = [
-        Metric(key, value, at, step, model_id=None if is_model_key(of_model) else of_model)
-        for key, value, at, step, of_model in entry.values["metrics"]
+        Metric(key, value, at, step, model_id=None if str(model).startswith(MODEL_KEY) else model)
+        for key, value, at, step, model in entry.values["metrics"]
     ]
     client.log_batch(entry.run, metrics=metrics)
 
 
-def is_model_key(id_or_key: str | None) -> bool:
-    return id_or_key is not None and id_or_key.startswith(MODEL_KEY)
-
-
 def _tags(client: mlflow.MlflowClient, entry: Entry) -> None:
-    tags = [RunTag(key, value) for key, value in entry.values["tags"].items()]
-    client.log_batch(entry.run, tags=tags)
+    client.log_batch(entry.run, tags=[RunTag(*tag) for tag in entry.values["tags"].items()])
 
 
 def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
@@ -261,45 +242,34 @@ def close_orphan(uri: str, run: str, opener: str) -> None:
     """
     client = connection.client(uri)
     try:
-        id_ = looked_up(client, run) if run.startswith(KEY) else run
-        found = client.get_run(id_)
-    except UnknownKeyError:
-        if paths():  # it may wait there to be made
+        found = run_of(client, run)
+    except (UnknownKeyError, RefusedError) as error:
+        if isinstance(error, UnknownKeyError) and outbox.paths():  # it may wait there to be made
             raise
         return
-    except RefusedError:
+    if not found or found.info.status not in ("RUNNING", "SCHEDULED"):
         return
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return
-    is_open = found.info.status in ("RUNNING", "SCHEDULED")
     is_its = found.data.tags.get(OPENER) == opener
-    if is_open and is_its and found.info.lifecycle_stage == LifecycleStage.ACTIVE:
-        client.set_tag(id_, ORPHANED, "true")
-        client.set_terminated(id_, "KILLED")
-
-
-def _experiment_tag(client: mlflow.MlflowClient, entry: Entry) -> None:
-    values = entry.values
-    client.set_experiment_tag(values["experiment_id"], values["key"], values["value"])
+    if is_its and found.info.lifecycle_stage == LifecycleStage.ACTIVE:
+        client.set_tag(found.info.run_id, ORPHANED, "true")
+        client.set_terminated(found.info.run_id, "KILLED")
 
 
 def _file(client: mlflow.MlflowClient, entry: Entry) -> None:
     """An artifact; where the store is a folder it is whole or absent, whenever we are killed."""
     name = Path(entry.values["name"]).name
     place = _artifact_root(client.tracking_uri, entry.run)
-    if place.startswith("/") or (place.startswith(FILES) and not urlsplit(place).netloc):
-        folder = Path(unquote(place.removeprefix(FILES)))
+    is_here = place.startswith("/") or (place.startswith(FILES) and not urlsplit(place).netloc)
+    folder = Path(unquote(place.removeprefix(FILES))) if is_here else None
+    if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
-            written = Path(scratch, name)
-            written.write_bytes(entry.content)
+    with tempfile.TemporaryDirectory(dir=folder and folder.parent, prefix=".writing-") as scratch:
+        written = Path(scratch, name)
+        written.write_bytes(entry.content)
+        if folder:
             written.replace(folder / name)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        Path(scratch, name).write_bytes(entry.content)
-        client.log_artifact(entry.run, str(Path(scratch, name)))
+        else:
+            client.log_artifact(entry.run, str(written))
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -310,14 +280,12 @@ def _artifact_root(uri: str, run: str) -> str:
 def _data(client: mlflow.MlflowClient, entry: Entry) -> None:
     """The data set as an MLflow dataset input."""
     values = entry.values
+    shapes = {"images": (values["pixels"],), "labels": ()}
     schema = Schema(
         [
-            TensorSpec(np.dtype(np.uint8), shape, name)
+            TensorSpec(np.dtype(np.uint8), (images, *shape), f"{part}_{name}")
             for part, images in values["parts"].items()
-            for name, shape in (
-                (f"{part}_images", (images, values["pixels"])),
-                (f"{part}_labels", (images,)),
-            )
+            for name, shape in shapes.items()
         ]
     )
     dataset = mlflow.data.meta_dataset.MetaDataset(  # type: ignore[abstract]
@@ -337,7 +305,7 @@ _KINDS: Mapping[str, Callable[[mlflow.MlflowClient, Entry], Known | None]] = {
     "metrics": _metrics,
     "tags": _tags,
     "status": _status,
-    "experiment_tag": _experiment_tag,
+    "experiment_tag": lambda client, entry: client.set_experiment_tag(**entry.values),
     "file": _file,
     "data": _data,
     "model": models.log,

@@ -51,7 +51,7 @@ PALETTE = (
     0xF2BE88, 0x115026, 0x277C43, 0x3BA65E, 0x8DDDA8, 0x9E102C, 0xC82D4C, 0xE65B77,
     0xF792A6, 0x0E538B, 0x2272B4, 0x4299E0, 0x8ACAFF,
 )  # fmt: skip
-BACKGROUND = 0xFFFFFF
+BACKGROUND = "#ffffff"
 
 # The page opens in its mode for language models unless it is told otherwise.
 _TRAINING = {"workflowType": "machine_learning"}
@@ -63,14 +63,14 @@ def runs_address(experiment_id: str, view: str | None = None) -> str:
     query = _TRAINING | {"compareRunsMode": "CHART"}
     if view:
         query |= {"viewStateShareKey": view}
-    return f"#/experiments/{_part(experiment_id)}/runs?{urlencode(query)}"
+    return f"#/experiments/{quote(experiment_id, safe='')}/runs?{urlencode(query)}"
 
 
 def run_address(experiment_id: str, run_id: str, *, charts: bool = False) -> str:
     """The page of one run: its overview, or its charts."""
     tab = "/model-metrics" if charts else ""
-    path = f"#/experiments/{_part(experiment_id)}/runs/{_part(run_id)}{tab}"
-    return f"{path}?{urlencode(_TRAINING)}"
+    experiment, run = (quote(id_, safe="") for id_ in (experiment_id, run_id))
+    return f"#/experiments/{experiment}/runs/{run}{tab}?{urlencode(_TRAINING)}"
 
 
 def comparison_address(experiment_id: str, run_ids: Sequence[str]) -> str:
@@ -98,7 +98,7 @@ def links(experiment_id: str, parent_id: str, run_ids: Sequence[str]) -> str:
     lower part, under which no link can be clicked. More runs than a description can hold are
     left to the saved view.
     """
-    targets = {"Mean curves with bands": runs_address(experiment_id, view_key(parent_id))}
+    targets = {"Mean curves with bands": runs_address(experiment_id, parent_id)}
     if len(run_ids) <= LINKED:
         targets["run by run"] = comparison_address(experiment_id, run_ids)
     targets["charts of this run"] = run_address(experiment_id, parent_id, charts=True)
@@ -113,11 +113,6 @@ def plain(text: str) -> str:
     """
     text = _ENTITIES.sub(lambda found: f"&#{ord(found[0])};", _MARKS.sub(r"\\\g<0>", text))
     return "\n".join(_BEGIN.sub(r"\g<0>\\", line.strip()) for line in text.split("\n"))
-
-
-def view_key(parent_id: str) -> str:
-    """By which the page knows the view of the comparison whose parent run this is."""
-    return parent_id
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,24 @@ def saved_view(
     each of ``groups``, the values of the tag ``group_tag`` (see :func:`group_tag`). Its
     ``sections`` come first; those that the page makes of all other ``metrics`` are folded.
     """
-    state = _state(parent_id, group_tag, sections, runs)
+    # Best first. Where not all runs are loaded, those of the lowest seeds, fair to all groups.
+    by_accuracy = {"orderByKey": f"metrics.`{ACCURACY}`", "orderByAsc": False}
+    by_seed = {"orderByKey": "params.`seed`", "orderByAsc": True}
+    escaped = parent_id.replace("'", "''")
+    state = {  # the rest takes the page's defaults
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{escaped}'",
+        **(by_accuracy if runs <= LOADED else by_seed),
+        "selectedColumns": [*COLUMNS],
+        "runsHiddenMode": "SHOW_ALL",  # and not the first ten groups
+        "groupBy": {
+            "aggregateFunction": "average",
+            "groupByKeys": [{"mode": "tag", "groupByData": group_tag}],
+        },
+        "isAccordionReordered": True,  # or the sections are sorted by name
+        "compareRunCharts": [
+            _chart(section, metric) for section in sections for metric in section.metrics
+        ],
+    }
     shown = {metric for section in sections for metric in section.metrics}
     rest = {metric.rpartition("/")[0] or UNGROUPED for metric in metrics if metric not in shown}
     others = sorted(rest - {section.name for section in sections})
@@ -163,35 +175,11 @@ def saved_view(
         value = _value(name, state | candidate, now_ms)
         if len(value.encode()) <= LONGEST:
             break
-    return f"{VIEW}{view_key(parent_id)}", value
-
-
-def _state(
-    parent_id: str, group_tag: str, sections: Sequence[ChartSection], runs: int
-) -> dict[str, object]:
-    """What the page is told but for its sections; the rest takes the page's defaults."""
-    # Best first. Where not all runs are loaded, those of the lowest seeds, fair to all groups.
-    by_accuracy = {"orderByKey": f"metrics.`{ACCURACY}`", "orderByAsc": False}
-    by_seed = {"orderByKey": "params.`seed`", "orderByAsc": True}
-    escaped = parent_id.replace("'", "''")
-    return {
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{escaped}'",
-        **(by_accuracy if runs <= LOADED else by_seed),
-        "selectedColumns": [*COLUMNS],
-        "runsHiddenMode": "SHOW_ALL",  # and not the first ten groups
-        "groupBy": {
-            "aggregateFunction": "average",
-            "groupByKeys": [{"mode": "tag", "groupByData": group_tag}],
-        },
-        "isAccordionReordered": True,  # or the sections are sorted by name
-        "compareRunCharts": [
-            _chart(section, metric) for section in sections for metric in section.metrics
-        ],
-    }
+    return VIEW + parent_id, value
 
 
 def _section(name: str, *, display: bool) -> dict[str, object]:
-    section = {"uuid": _section_id(name), "name": name, "display": display, "isReordered": True}
+    section = {"uuid": f"section {name}", "name": name, "display": display, "isReordered": True}
     wide = {"columns": 2, "cardHeight": 420}  # high enough for the legend of eight groups
     return section | wide if display else section
 
@@ -201,7 +189,7 @@ def _chart(section: ChartSection, metric: str) -> dict[str, object]:
     return {
         "uuid": f"chart {metric}",
         "type": "LINE",
-        "metricSectionId": _section_id(section.name),
+        "metricSectionId": f"section {section.name}",
         "isGenerated": True,
         "deleted": False,
         "displayName": metric,
@@ -221,19 +209,10 @@ def _chart(section: ChartSection, metric: str) -> dict[str, object]:
     }
 
 
-def _section_id(name: str) -> str:
-    return f"section {name}"
-
-
 def _value(name: str, state: Mapping[str, object], now_ms: int) -> str:
     packed = base64.b64encode(zlib.compress(_compact(state).encode(), 9)).decode()
-    view = {
-        "name": name[:LONGEST_NAME],
-        "createdAt": now_ms,
-        "updatedAt": now_ms,
-        "state": f"deflate;{packed}",
-    }
-    return _compact(view)
+    times = {"createdAt": now_ms, "updatedAt": now_ms}
+    return _compact({"name": name[:LONGEST_NAME], **times, "state": f"deflate;{packed}"})
 
 
 def rewritten(view: str, change: Callable[[str], str]) -> str:
@@ -277,7 +256,12 @@ def group_tag(groups: Iterable[str]) -> str:
     colours keep the greatest distance from each other and from the background.
     """
     tags = [f"{GROUP}.{n}" for n in range(1, GROUPINGS + 1)]
-    return max(tags, key=lambda tag: _least_distance([_colour(tag, group) for group in groups]))
+
+    def distance(tag: str) -> float:
+        pairs = itertools.combinations([*(colour(tag, group) for group in groups), BACKGROUND], 2)
+        return min((_distance(*pair) for pair in pairs), default=0.0)
+
+    return max(tags, key=distance)
 
 
 def run_tags(groups: Sequence[str]) -> list[dict[str, object]]:
@@ -291,37 +275,23 @@ def colour(tag: str, group: str) -> str:
 
     As the tag :data:`COLOUR` of a run it gives the run the colour of its group.
     """
-    return f"#{_colour(tag, group):06x}"
-
-
-def _colour(tag: str, group: str) -> int:
     low = high = 0  # Fletcher's checksum, of UTF-16
     units = _group_id(tag, group).encode("utf-16-le")
     for first, second in zip(units[::2], units[1::2], strict=True):
         low = (low + first + 256 * second) % 255
         high = (high + low) % 255
-    return PALETTE[(low | high << 8) % len(PALETTE)]
+    return f"#{PALETTE[(low | high << 8) % len(PALETTE)]:06x}"
 
 
 def _group_id(tag: str, group: str) -> str:
     return f"tag.{tag}.{group}"
 
 
-def _least_distance(colours: Sequence[int]) -> float:
-    pairs = itertools.combinations([*colours, BACKGROUND], 2)
-    return min((_distance(*pair) for pair in pairs), default=0.0)
-
-
 @functools.cache
-def _distance(one: int, other: int) -> float:
+def _distance(one: str, other: str) -> float:
     """How different two colours look, by the approximation known as redmean."""
-    (red, *_), (other_red, *_) = one.to_bytes(3), other.to_bytes(3)
-    mean = (red + other_red) / 2
-    weights = (2 + mean / 256, 4, 2 + (255 - mean) / 256)
-    parts = zip(weights, one.to_bytes(3), other.to_bytes(3), strict=True)
+    channels = bytes.fromhex(one[1:]), bytes.fromhex(other[1:])
+    red = (channels[0][0] + channels[1][0]) / 2
+    weights = (2 + red / 256, 4, 2 + (255 - red) / 256)
+    parts = zip(weights, *channels, strict=True)
     return math.sqrt(sum(weight * (a - b) ** 2 for weight, a, b in parts))
-
-
-def _part(text: str) -> str:
-    """``text`` as one part of an address's path."""
-    return quote(text, safe="")

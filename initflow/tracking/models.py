@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 import mlflow
-import mlflow.data.meta_dataset
 import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
@@ -22,7 +21,7 @@ from safetensors.torch import load as tensors_of
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.tracking import served_model
 from initflow.tracking.connection import impatient
-from initflow.tracking.outbox import Entry, Known, UnknownKeyError
+from initflow.tracking.outbox import Entry, Known
 from initflow.training import model
 
 READY = LoggedModelStatus.READY
@@ -50,31 +49,19 @@ def log(client: mlflow.MlflowClient, entry: Entry) -> Known:
     if made.model_id not in {output.model_id for output in outputs}:
         client.log_outputs(entry.run, [LoggedModelOutput(made.model_id, values["step"])])
     if not made.metrics:
-        client.log_batch(entry.run, metrics=_metrics_of(client, run, values["step"], made.model_id))
+        metrics = [  # the run's at this step
+            Metric(m.key, m.value, m.timestamp, m.step, model_id=made.model_id)
+            for key in run.data.metrics
+            for m in client.get_metric_history(entry.run, key)
+            if m.step == values["step"]
+        ]
+        client.log_batch(entry.run, metrics=metrics)
     return {values["key"]: str(made.model_id)}
 
 
 def logged(client: mlflow.MlflowClient, run: Run) -> list[LoggedModel]:
     condition = f"source_run_id = '{run.info.run_id}'"
     return list(client.search_logged_models([run.info.experiment_id], condition))
-
-
-def model_of(client: mlflow.MlflowClient, run_id: str) -> str:
-    """The id of the run's model."""
-    found = logged(client, client.get_run(run_id))
-    if not found:
-        raise UnknownKeyError(f"the model of the run {run_id} is not there yet")
-    return str(found[0].model_id)
-
-
-def _metrics_of(client: mlflow.MlflowClient, run: Run, step: int, model_id: str) -> list[Metric]:
-    """The run's metrics at ``step`` as those of its model, too."""
-    return [
-        Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id)
-        for key in run.data.metrics
-        for m in client.get_metric_history(run.info.run_id, key)
-        if m.step == step
-    ]
 
 
 def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:

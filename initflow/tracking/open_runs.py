@@ -15,64 +15,46 @@ import platform
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from initflow.tracking.outbox import folder
+from initflow.tracking.outbox import folder, lock, remove
 
 SUFFIX = ".runs"
 LARGEST = 1 << 24  # bytes of such a file
 
 
-@dataclass(frozen=True)
-class LeftOpen:
-    """The ``runs``, ids or keys, that a process which died had open in ``tracking``."""
+class LeftOpen(NamedTuple):
+    """The ``runs``, ids or keys, that a process which died had open in ``tracking``.
+
+    They are tagged with ``opener``, unless another process has opened them since.
+    """
 
     path: Path
     tracking: str
     runs: tuple[str, ...]
-
-    @property
-    def opener(self) -> str:
-        """What the runs are tagged with that no other process has opened since."""
-        return self.path.stem
+    opener: str
 
     def forget(self, run: str) -> None:
-        """Note that it is closed, as far as the disk has room; with nothing open, the file goes."""
+        """Note that it is closed, as far as the disk has room."""
         with contextlib.suppress(OSError):
             _write(self.path, self.tracking, run, is_open=False)
-        if not _read(self.path):
-            _remove(self.path)
 
 
-class _Notes:
-    """Those of this process, while it has a run open."""
+class _Notes(NamedTuple):
+    """Those of a process, while it has a run open."""
 
-    def __init__(self) -> None:
-        self.path = folder() / f"{uuid.uuid4().hex}{SUFFIX}"
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.lock = _lock(self.path)
-        self.lock.acquire(blocking=False)
-        self.open: set[str] = set()
+    path: Path
+    lock: FileLock
+    open: set[str]
 
 
-_own: _Notes | None = None
-_of_parents: list[_Notes] = []  # kept, as letting go of them would let go of their locks
+# By process: what is open in a parent is open there. Those of parents are kept, as letting go of
+# them would let go of their locks.
+_notes: dict[int, _Notes] = {}
 _turn = threading.RLock()
-
-
-def _forked() -> None:
-    """What is open is open in the parent process."""
-    global _own  # noqa: PLW0603 - of which a process has one
-    if _own:
-        _of_parents.append(_own)
-    _own = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 def opened(tracking: str, run: str) -> str:
@@ -80,50 +62,52 @@ def opened(tracking: str, run: str) -> str:
 
     What the run is to be tagged with; nothing where it could not be noted.
     """
-    global _own  # noqa: PLW0603 - as above
+    process = os.getpid()
     with _turn, contextlib.suppress(OSError, NotImplementedError, Timeout):
-        _own = _own or _Notes()
-        _write(_own.path, tracking, run, is_open=True)
-        _own.open.add(run)
-        return _own.path.stem
+        if process not in _notes:
+            path = folder() / f"{uuid.uuid4().hex}{SUFFIX}"
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            held = lock(path)
+            held.acquire()
+            _notes[process] = _Notes(path, held, set())
+        own = _notes[process]
+        _write(own.path, tracking, run, is_open=True)
+        own.open.add(run)
+        return own.path.stem
     return ""
 
 
 def closed(tracking: str, run: str) -> None:
     """Note that it is open no more; with none that is, nothing is left to be seen."""
-    global _own
     with _turn, contextlib.suppress(OSError):
-        if not _own or run not in _own.open:
+        own = _notes.get(os.getpid())
+        if not own or run not in own.open:
             return
-        _own.open.remove(run)
-        if _own.open:
-            _write(_own.path, tracking, run, is_open=False)
-            return
-        notes, _own = _own, None
-        _remove(notes.path)
-        notes.lock.release()
+        own.open.remove(run)
+        if own.open:
+            _write(own.path, tracking, run, is_open=False)
+        else:
+            del _notes[os.getpid()]
+            remove(own.path, own.lock)
 
 
 def left_open() -> Iterator[LeftOpen]:
-    """What processes of this machine left open that died, each held until the next is asked for."""
+    """What dead processes of this machine left open, each locked until the next is requested."""
     for path in sorted(folder().glob(f"*{SUFFIX}")):
-        lock = _lock(path)
+        held = lock(path)
         try:
-            lock.acquire(blocking=False)
+            held.acquire()
         except (Timeout, OSError, NotImplementedError):
             continue  # of a process that lives
         try:
             found = _read(path)
             for tracking in dict.fromkeys(where for where, _ in found):
-                yield LeftOpen(path, tracking, tuple(run for at, run in found if at == tracking))
-            if not found and (_is_of_here(path) or not path.exists()):
-                _remove(path)
+                runs = tuple(run for at, run in found if at == tracking)
+                yield LeftOpen(path, tracking, runs, opener=path.stem)
+            if not _read(path) and (_is_of_here(path) or not path.exists()):
+                remove(path, held)
         finally:
-            lock.release()
-
-
-def _lock(path: Path) -> FileLock:
-    return FileLock(f"{path}.lock", thread_local=False)
+            held.release()
 
 
 def _write(path: Path, tracking: str, run: str, *, is_open: bool) -> None:
@@ -154,10 +138,3 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        Path(f"{path}.lock").unlink(missing_ok=True)

@@ -7,9 +7,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
@@ -48,12 +47,12 @@ def is_refusal(where: str, error: BaseException) -> bool:
 
     What is between us and a server (a proxy, a lack of rights) may be gone the next time.
     """
-    if isinstance(error, UnknownKeyError) or is_outage(where, error):
+    if is_outage(where, error):
         return False
-    between = is_served(where) and isinstance(error, MlflowException)
-    if between and not isinstance(error, RestException):
-        return False
-    return not (isinstance(error, MlflowException) and _http_status(error) in RIGHTS)
+    if not isinstance(error, MlflowException):
+        return True
+    is_answer = isinstance(error, RestException) or not is_served(where)
+    return is_answer and _http_status(error) not in RIGHTS
 
 
 def is_outage(where: str, error: BaseException) -> bool:
@@ -105,19 +104,16 @@ def _uninterrupted() -> Iterator[None]:
     A request that is cut off may have made a run whose id nobody knows, and locks SQLite.
     """
     held: list[tuple[int, float]] = []
-    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: set_ for n in STOPS if is_main and callable(set_ := signal.getsignal(n))}
 
     def hold(number: int, frame: FrameType | None) -> None:
         held.append((number, time.monotonic()))
         if held[-1][1] - held[0][1] > PATIENCE_S:
             before[number](number, frame)
 
-    if threading.current_thread() is threading.main_thread():
-        for number in STOPS:
-            handler = signal.getsignal(number)
-            if callable(handler):
-                before[number] = handler
-                signal.signal(number, hold)
+    for number in before:
+        signal.signal(number, hold)
     try:
         yield
     finally:
@@ -153,12 +149,10 @@ def translated(where: str = "") -> Iterator[None]:
 def check_reachable() -> None:
     """Raise :class:`TrackingError` where a tracking server does not answer for a while.
 
-    It is for what has to ask it, too; what only writes goes on without it.
+    For work that also reads from the server; what only writes goes on without it.
     """
-    if not is_served():
-        return
     started = time.monotonic()
-    while True:
+    while is_served():
         try:
             with translated():
                 connection.client().search_experiments(max_results=1)

@@ -32,22 +32,17 @@ FORMAT = 1
 SUFFIX = ".outbox"
 LIMIT = 1 << 30  # bytes of an outbox
 HEADER = 1 << 20  # bytes that what is said of nothing may take
-MAKING = "create"  # the kind of entry that makes what a key stands for
 KEY = "waiting-"  # begins what stands for an id that only the server can give
 MODEL_KEY = f"{KEY}model-"
 KEYS = re.compile(rf"{KEY}(?:model-)?[0-9a-f]{{32}}(?:-experiment)?")
-DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
+KEYS_IN_BYTES = re.compile(KEYS.pattern.encode())
 
 Known = dict[str, str]  # the ids that keys stand for; "" for a key that will never have one
 
 
-def new_key() -> str:
-    """What stands for a run's id until the server has given it, in entries and all their texts."""
-    return f"{KEY}{uuid.uuid4().hex}"
-
-
-def new_model_key() -> str:
-    return f"{MODEL_KEY}{uuid.uuid4().hex}"
+def new_key(begin: str = KEY) -> str:
+    """What stands for a run's id, or for a model's, in all texts until the server has given it."""
+    return begin + uuid.uuid4().hex
 
 
 def experiment_key(run: str) -> str:
@@ -58,9 +53,7 @@ def experiment_key(run: str) -> str:
 def folder() -> Path:
     """Where outboxes lie: INITFLOW_OUTBOX, else in the user's folder for such things."""
     given = os.environ.get("INITFLOW_OUTBOX")
-    if given:
-        return own(given)
-    return platformdirs.user_state_path("initflow") / "outbox"
+    return own(given) if given else platformdirs.user_state_path("initflow") / "outbox"
 
 
 @dataclass(frozen=True)
@@ -94,24 +87,14 @@ class Outbox:
 
     def __init__(self, path: Path, tracking: str) -> None:
         """A new one."""
-        self.path, self.tracking = path, tracking
-        self.known: Known = {}
-        self.refused: dict[int, str] = {}
-        self.waiting: deque[int] = deque()
-        self._lines: dict[int, dict[str, Any]] = {}
-        self._last = 0
-        self._lock = _lock(path)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock.acquire(blocking=False)
+        self._lock = lock(path)
+        self._lock.acquire()
         header = _line({"format": FORMAT, "tracking": tracking})
-        self.size = len(header)
-        arriving = Path(f"{path}.new")
+        self._recall(path, header)
         try:
-            _write_through(arriving, header)
-            arriving.replace(path)
-            _flush_folder(path.parent)
+            _write_whole(path, header)
         except OSError:
-            arriving.unlink(missing_ok=True)
             self.discard()
             raise
 
@@ -123,41 +106,67 @@ class Outbox:
         that is none.
         """
         self = object.__new__(cls)
-        self.path, self._lock = path, _lock(path)
+        self._lock = lock(path)
         try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            raise
+            self._lock.acquire()
         except OSError as error:
+            if isinstance(error, Timeout):
+                raise
             raise OutboxError(f"outbox '{path}' cannot be held: {error.strerror}") from error
         try:
-            content = _read(path)
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):  # its process died as it wrote the last line
+            whole = _whole_lines(path)
+            if len(whole) < path.stat().st_size:  # its process died as it wrote the last line
                 os.truncate(path, len(whole))
-            self._recall(whole)
+            self._recall(path, whole)
         except BaseException:
             self._lock.release()
             raise
         return self
 
-    def _recall(self, whole: bytes) -> None:
-        header, *lines = _parsed(self.path, whole)
-        self.tracking = header["tracking"]
-        self.known, self.refused = {}, {}
-        self._lines, self._last = {}, 0
-        for line in lines:
-            if "entry" in line:
-                self._last = line["entry"]
-                self._lines[self._last] = line
-            elif "sent" in line:
-                self._lines.pop(line["sent"], None)
-                self.known |= line["known"]
-            else:
-                self.refused[line["refused"]] = line["reason"]
-                self.known |= _without_id(self._lines.get(line["refused"], {}))
+    def _recall(self, path: Path, whole: bytes) -> None:
+        """Set the state to what the lines of the file ``path`` say."""
+        self.path = path
+        self.known: Known = {}
+        self.refused: dict[int, str] = {}
+        self._lines: dict[int, dict[str, Any]] = {}
+        self._last = 0
+        if not whole:
+            raise OutboxError(f"outbox '{path}' is empty")
+        for at, text in enumerate(whole.splitlines(), start=1):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            match at == 1, line:
+                case True, {"format": version, "tracking": str(tracking)} if version == FORMAT:
+                    self.tracking = tracking
+                case False, {
+                    "entry": int(number),
+                    "kind": str(),
+                    "run": str(),
+                    "values": dict(),
+                    "bytes": int(size),
+                } if not size or isinstance(line.get("sha256"), str):
+                    self._last = number
+                    self._lines[number] = line
+                case False, {"sent": int(number), "known": dict(known)} if all(
+                    isinstance(id_, str) for id_ in known.values()
+                ):
+                    self._lines.pop(number, None)
+                    self.refused.pop(number, None)
+                    self.known |= known
+                case False, {"refused": int(number), "reason": str(reason)}:
+                    if number in self._lines:
+                        self._set_aside(number, reason)
+                case _:
+                    raise OutboxError(f"outbox '{path}' is damaged at line {at}")
         self.waiting = deque(n for n in self._lines if n not in self.refused)
         self.size = len(whole) + sum(line["bytes"] for line in self._lines.values())
+
+    def left(self) -> Left:
+        """How much it holds."""
+        refusal = next(iter(self.refused.values()), "")
+        return Left(self.path, self.tracking, len(self.waiting), len(self.refused), refusal=refusal)
 
     def add(self, entry: Entry) -> int:
         """Keep ``entry``, on disk before this returns; its number. An OSError where it is full."""
@@ -174,13 +183,9 @@ class Outbox:
         if entry.content:
             line["sha256"] = hashlib.sha256(entry.content).hexdigest()
             file = self._file(number)
-            try:
-                file.parent.mkdir(exist_ok=True, mode=0o700)
-                _write_through(file, entry.content)
-            except OSError:
-                file.unlink(missing_ok=True)
-                raise
-        self._write(line)
+            file.parent.mkdir(exist_ok=True, mode=0o700)
+            _write_whole(file, entry.content)
+        self._note(line)
         self._last = number
         self._lines[number] = line
         self.waiting.append(number)
@@ -204,7 +209,7 @@ class Outbox:
         """Note that it was, and what was learned by it."""
         self.known |= known
         with contextlib.suppress(OSError):  # else it is sent again, which is harmless
-            self._write({"sent": number, "known": known})
+            self._note({"sent": number, "known": known})
         self.waiting.remove(number)
         self.refused.pop(number, None)
         self.size -= self._lines.pop(number)["bytes"]
@@ -214,10 +219,14 @@ class Outbox:
     def refuse(self, number: int, reason: str) -> None:
         """Note that it cannot be sent: it stays, and does not hold up the others."""
         with contextlib.suppress(OSError):
-            self._write({"refused": number, "reason": reason})
+            self._note({"refused": number, "reason": reason})
         self.waiting.remove(number)
+        self._set_aside(number, reason)
+
+    def _set_aside(self, number: int, reason: str) -> None:
         self.refused[number] = reason
-        self.known |= _without_id(self._lines[number])
+        line = self._lines[number]
+        self.known |= without_id(line["kind"], line["run"])
 
     def ask_again(self) -> None:
         """Let what was refused wait once more, in its place."""
@@ -234,118 +243,92 @@ class Outbox:
 
     def discard(self) -> None:
         shutil.rmtree(self._file(0).parent, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        self._lock.release()
-        with contextlib.suppress(OSError):
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+        remove(self.path, self._lock)
 
     def _file(self, number: int) -> Path:
         return Path(f"{self.path}.d") / str(number)
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        """Add a line, flushed to disk, whole or not at all."""
-        text = _line(line)
-        with _opened(self.path) as file:
-            before = file.seek(0, os.SEEK_END)
-            try:
-                _write_all(file, text)
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
-        self.size += len(text)
+    def _note(self, values: Mapping[str, Any]) -> None:
+        line = _line(values)
+        _write(self.path, line)
+        self.size += len(line)
 
 
-def _without_id(line: Mapping[str, Any]) -> Known:
-    """Of the line of an entry that was refused: a run that was not made will never have an id."""
-    return {line["run"]: "", experiment_key(line["run"]): ""} if line.get("kind") == MAKING else {}
+def without_id(kind: str, run: str) -> Known:
+    """Of an entry that will not be sent: a run that it was to make will never have an id."""
+    return {run: "", experiment_key(run): ""} if kind == "create" else {}
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
 
-def _opened(path: Path) -> Any:
-    """To be added to; for its owner's eyes, and without a buffer, which could be written later."""
-    return open(  # Path.open takes no opener
-        path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600)
-    )
-
-
-def _write_all(file: Any, content: bytes) -> None:
-    """What has no buffer may take a part of it at a time, and be full only at the next."""
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _write_through(file: Path, content: bytes) -> None:
-    with _opened(file) as opened:
-        opened.truncate(0)
-        _write_all(opened, content)
-        os.fsync(opened.fileno())
-    _flush_folder(file.parent)
-
-
-def _flush_folder(path: Path) -> None:
-    """So that a new file is found in it, whatever happens to the machine."""
+def _write_whole(path: Path, content: bytes) -> None:
+    """A new file, which is there when it is whole, whatever happens to the machine."""
+    arriving = Path(f"{path}.new")
+    try:
+        arriving.unlink(missing_ok=True)
+        _write(arriving, content)
+        arriving.replace(path)
+    except OSError:
+        arriving.unlink(missing_ok=True)
+        raise
     if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            os.fsync(folder)
         finally:
-            os.close(descriptor)
+            os.close(folder)
 
 
-def _lock(path: Path) -> FileLock:
-    return FileLock(f"{path}.lock", thread_local=False)  # taken in one thread, let go in another
+def _write(path: Path, content: bytes) -> None:
+    """Add to a file, for its owner's eyes: flushed to disk, whole or not at all."""
+    with open(  # Path.open takes no opener; and what a buffer holds could be written later
+        path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600)
+    ) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(content)
+            while rest:  # a disk may take a part of it, and be full only at the next
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
-def _read(path: Path) -> bytes:
+def lock(path: Path) -> FileLock:
+    """By which a process holds ``path``; it may be taken in one thread and let go in another."""
+    return FileLock(f"{path}.lock", timeout=0, thread_local=False)
+
+
+def remove(path: Path, held: FileLock) -> None:
+    """Remove a file that this process holds, and its lock, as far as the system lets it."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    held.release()
+    with contextlib.suppress(OSError):
+        Path(held.lock_file).unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> bytes:
+    """All but a last line that was cut off as it was written."""
     try:
         if not path.is_file():  # but a device, perhaps without an end
             raise OutboxError(f"outbox '{path}' is no file")
         if path.stat().st_size > 2 * LIMIT + HEADER:
             raise OutboxError(f"outbox '{path}' is larger than any")
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise OutboxError(f"outbox '{path}' cannot be read: {error.strerror}") from error
-
-
-def _parsed(path: Path, whole: bytes) -> list[dict[str, Any]]:
-    """The lines of an outbox, each with all that its kind has."""
-    lines = []
-    for at, text in enumerate(whole.splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            if at == 1:
-                sound = line["format"] == FORMAT and isinstance(line["tracking"], str)
-            elif "entry" in line:
-                kinds = {"entry": int, "kind": str, "run": str, "values": dict, "bytes": int}
-                kinds |= {"sha256": str} if line["bytes"] else {}
-                sound = all(type(line[name]) is kind for name, kind in kinds.items())
-            elif "sent" in line:
-                known = line["known"].items()
-                sound = type(line["sent"]) is int and all(type(v) is str for _, v in known)
-            else:
-                sound = type(line["refused"]) is int and type(line["reason"]) is str
-        except (*DAMAGED, RecursionError):
-            sound = False
-        if not sound:
-            raise OutboxError(f"outbox '{path}' is damaged at line {at}")
-        lines.append(line)
-    if not lines:
-        raise OutboxError(f"outbox '{path}' is empty")
-    return lines
+    return content[: content.rfind(b"\n") + 1]
 
 
 @dataclass(frozen=True)
 class Left:
     """What an outbox still holds: how many entries wait and how many were refused, each with why.
 
-    ``is_held`` by a process that is sending them; ``is_away``: the server does not answer. Just
-    ``sent`` were so many.
+    ``is_held`` by a process that is sending them; ``is_away``: the server does not answer.
     """
 
     path: Path
@@ -356,7 +339,6 @@ class Left:
     refusal: str = ""
     is_held: bool = False
     is_away: bool = False
-    sent: int = 0
 
 
 def paths() -> list[Path]:
@@ -368,16 +350,6 @@ def left(path: Path) -> Left | None:
     """What it holds, looked at without holding it; None where it is gone meanwhile."""
     if not path.exists():
         return None
-    content = _read(path)
-    header, *lines = _parsed(path, content[: content.rfind(b"\n") + 1])
-    through = {line["sent"] for line in lines if "sent" in line}
-    refused = {line["refused"]: line["reason"] for line in lines if "refused" in line}
-    entries = {line["entry"] for line in lines if "entry" in line} - through
-    refused = {number: refused[number] for number in refused if number in entries}
-    waiting = len(entries) - len(refused)
-    return Left(path, header["tracking"], waiting, len(refused), refusal=refusal_of(refused))
-
-
-def refusal_of(refused: Mapping[int, str]) -> str:
-    """Why one of those was refused; nothing where none was."""
-    return next(iter(refused.values()), "")
+    looked_at = object.__new__(Outbox)
+    looked_at._recall(path, _whole_lines(path))
+    return looked_at.left()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from initflow.errors import OutageError, TrackingError
 from initflow.tracking import connection, delivery, mlflow_page, models, outbox
 from initflow.tracking.outages import translated
 from initflow.tracking.runs import reading
@@ -14,9 +13,12 @@ from initflow.tracking.runs import reading
 def there(run: str, model: str) -> tuple[str, str]:
     """The ids of a run and of its model, where only keys of them are known."""
     client = connection.client()
-    run = delivery.looked_up(client, run) if run.startswith(outbox.KEY) else run
+    run = delivery.id_of(client, run)
     if model.startswith(outbox.KEY):
-        model = models.model_of(client, run)
+        found = models.logged(client, client.get_run(run))
+        if not found:
+            raise outbox.UnknownKeyError(f"the model of the run {run} is not there yet")
+        model = str(found[0].model_id)
     return run, model
 
 
@@ -39,16 +41,11 @@ def register(
     return str(made.version)
 
 
+@reading()
 def has_version(name: str, version: str) -> bool:
     """Whether the registered model has it still."""
-    try:
-        with reading():
-            connection.client().get_model_version(name, version)
-    except OutageError:
-        raise
-    except TrackingError:
-        return False
-    return True
+    versions = connection.client().search_model_versions(f"name = '{name}'")
+    return any(str(one.version) == version for one in versions)
 
 
 @translated()

@@ -12,14 +12,17 @@ import itertools
 import json
 import os
 import re
+import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import mlflow
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils import get_results_from_paginated_fn
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
@@ -28,7 +31,7 @@ from initflow.core import environment, paths
 from initflow.core.secrets import without_credentials
 from initflow.errors import OutageError, SettingError, TrackingError
 from initflow.tracking import connection, delivery, mlflow_page, open_runs, outbox, unsent
-from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED
+from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED, PAGE
 from initflow.tracking.outages import translated
 from initflow.tracking.outbox import Entry
 from initflow.training.splits import Splits
@@ -38,6 +41,7 @@ LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
 
 
 @contextlib.contextmanager
@@ -53,7 +57,7 @@ def reading() -> Iterator[None]:
 def send(entry: Entry) -> None:
     """Write it now or, where MLflow does not answer, later."""
     with translated():
-        delivery.sender(connection.uri()).send(entry, is_asking=entry.kind in ("create", "model"))
+        delivery.sender(connection.uri()).send(entry, needs_id=entry.kind in ("create", "model"))
 
 
 def with_ids(text: str) -> str:
@@ -74,7 +78,7 @@ class Run:
 
     id: str
     experiment_id: str
-    launcher: tuple[str, ...]
+    launcher: tuple[str, ...] = ()
 
     def _write(self, kind: str, content: bytes = b"", **values: object) -> None:
         send(Entry(kind, self.id, values, content))
@@ -85,9 +89,9 @@ class Run:
     def log_history(
         self, history: Mapping[str, Sequence[tuple[int, float]]], model_id: str | None = None
     ) -> None:
-        """All (step, value) pairs of each metric; the last are those of the model, if it is told.
+        """All (step, value) pairs of each metric; the last are also the model's, if it is given.
 
-        MLflow's own way to tell a model of a run's metrics is to read each of them again. Its
+        MLflow itself would give them to the model by reading each of them again. Its
         page compares runs by what was logged first: that is the accuracy.
         """
         now = _now()
@@ -147,7 +151,7 @@ class Run:
         step: int,
     ) -> str:
         """The id of a network as an MLflow model: see :func:`initflow.training.model.to_module`."""
-        key = outbox.new_model_key()
+        key = outbox.new_key(outbox.MODEL_KEY)
         tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
         values = {"activation": activation, "mean": mean, "std": std, "pixels": pixels}
         self._write("model", as_safetensors(tensors), key=key, step=step, **values)
@@ -175,24 +179,19 @@ class Run:
 
         ``resumed`` is the id of a closed run of this experiment that is to be it, opened again.
         """
-        described = {DESCRIPTION: mlflow_page.plain(description)}
-        tags = {PARENT: self.id, **described, **_context_tags(), **tags}
-        run = None
-        try:
-            if resumed:
-                run = Run(resumed, self.experiment_id, ())
+        described = {PARENT: self.id, DESCRIPTION: mlflow_page.plain(description)}
+        tags = {**described, **_context_tags(), **tags}
+        where = {"experiment_id": self.experiment_id}
+        again = Run(resumed, self.experiment_id) if resumed else None
+        with _closing(lambda: again or _created(name, tags, where), ends_as) as run:
+            if again:
                 # Whose it is comes first: the process that had it may be taken for dead just now.
-                own = {OPENER: open_runs.opened(connection.shown(), resumed), ORPHANED: "false"}
-                run.set_tags({**tags, **own})
-                run._write("status", status="RUNNING")
+                opener = open_runs.opened(connection.shown(), again.id)
+                again.set_tags({**tags, OPENER: opener, ORPHANED: "false"})
+                again._write("status", status="RUNNING")  # noqa: SLF001 - its own
             else:
-                run = _created(name, tags, {"experiment_id": self.experiment_id})
                 run.log_params(params)
             yield run
-            run.end(ends_as)
-        except BaseException as error:
-            _close(run, error)
-            raise
 
     @reading()
     def found(self, tags: Mapping[str, object], experiments: Iterable[str] = ()) -> list[Found]:
@@ -200,37 +199,83 @@ class Run:
 
         In a tag's value ``%`` stands for any letters.
         """
-        client, found, page = connection.client(), [], None
+        client, own = connection.client(), with_ids(self.id)
         where = list(map(with_ids, {self.experiment_id, *experiments}))
         comparisons = ((key, "LIKE" if "%" in str(v) else "=", v) for key, v in tags.items())
         condition = " AND ".join(f"tags.`{key}` {how} '{v}'" for key, how, v in comparisons)
-        condition, own = with_ids(condition), with_ids(self.id)
-        while True:
-            some = client.search_runs(where, condition, page_token=page)
-            found += [Found(r.info.run_id, r.info.status, r.data.tags) for r in some]
-            page = some.token
-            if not page:
-                return [one for one in found if one.id != own]
+        condition = with_ids(condition)
+        found = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+            lambda n, page: client.search_runs(where, condition, max_results=n, page_token=page),
+            PAGE,
+        )
+        return [Found.of(run) for run in found if run.info.run_id != own]
 
     def mark_orphaned(self, one: Found) -> None:
         """Close a run whose process died and that nobody will go on with, and say so by a tag."""
-        lost = Run(one.id, self.experiment_id, ())
+        lost = Run(one.id, self.experiment_id)
         lost.set_tags({ORPHANED: "true"})
         if one.status != "KILLED":
             lost.end("KILLED")
 
 
 class Found(NamedTuple):
-    """A run as it was found: its tags by key."""
+    """A run as MLflow keeps it: its tags by key; ``lifecycle`` is active or deleted."""
 
     id: str
     status: str
     tags: Mapping[str, str]
+    experiment_id: str = ""
+    lifecycle: str = "active"
+
+    @classmethod
+    def of(cls, run: mlflow.entities.Run) -> Found:
+        its, tags = run.info, run.data.tags
+        return cls(its.run_id, its.status, tags, its.experiment_id, its.lifecycle_stage)
 
     @property
     def names(self) -> set[str]:
         """Its id, and the key that it had before it was given one."""
         return {self.id, self.tags.get(KEY_TAG, self.id)}
+
+
+def read_run(run_id: str) -> Found | None:
+    """The run with this id, also a deleted one; None where there is none.
+
+    Of a run whose ``run_id`` is a key, as its id was not known then, it has the id. A store that
+    is not there is not made.
+    """
+    if not connection.is_there(connection.uri()):
+        return None
+    with reading():
+        found = delivery.run_of(connection.client(), run_id)
+    return Found.of(found) if found else None
+
+
+def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) pairs of those metrics that the run has."""
+    client = connection.client()
+    with reading():
+        found = {key: client.get_metric_history(run_id, key) for key in keys}
+    return {
+        key: sorted((m.step, m.value) for m in points) for key, points in found.items() if points
+    }
+
+
+def read_artifact(run_id: str, name: str, limit: int) -> bytes | None:
+    """The content of the run's file ``name``; None where there is none.
+
+    One of more than ``limit`` bytes is a :class:`TrackingError`.
+    """
+    client = connection.client()
+    with reading(), tempfile.TemporaryDirectory() as folder:
+        sizes = {file.path: file.file_size for file in client.list_artifacts(run_id)}
+        if name not in sizes:
+            return None
+        if (sizes[name] or 0) > limit:
+            raise TrackingError(
+                f"{name} of run {run_id} has {sizes[name]:,} bytes, and may have {limit:,}"
+            )
+        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
 
 
 def is_orphan(one: Found) -> bool:
@@ -258,16 +303,15 @@ def start(
     environment variables name or else in ``initflow``; where a run is open already, it is
     nested in that. What MLflow or its store refuses is raised as :class:`TrackingError`.
     """
-    run = None
-    unsent.send_earlier()
+    unsent.sync(only=connection.shown(), patience_s=unsent.CLOSING_PATIENCE_S)
     close_left_open()
+    run = None
+    described = {DESCRIPTION: mlflow_page.plain(description)}
     try:
-        described = {DESCRIPTION: mlflow_page.plain(description)}
-        run = _open(name, experiment, params, {**tags, **described})
-        yield run
-        run.end("FINISHED")
-    except BaseException as error:
-        if _close(run, error) and run:
+        with _closing(lambda: _open(name, experiment, params, {**tags, **described})) as run:
+            yield run
+    except INTERRUPTIONS as error:
+        if run:
             error.add_note(f"what was measured so far is in run {run.id}")
         raise
     finally:
@@ -275,53 +319,60 @@ def start(
             unsent.flush()
 
 
+@contextlib.contextmanager
+def _closing(opening: Callable[[], Run], ends_as: str = "FINISHED") -> Iterator[Run]:
+    """The run that ``opening`` opens, closed as ``ends_as`` or as the error has it."""
+    run = None
+    try:
+        run = opening()
+        yield run
+        run.end(ends_as)
+    except BaseException as error:
+        is_killed = isinstance(error, INTERRUPTIONS)
+        if is_killed:  # a statement that was cut off locks SQLite as long as its frame lives
+            traceback.clear_frames(error.__traceback__)
+        if run:
+            with contextlib.suppress(TrackingError):  # the first error is the one to raise
+                run.end("KILLED" if is_killed else "FAILED")
+        raise
+
+
 def close_left_open(*, everywhere: bool = False) -> None:
     """Close the runs that processes of this machine left open here when they died.
 
     Or ``everywhere``: where else they were written to. What does not answer is left for the next.
     """
-    own, away = connection.shown(), set[str]()
+    away = set[str]()
     for left in open_runs.left_open():
-        if left.tracking != own and not (everywhere and connection.is_there(left.tracking)):
+        is_elsewhere = left.tracking != connection.shown()
+        is_passed_over = is_elsewhere and not (everywhere and connection.is_there(left.tracking))
+        if is_passed_over or left.tracking in away:
             continue
-        if left.tracking in away:
-            continue
-        where = connection.uri() if left.tracking == own else left.tracking
+        where = connection.with_credentials(left.tracking)
         for run in left.runs:
             try:
                 with translated(where):
                     delivery.close_orphan(where, run, left.opener)
+                left.forget(run)
             except OutageError:
                 away.add(left.tracking)
                 break
             except TrackingError:  # such as of a lack of rights
                 continue
-            left.forget(run)
-
-
-def _close(run: Run | None, error: BaseException) -> bool:
-    """End ``run`` as ``error`` has it; whether that is KILLED."""
-    status = _status(error)
-    if status == "KILLED":  # a statement that was cut off locks SQLite as long as its frame lives
-        traceback.clear_frames(error.__traceback__)
-    if run:
-        with contextlib.suppress(TrackingError):  # the error at hand is the one to tell
-            run.end(status)
-    return status == "KILLED"
 
 
 def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) -> Run:
-    """A new run in the experiment that ``where`` tells by ``experiment_id`` or ``experiment``."""
+    """A new run in the experiment that ``where`` gives, as ``experiment_id`` or ``experiment``."""
     key, tracking = outbox.new_key(), connection.shown()
     opener = open_runs.opened(tracking, key)  # before it is made: we may do nothing after it
-    tags = {**_texts(tags), OPENER: opener}
+    tags = _texts({**tags, OPENER: opener})
     values = {"name": name, "tags": tags, "started": _now(), **where}
     try:
         send(Entry("create", key, values))
     except TrackingError:
         open_runs.closed(tracking, key)
         raise
-    run = Run(with_ids(key), with_ids(outbox.experiment_key(key)), ())
+    run = Run(with_ids(key), with_ids(outbox.experiment_key(key)))
     if run.id != key:
         open_runs.opened(tracking, run.id)
         open_runs.closed(tracking, key)
@@ -362,16 +413,8 @@ def _short(name: str) -> str:
     return short if short.strip(" .") else "_" * max(len(short), 1)  # "." and ".." are no names
 
 
-def _status(error: BaseException) -> str:
-    """What becomes of a run that ``error`` ended."""
-    return "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
-
-
-@functools.cache
-def _resolved_tags() -> dict[str, str]:
-    """The user and the source, which MLflow gives to runs that it opens itself."""
-    tags: dict[str, str] = resolve_tags()
-    return tags
+# The user and the source, which MLflow gives to runs that it opens itself.
+_resolved_tags = functools.cache(resolve_tags)
 
 
 def _context_tags() -> dict[str, str]:
@@ -382,7 +425,7 @@ def _context_tags() -> dict[str, str]:
 def active() -> Run | None:
     """The run that is open in this thread, if one is."""
     run = mlflow.active_run()
-    return Run(run.info.run_id, run.info.experiment_id, ()) if run else None
+    return Run(run.info.run_id, run.info.experiment_id) if run else None
 
 
 def _open(
@@ -405,40 +448,37 @@ def _open(
         run.set_tags({**environment.tags(), **tags, OPENER: opener})
         del os.environ["MLFLOW_RUN_ID"]  # as MLflow does: what is opened next is another run
     else:
-        outer = mlflow.active_run()
-        parent = {PARENT: outer.info.run_id} if outer else {}
+        outer = active()
+        parent = {PARENT: outer.id} if outer else {}
+        of_mlflow = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        if of_mlflow and not experiment:
+            where = {"experiment_id": of_mlflow}
+        else:
+            called = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+            where = {"experiment": called}
         # At once, so that a run is known by them wherever its process is killed.
-        run = _created(name, {**_context_tags(), **parent, **tags}, _where(experiment))
+        run = _created(name, {**_context_tags(), **parent, **tags}, where)
     run.log_params(params, launched=bool(launched))
     return run
 
 
 def _launched(id: str) -> Run:  # noqa: A002 - as a run's own
     """The run that ``mlflow run`` has made; while the server is away it is taken to be open."""
-    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
-    launcher: tuple[str, ...] = ()
     with contextlib.suppress(OutageError), translated():
         client = connection.client()
         found = client.get_run(id)
-        if found.info.status not in ("RUNNING", "SCHEDULED"):
+        info, tags = found.info, found.data.tags
+        if info.status not in ("RUNNING", "SCHEDULED"):
             raise SettingError(
                 f"MLFLOW_RUN_ID must name a run that is still open, not '{id}', "
-                f"which is {found.info.status}"
+                f"which is {info.status}"
             )
-        experiment_id = found.info.experiment_id
-        manager = found.data.tags.get("mlflow.project.env", "local")
-        experiment = client.get_experiment(experiment_id).name
-        project: tuple[str, ...] = (".",)
+        project = ["."]
         if paths.in_clone():
-            tags = found.data.tags
             address = without_credentials(tags[MLFLOW_SOURCE_NAME])
-            project = (address, "-v", tags.get(MLFLOW_GIT_COMMIT, "HEAD"))
-        launcher = (*project, "--env-manager", manager, "--experiment-name", experiment)
-    return Run(id, experiment_id, launcher)
-
-
-def _where(experiment: str | None) -> dict[str, str]:
-    """The experiment to open a run in: the one named, else MLflow's own variables', else ours."""
-    if not experiment and os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return {"experiment_id": os.environ["MLFLOW_EXPERIMENT_ID"]}
-    return {"experiment": experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT}
+            project = [address, "-v", tags.get(MLFLOW_GIT_COMMIT, "HEAD")]
+        experiment = client.get_experiment(info.experiment_id).name
+        manager = tags.get("mlflow.project.env", "local")
+        options = ("--env-manager", manager, "--experiment-name", experiment)
+        return Run(id, info.experiment_id, (*project, *options))
+    return Run(id, os.environ.get("MLFLOW_EXPERIMENT_ID", ""))

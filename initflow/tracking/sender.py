@@ -6,6 +6,7 @@ in memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -15,13 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import Timeout
 
 from initflow.errors import OutboxError, cause
 from initflow.tracking.outbox import (
-    MAKING,
     SUFFIX,
     Entry,
     Known,
@@ -29,10 +28,9 @@ from initflow.tracking.outbox import (
     NeverMadeError,
     Outbox,
     UnknownKeyError,
-    experiment_key,
     folder,
     left,
-    refusal_of,
+    without_id,
 )
 
 IN_MEMORY = 64 << 20  # bytes that wait in memory where the disk takes no more
@@ -42,21 +40,19 @@ PATIENCE_S = 10.0  # for an id, of a server that is only slow
 PAUSES_S = (0.5, 30.0)  # between attempts: the first, and the longest
 TRIES = 8  # of an entry that fails though the server answers: a minute; then others come first
 
-CarryOut = Callable[[Entry, Known], Known]  # sends an entry; what it learned: ids by key
-
 
 @dataclass(frozen=True)
 class Way:
     """How entries get to ``tracking``, an address without credentials.
 
-    ``carry_out`` sends one; it may raise :class:`RefusedError` and :class:`UnknownKeyError`.
-    ``is_outage`` says of its error that it may work later, ``is_refusal`` of an entry that waits
-    that it never will, ``answers`` whether the server does, and ``reason_of`` is an error in a few
-    words. What takes longer than ``slow_s`` is slow.
+    ``carry_out`` sends one, and returns the ids that it learned, by key; it may raise
+    :class:`RefusedError` and :class:`UnknownKeyError`. ``is_outage`` says of its error that it may
+    work later, ``is_refusal`` of an entry that waits that it never will, ``answers`` whether the
+    server does; ``reason_of`` is an error in a few words. What takes over ``slow_s`` is slow.
     """
 
     tracking: str
-    carry_out: CarryOut
+    carry_out: Callable[[Entry, Known], Known]
     is_outage: Callable[[BaseException], bool]
     is_refusal: Callable[[BaseException], bool]
     answers: Callable[[], bool] = lambda: False
@@ -65,17 +61,12 @@ class Way:
 
     def is_hopeless(self, error: BaseException, tries: int) -> bool:
         """Whether an entry that waits is to be set aside after ``error``, the last of ``tries``."""
-        if self.is_refusal(error):
-            return True
         is_stuck = tries >= TRIES and not isinstance(error, UnknownKeyError)
-        return is_stuck and self.answers()
+        return self.is_refusal(error) or (is_stuck and self.answers())
 
 
 class Sender:
-    """Sends entries in their order: at once, or when the server can be reached again.
-
-    While something waits, a thread tries again and again, and all that comes is put behind it.
-    """
+    """Sends to one server or store; while something waits, a thread tries again and again."""
 
     def __init__(self, way: Way) -> None:
         self.tracking = way.tracking
@@ -85,7 +76,7 @@ class Sender:
         self.is_away = False
         self._way = way
         self._lock = threading.RLock()
-        self._queue: deque[_Kept] = deque()
+        self._queue: deque[int | Entry] = deque()  # by its number, what is on disk
         self._in_memory = 0  # bytes
         self._box: Outbox | None = None
         self._thread: threading.Thread | None = None
@@ -94,18 +85,17 @@ class Sender:
         self._empty = threading.Event()
         self._empty.set()
 
-    def send(self, entry: Entry, *, is_asking: bool = False) -> None:
+    def send(self, entry: Entry, *, needs_id: bool = False) -> None:
         """Send ``entry`` now, if nothing waits before it and it can be; else keep it.
 
-        One that ``is_asking`` for an id is put off only while the server is away. Raises what
+        One that ``needs_id`` back is put off only while the server is away. Raises what
         ``carry_out`` raises, unless that is an outage.
         """
-        size = len(entry.content) + len(json.dumps(entry.values))
-        if is_asking and not self.is_away:
+        if needs_id and not self.is_away:
             self._empty.wait(PATIENCE_S)
         with self._lock:
             started = time.monotonic()
-            if not self._queue and (is_asking or started >= self._direct_from):
+            if not self._queue and (needs_id or started >= self._direct_from):
                 try:
                     self.known |= self._way.carry_out(entry, self.known)
                 except NeverMadeError:
@@ -114,19 +104,25 @@ class Sender:
                 except BaseException as error:
                     if not self._way.is_outage(error):
                         raise
-                    self._failed(error)
+                    self.reason, self.is_away = self._way.reason_of(error), True
                     entry = replace(entry, is_again=True)  # only the answer may be lost
                 else:
-                    # What asks may also take a while to be made.
-                    if not is_asking and time.monotonic() - started > self._way.slow_s:
+                    # A run or a model may also take a while to be made.
+                    if not needs_id and time.monotonic() - started > self._way.slow_s:
                         self.reason = "it is slow"
                         self._direct_from = time.monotonic() + SLOW_FOR_S
                     return
-            self._keep(entry, size)
-            self._begin()
-
-    def _failed(self, error: BaseException) -> None:
-        self.reason, self.is_away = self._way.reason_of(error), True
+            self._queue.append(entry)
+            self._in_memory += _size(entry)
+            self._save()
+            if self._in_memory > IN_MEMORY:
+                self._queue.pop()
+                self._in_memory -= _size(entry)
+                self._lose(entry)
+            self._empty.clear()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+                self._thread.start()
 
     def waiting(self) -> int:
         """How many entries are not sent yet."""
@@ -136,7 +132,7 @@ class Sender:
     def unsaved(self) -> int:
         """How many of them are in memory only."""
         with self._lock:
-            return sum(kept.number is None for kept in self._queue)
+            return sum(isinstance(kept, Entry) for kept in self._queue)
 
     def flush(self, patience_s: float, *, as_it_goes: bool = False) -> bool:
         """Whether everything was sent, tried for so long; ``as_it_goes``: longer while it goes on.
@@ -155,49 +151,31 @@ class Sender:
         """Where what waits is kept."""
         return self._box.path if self._box else folder()
 
-    def _keep(self, entry: Entry, size: int) -> None:
-        self._queue.append(_Kept(None, entry, size))
-        self._in_memory += size
-        self._save()
-        if self._in_memory > IN_MEMORY:
-            self._queue.pop()
-            self._in_memory -= size
-            self._lose(entry)
-
     def _lose(self, entry: Entry) -> None:
         self.lost += 1
-        if entry.kind == MAKING:
-            self.known |= {entry.run: "", experiment_key(entry.run): ""}
+        self.known |= without_id(entry.kind, entry.run)
 
     def _save(self) -> None:
         """Bring to disk what is not there yet, in its order, as far as it has room."""
         if not self._in_memory:
             return
         for at, kept in enumerate(self._queue):
-            if kept.number is None and kept.entry is not None:
+            if isinstance(kept, Entry):
                 try:
-                    self._box = self._box or self._new_box()
-                    self._queue[at] = _Kept(self._box.add(kept.entry), None, 0)
-                    self._in_memory -= kept.size
+                    if not self._box:
+                        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{SUFFIX}"
+                        self._box = Outbox(folder() / name, self.tracking)
+                    self._queue[at] = self._box.add(kept)
+                    self._in_memory -= _size(kept)
                 except OSError as error:
                     self.reason = f"'{self.place()}': {error.strerror or error}"
                     return
-
-    def _new_box(self) -> Outbox:
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{SUFFIX}"
-        return Outbox(folder() / name, self.tracking)
-
-    def _begin(self) -> None:
-        self._empty.clear()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
-            self._thread.start()
 
     def _work(self) -> None:
         """Until nothing waits."""
         (pause, longest), tries = PAUSES_S, 0
         try:
-            while not self._is_through():
+            while not self._close_if_empty():
                 if self._try_first(tries):
                     pause, tries = PAUSES_S[0], 0
                     continue
@@ -210,7 +188,7 @@ class Sender:
                 if self._thread is threading.current_thread():
                     self._thread = None
 
-    def _is_through(self) -> bool:
+    def _close_if_empty(self) -> bool:
         with self._lock:
             if self._queue:
                 return False
@@ -227,17 +205,16 @@ class Sender:
             known = self.known | (box.known if box else {})
         refused, learned = None, {}
         try:
-            if first.entry is not None:
-                entry = replace(first.entry, is_again=True)
+            if isinstance(first, Entry):
+                entry = replace(first, is_again=True)
             else:
                 assert box
-                assert first.number
-                entry = box.entry(first.number)
+                entry = box.entry(first)
             learned = self._way.carry_out(entry, known)
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise it to
             if not self._way.is_hopeless(error, tries):
                 with self._lock:
-                    self._failed(error)
+                    self.reason, self.is_away = self._way.reason_of(error), True
                     self._save()
                 return False
             refused = self._way.reason_of(error)
@@ -245,83 +222,65 @@ class Sender:
             self.is_away = False
             self.known |= learned
             self._save()  # a refusal is remembered with its entry, and what follows may know of it
-            first = self._queue.popleft()
-            self._in_memory -= first.size
-            if first.number is None or self._box is None:
-                if refused is not None and first.entry:
-                    self._lose(first.entry)
-            elif refused is None:
-                self._box.sent(first.number, learned)
-            else:
-                self._box.refuse(first.number, refused)
+            first, box = self._queue.popleft(), self._box
+            if isinstance(first, Entry):
+                self._in_memory -= _size(first)
+                if refused is not None:
+                    self._lose(first)
+            elif box and refused is None:
+                box.sent(first, learned)
+            elif box:
+                box.refuse(first, str(refused))
         return True
 
 
-class _Kept(NamedTuple):
-    """What waits: its number on disk or, where that has no room, itself, and its size."""
-
-    number: int | None
-    entry: Entry | None
-    size: int
+def _size(entry: Entry) -> int:
+    return len(entry.content) + len(json.dumps(entry.values))
 
 
 def drained(
     path: Path,
     way: Way,
-    told: Callable[[int, int], None] = lambda *_: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
     *,
     patience_s: float = math.inf,
     again: bool = False,
 ) -> tuple[int, Left | None]:
     """Send what another process has left in ``path``: how many were sent, and what is still there.
 
-    ``again`` what was refused, too. No entry is begun after ``patience_s``. Raises
-    :class:`OutboxError` for a file that is none.
+    ``progress`` is called with how many were sent, and of how many. ``again`` what was refused,
+    too. No entry is begun after ``patience_s``. Raises :class:`OutboxError` for a file that is
+    none.
     """
+    until = time.monotonic() + patience_s
+    sent, tries, reason, is_away = 0, 0, "", False
     try:
-        box = Outbox.reopened(path)
+        with contextlib.closing(Outbox.reopened(path)) as box:
+            if again:
+                box.ask_again()
+            all_of_them = len(box.waiting)
+            while box.waiting and time.monotonic() < until:
+                number = box.waiting[0]
+                try:
+                    learned = way.carry_out(box.entry(number), box.known)
+                except Exception as error:  # noqa: BLE001 - whatever refuses it
+                    reason, tries = way.reason_of(error), tries + 1
+                    if way.is_hopeless(error, tries):
+                        box.refuse(number, reason)
+                        tries = 0
+                    elif isinstance(error, UnknownKeyError) or not way.answers():
+                        is_away = not isinstance(error, UnknownKeyError)
+                        break
+                else:
+                    box.sent(number, learned)
+                    sent, tries = sent + 1, 0
+                    progress(sent, all_of_them)
+            there = replace(box.left(), reason=reason if box.waiting else "", is_away=is_away)
+            return sent, there if there.waiting or there.refused else None
     except Timeout:
-        there = left(path)
-        return 0, there and replace(there, is_held=True)
+        held = left(path)
+        return 0, held and replace(held, is_held=True)
     except OutboxError:
         if not path.exists():  # another one was first
             return 0, None
         raise
-    try:
-        if again:
-            box.ask_again()
-        there = _drain(box, way, told, time.monotonic() + patience_s)
-    finally:
-        box.close()
-    return there.sent, there if there.waiting or there.refused else None
-
-
-def _drain(box: Outbox, way: Way, told: Callable[[int, int], None], until: float) -> Left:
-    sent, tries, reason, is_away = 0, 0, "", False
-    all_of_them = len(box.waiting)
-    while box.waiting and time.monotonic() < until:
-        number = box.waiting[0]
-        try:
-            learned = way.carry_out(box.entry(number), box.known)
-        except Exception as error:  # noqa: BLE001 - whatever refuses it
-            reason, tries = way.reason_of(error), tries + 1
-            if way.is_hopeless(error, tries):
-                box.refuse(number, reason)
-                tries = 0
-            elif isinstance(error, UnknownKeyError) or not way.answers():
-                is_away = not isinstance(error, UnknownKeyError)
-                break
-        else:
-            box.sent(number, learned)
-            sent, tries = sent + 1, 0
-            told(sent, all_of_them)
-    return Left(
-        box.path,
-        box.tracking,
-        len(box.waiting),
-        len(box.refused),
-        reason if box.waiting else "",
-        refusal_of(box.refused),
-        is_away=is_away,
-        sent=sent,
-    )

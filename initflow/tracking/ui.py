@@ -27,22 +27,17 @@ def page(port: int) -> str:
     """The address of the saved view of the last comparison or, without one, of all experiments."""
     if connection.is_there(connection.uri()):
         close_left_open()
-    return _page(port)
-
-
-@translated()
-def _page(port: int) -> str:
-    experiments = connection.client().search_experiments()
-    views = [
-        (made_at, experiment.experiment_id, key.removeprefix(mlflow_page.VIEW))
-        for experiment in experiments
-        for key, value in experiment.tags.items()
-        if key.startswith(mlflow_page.VIEW) and (made_at := mlflow_page.made_at(value))
-    ]
-    if views:
-        _, experiment_id, view = max(views)
-        return mlflow_page.absolute(server(port), mlflow_page.runs_address(experiment_id, view))
-    return mlflow_page.absolute(server(port), mlflow_page.EXPERIMENTS)
+    address = mlflow_page.EXPERIMENTS
+    with translated():
+        views = [
+            (made_at, experiment.experiment_id, key.removeprefix(mlflow_page.VIEW))
+            for experiment in connection.client().search_experiments()
+            for key, value in experiment.tags.items()
+            if key.startswith(mlflow_page.VIEW) and (made_at := mlflow_page.made_at(value))
+        ]
+        if views:
+            address = mlflow_page.runs_address(*max(views)[1:])
+        return mlflow_page.absolute(server(port), address)
 
 
 def serve(port: int) -> int:

@@ -1,4 +1,4 @@
-"""What could not be sent to MLflow: told, waited for, and sent later."""
+"""What could not be sent to MLflow: reported, waited for, and sent later."""
 
 from __future__ import annotations
 
@@ -10,30 +10,22 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from initflow.core import workers
-from initflow.core.secrets import without_credentials
 from initflow.errors import OutboxError, TrackingError
 from initflow.tracking import delivery, outbox
-from initflow.tracking.connection import uri
+from initflow.tracking.connection import uri, with_credentials
 from initflow.tracking.outbox import Left
 from initflow.tracking.sender import drained
 
-CLOSING_PATIENCE_S = 5.0  # for what waits when a run is through
+CLOSING_PATIENCE_S = 5.0  # for what waits when a run has ended
 _logger = logging.getLogger("initflow")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def send_earlier() -> None:
-    """What other processes could not send to where we are going comes first."""
-    if outbox.paths():
-        sync(only=without_credentials(uri()), patience_s=CLOSING_PATIENCE_S)
-
-
-@dataclass(frozen=True)
-class Synced:
+class Synced(NamedTuple):
     """How many entries were sent, and what outboxes still hold."""
 
     sent: int
@@ -41,7 +33,7 @@ class Synced:
 
 
 def sync(
-    told: Callable[[int, int], None] = lambda *_: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
     *,
     only: str | None = None,
     patience_s: float = math.inf,
@@ -50,7 +42,8 @@ def sync(
 
     Each goes where it belongs, and what was refused is tried again; or, with ``only``, an address
     without credentials, those alone that wait for it. Of a server that does not answer one is
-    tried, and none is begun after ``patience_s``.
+    tried, and none is begun after ``patience_s``. ``progress`` is called with how many were sent,
+    and of how many in one outbox.
     """
     sent, there, away = 0, [], set()
     until = time.monotonic() + patience_s
@@ -58,14 +51,9 @@ def sync(
         try:
             left = outbox.left(path)
             if left and only in (None, left.tracking) and left.tracking not in away:
-                where = uri() if without_credentials(uri()) == left.tracking else left.tracking
-                some, left = drained(
-                    path,
-                    delivery.way(where),
-                    told,
-                    patience_s=until - time.monotonic(),
-                    again=only is None,
-                )
+                way = delivery.way(with_credentials(left.tracking))
+                rest_s = until - time.monotonic()
+                some, left = drained(path, way, progress, patience_s=rest_s, again=only is None)
                 sent += some
         except OutboxError as error:
             left = Left(path, "", 0, 0, str(error))
@@ -75,35 +63,28 @@ def sync(
     return Synced(sent, there)
 
 
-def waiting_lines(*, send: bool = True) -> list[str]:
+def waiting_lines(*, send: bool = True) -> Iterator[str]:
     """What is still to be sent where we are writing to, and why; nothing, where all is there.
 
     What others have left on this machine is sent now, but for ``send``, as far as that takes no
     longer than a moment.
     """
     own = delivery.sender(uri())
-    lines: list[str] = []
-    if outbox.paths():
-        only = own.tracking if send and not own.waiting() else ""
-        there = sync(only=only, patience_s=CLOSING_PATIENCE_S).left
-        lines = [
-            line
-            for left in there
-            if left.tracking in ("", own.tracking)
-            for line in left_lines(left)
-        ]
-    lines += [
-        f"{_entries(rest.waiting)} on {rest.host} in '{rest.place}' for MLflow at "
-        f"'{rest.tracking}' ({rest.reason}): 'initflow sync' there sends them."
-        for rest in _of_workers.values()
-        if rest.waiting and rest.host != platform.node()
-    ]
+    only = own.tracking if send and not own.waiting() else ""
+    for left in sync(only=only, patience_s=CLOSING_PATIENCE_S).left:
+        if left.tracking in ("", own.tracking):
+            yield from left_lines(left)
+    for rest in _of_workers.values():
+        if rest.waiting and rest.host != platform.node():
+            yield (
+                f"{_entries(rest.waiting)} on {rest.host} in '{rest.place}' for MLflow at "
+                f"'{rest.tracking}' ({rest.reason}): 'initflow sync' there sends them."
+            )
     if own.unsaved():
-        lines.append(
+        yield (
             f"{_entries(own.unsaved())} only in memory, as the outbox takes no more "
             f"({own.reason}), and will be gone with this process."
         )
-    return lines
 
 
 def left_lines(left: Left) -> Iterator[str]:
@@ -136,9 +117,9 @@ def _entries(n: int) -> str:
 
 
 def flush() -> None:
-    """Give what waits a moment to be sent, and tell of what is left in the log.
+    """Give what waits a moment to be sent, and report what is left in the log.
 
-    The command line tells of it by itself.
+    The command line reports it by itself.
     """
     own = delivery.sender(uri())
     if own.waiting() and not own.flush(CLOSING_PATIENCE_S):
@@ -171,27 +152,20 @@ class Rest:
     reason: str
 
 
-_of_workers: dict[tuple[str, int], Rest] = {}  # what each told last, by host and process
+_of_workers: dict[tuple[str, int], Rest] = {}  # what each reported last, by host and process
 
 
 def _of_here() -> Rest:
     own = delivery.sender(uri())
-    unsaved = own.unsaved()
-    return Rest(
-        platform.node(),
-        os.getpid(),
-        own.tracking,
-        str(own.place()),
-        own.waiting() - unsaved,
-        own.lost + unsaved,
-        own.reason,
-    )
+    unsaved, here = own.unsaved(), (platform.node(), os.getpid())
+    waiting, lost = own.waiting() - unsaved, own.lost + unsaved
+    return Rest(*here, own.tracking, str(own.place()), waiting, lost, own.reason)
 
 
 def results(
     pool: workers.WorkerPool, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
 ) -> Iterator[tuple[Task, Result | workers.WorkerLostError]]:
-    """As :func:`initflow.core.workers.results`; what workers could not send is told at the end."""
+    """As :func:`initflow.core.workers.results`; what workers could not send is kept for the end."""
     if pool.is_here:
         yield from workers.results(pool, work, next_task)
         return

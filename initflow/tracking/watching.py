@@ -60,14 +60,23 @@ def watch(
     Updates are the steps of the parameters' optimizers and other changes in place; one through
     ``parameter.data`` goes unseen. The training's bits and random numbers are left alone, and
     nothing that fails here ends it: a step that cannot be measured or logged is left out, and
-    the first one told of in the log and the tag ``initflow.watch_failed``. Only a wrong call is
+    the first one reported in the log and the tag ``initflow.watch_failed``. Only a wrong call is
     refused, before the training begins.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
-    run = _active()
+    run = runs.active()
+    if run is None:
+        raise SettingError(
+            "watch needs an active MLflow run: open one around it, with mlflow.start_run(): …"
+        )
     log = _Log(run, _known(quantities), name)
-    _check(model)
+    try:
+        layers.check(model)
+    except SettingError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - reported when watching begins
+        pass
     steps = _Steps(model, every, log)
     steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
     with (
@@ -92,7 +101,7 @@ class _Steps:
 
     @harmless
     def start(self, *, is_tagged: bool) -> None:
-        """Record the first step, and tell the run of what is watched."""
+        """Record the first step, and log into the run what is watched."""
         # Tensors of inference mode count no versions.
         known = (p for p in self._model.parameters() if not p.is_inference())
         self._parameters = {id(parameter): parameter for parameter in known}
@@ -141,13 +150,10 @@ class _Steps:
             self._log(self._step, found)
             self._failures = 0
 
+    @harmless
     def end(self) -> None:
         """Log what is recorded, and leave nothing behind."""
         self.finish()
-        self._settle()
-
-    @harmless
-    def _settle(self) -> None:
         unsent.flush()
 
     def failed(self, error: Exception) -> None:
@@ -178,12 +184,12 @@ class _Log:
 
     @harmless
     def begin(self, measured: list[str], missed: dict[str, str], *, is_tagged: bool) -> None:
-        """Settle the names, give the run its tags, and tell which modules are not measured."""
+        """Choose the names, give the run its tags, and report which modules are not measured."""
         self._take([*measured, *missed])
         tags = environment.tags() if is_tagged else {}
         if missed:
             listed = _listed(f"{self._names[name]} ({kind})" for name, kind in missed.items())
-            _tell("not measured: %s", listed)
+            _warn("not measured: %s", listed)
             # Each watching of a run has one of its own.
             key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
             tags = {**tags, runs.key_names([key])[key]: listed}
@@ -207,14 +213,14 @@ class _Log:
             self._is_tagged = True
 
     def failed(self, error: Exception, step: int = 0) -> None:
-        """Tell of the first one, as far as that goes."""
+        """Report the first one, as far as that is possible."""
         if self._has_failed:
             return
         self._has_failed = True
         with contextlib.suppress(Exception):
-            told = f"step {step}: {without_credentials(cause(error))}"
-            _tell("watching failed, and the training goes on: %s", told)
-            self._run.set_tags({FAILED_TAG: told})
+            reason = f"step {step}: {without_credentials(cause(error))}"
+            _warn("watching failed, and the training goes on: %s", reason)
+            self._run.set_tags({FAILED_TAG: reason})
 
     def _take(self, names: Iterable[str]) -> None:
         """Give those that are new a name of their own, which they keep."""
@@ -225,8 +231,7 @@ class _Log:
         self._names |= dict(zip(new, shorts.values(), strict=True))
 
 
-def _tell(text: str, what: str) -> None:
-    """In the log."""
+def _warn(text: str, what: str) -> None:
     if _logger.level == logging.NOTSET:  # it would go by the root's, which MLflow's databases raise
         _logger.setLevel(logging.WARNING)
     _logger.warning(text, what)
@@ -240,33 +245,12 @@ def _listed(parts: Iterable[str]) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _check(model: nn.Module) -> None:
-    """Refuse what a user is to change; what else fails there is told of when watching begins."""
-    try:
-        layers.check(model)
-    except SettingError:
-        raise
-    except Exception:  # noqa: BLE001, S110 - a model may fail in any way
-        pass
-
-
-def _active() -> runs.Run:
-    run = runs.active()
-    if run is None:
-        raise SettingError(
-            "watch needs an active MLflow run: open one around it, with mlflow.start_run(): …"
-        )
-    return run
-
-
 def _known(quantities: Iterable[str] | None) -> frozenset[str]:
     if quantities is None:
         return frozenset(QUANTITIES)
-    chosen = (
-        [quantities]
-        if isinstance(quantities, str) or not isinstance(quantities, Iterable)
-        else list(quantities)
-    )
+    if isinstance(quantities, str) or not isinstance(quantities, Iterable):
+        quantities = [quantities]
+    chosen = list(quantities)
     if not chosen:
         raise SettingError("quantities must name at least one, or be None for all")
     for quantity in chosen:
