@@ -670,7 +670,7 @@ def test_a_note_beside_the_files_is_none_of_them(alone, folder, note):
     expected = load(folder).digest
     lay(folder, note, b"", place="MNIST/raw")
     assert load(folder).digest == expected
-    found = idx.find(idx.places(lay(folder / "new", note, b"", place="raw").parents[1], "MNIST"))
+    found = idx.find(lay(folder / "new", note, b"", place="raw").parents[1], "MNIST")
     assert found.is_empty
 
 

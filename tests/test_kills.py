@@ -76,7 +76,7 @@ class Place:
             else Outbox(self.outbox, "http://127.0.0.1:5000")
         )
         study = self.study()
-        study.flush()
+        study.recover()
         for i in itertools.count(begin):
             box.add(entry(i))
             tell("outbox", i)
@@ -90,7 +90,7 @@ class Place:
             tell("report", i)
             (asked,) = study.ask(1)
             trying = RunningTrials(self.search, [asked])
-            trying.seen(asked.number, 10, i / 10_000_000)
+            trying.report(asked.number, 10, i / 10_000_000)
             trying.finished(asked.number, i / 10_000_000)
             tell("trial", i)
 

@@ -1,4 +1,4 @@
-"""Predictions for the network at hand: exact cases, and bands held against simulation."""
+"""Predictions for one network: exact cases, and bands held against simulation."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,14 @@ from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.initializers.scheme import Place, Scheme, fans
-from initflow.theory.prediction import PREDICTED, Ends, Interval, Layer, layers_of, predict
+from initflow.theory.prediction import (
+    PREDICTED,
+    Ends,
+    Interval,
+    LayerStatistics,
+    layers_of,
+    predict,
+)
 from initflow.training import datasets, model
 from initflow.training.propagation import Pass
 
@@ -25,7 +32,7 @@ def one_image(q=1.0, gradient=1.0):
 
 
 def square_layers(width, depth, sigma_w2, bias_variance=0.0):
-    return [Layer(width, width, sigma_w2 / width, bias_variance)] * depth
+    return [LayerStatistics(width, width, sigma_w2 / width, bias_variance)] * depth
 
 
 def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zeros", images=200):
@@ -46,7 +53,7 @@ def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zer
     images, labels = probe.images.unsqueeze(0), probe.labels.unsqueeze(0)
     both.forward(images)
     both.losses(labels)
-    both.backward(images, labels, stack.zeros_like())
+    both.backward(labels, stack.zeros_like())
     tensors = (both.preactivations, both.outputs, both.gradients)
     measured = {
         quantity: torch.stack([of.square().mean((1, 2)) for of in layers]).double()
@@ -192,7 +199,7 @@ def test_a_scheme_that_states_no_variance_is_predicted_from_its_weights():
     bias[:, 0] = 3.0
     stated = find("he")
     silent = replace(stated, stated_variance=None)
-    assert layers_of(stated, parameters, relu, "zeros") == [Layer(4, 3, 0.5, 0.0)]
+    assert layers_of(stated, parameters, relu, "zeros") == [LayerStatistics(4, 3, 0.5, 0.0)]
     (sampled,) = layers_of(silent, parameters, relu, "pytorch")
     assert sampled.weight_variance == pytest.approx(weight.var(correction=0).item())
     assert sampled.bias_variance == pytest.approx(1 / 12)

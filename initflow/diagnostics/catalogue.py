@@ -13,7 +13,7 @@ from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, places
 from initflow.initializers.signature import Value
 from initflow.training import datasets
-from initflow.training.model import initialize, layer_names
+from initflow.training.model import Parameters, initialize, layer_names
 
 
 @dataclass(frozen=True)
@@ -79,28 +79,20 @@ def filled(spec: str, config: NetworkConfig) -> SchemeEntry:
         seed=config.seed,
         data=images,
     )
-    entry = _entry(scheme, config)
-    layers = tuple(
-        dataclasses.replace(
-            layer,
-            weight_std=weight.std(correction=0).item(),
-            bias_std=bias.std(correction=0).item(),
-        )
-        for layer, weight, bias in zip(
-            entry.layers, parameters.weights, parameters.biases, strict=True
-        )
-    )
-    return dataclasses.replace(entry, layers=layers)
+    return _entry(scheme, config, parameters)
 
 
 def _widths(config: NetworkConfig) -> tuple[int, ...]:
     return (datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES)
 
 
-def _entry(scheme: Scheme, config: NetworkConfig) -> SchemeEntry:
+def _entry(
+    scheme: Scheme, config: NetworkConfig, parameters: Parameters | None = None
+) -> SchemeEntry:
+    """The scheme with what it states of the network and, of ``parameters``, the deviations."""
     layers_at = places(_widths(config), ACTIVATIONS[config.activation])
     layers, broken = [], None
-    for name, at in zip(layer_names(len(layers_at)), layers_at, strict=True):
+    for i, (name, at) in enumerate(zip(layer_names(len(layers_at)), layers_at, strict=True)):
         variance = None
         try:
             variance = scheme.variance(at)
@@ -108,7 +100,9 @@ def _entry(scheme: Scheme, config: NetworkConfig) -> SchemeEntry:
             pass
         except PluginError as error:
             broken = str(error)
-        layers.append(SchemeLayer(name, at.fan_in, at.fan_out, variance))
+        filled = (parameters.weights[i], parameters.biases[i]) if parameters else ()
+        deviations = (tensor.std(correction=0).item() for tensor in filled)
+        layers.append(SchemeLayer(name, at.fan_in, at.fan_out, variance, *deviations))
     return SchemeEntry(
         scheme.spec,
         scheme.provider,

@@ -1,4 +1,4 @@
-"""Calls of modules, and of a ``GradScaler``, observed from outside for as long as one asks.
+"""Calls of modules, and of a ``GradScaler``, observed from outside.
 
 Nothing is put on a module or a scaler, so that they are copied, saved, scripted, exported and
 compiled as if nobody observed them. What observes must not raise.
@@ -24,12 +24,13 @@ ScaleObserver = Callable[[GradScaler, object], object]
 
 _of_modules: dict[int, list[ForwardObserver]] = {}  # by their identity
 _of_scalers: list[ScaleObserver] = []
+_in_place: dict[tuple[type, str], tuple[int, object, object]] = {}  # how often, theirs and ours
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def forwards(observers: Iterable[tuple[nn.Module, ForwardObserver]]) -> Iterator[None]:
-    """Tell each one of every call of its module itself meanwhile."""
+    """Until the block ends, call each observer at every call of its module itself."""
     observers = list(observers)
     # Where a module's own compiled call stands, which torch makes instead of its usual one.
     with _replaced(nn.Module, "_compiled_call_impl", lambda _: _Calls()):
@@ -47,7 +48,7 @@ def forwards(observers: Iterable[tuple[nn.Module, ForwardObserver]]) -> Iterator
 
 @contextlib.contextmanager
 def scaled(observer: ScaleObserver) -> Iterator[None]:
-    """Tell ``observer`` of every loss that any scaler scales meanwhile."""
+    """Until the block ends, call ``observer`` with every loss that any scaler scales."""
     with contextlib.ExitStack() as places:
         for kind in _kinds(GradScaler):
             if "scale" in vars(kind):
@@ -80,9 +81,8 @@ def _called(module: Any, *args: object, **kwargs: object) -> object:
         output = module._call_impl(*args, **kwargs)  # noqa: SLF001
         return output
     finally:
-        for tell in reversed(after):
-            if tell:
-                tell(output)
+        for finish in filter(None, reversed(after)):
+            finish(output)
 
 
 def _scale(original: Callable[..., object]) -> Callable[..., object]:
@@ -94,9 +94,6 @@ def _scale(original: Callable[..., object]) -> Callable[..., object]:
         return outputs
 
     return scale
-
-
-_in_place: dict[tuple[type, str], tuple[int, object, object]] = {}  # how often, theirs and ours
 
 
 @contextlib.contextmanager

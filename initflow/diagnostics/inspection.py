@@ -46,10 +46,13 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         _buffers_apart(model),
-        _on_one_device(model),
+        contextlib.ExitStack() as afterwards,
         contextlib.closing(recorder),
         hooks.forwards([(model, recorder.begin)]),
     ):
+        if isinstance(model, nn.DataParallel):  # it calls its own module then, and no copies of it
+            afterwards.callback(setattr, model, "device_ids", model.device_ids)
+            model.device_ids = model.device_ids[:1]
         with _refused(f"model takes no batch of {given.form}"):
             outputs = model(*given.arguments, **given.by_name)
         with _refused(f"loss takes no outputs of {_form(outputs)}{given.against}"):
@@ -124,20 +127,6 @@ def _taken(model: nn.Module, batch: Mapping[str, object]) -> dict[str, object]:
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     return {name: value for name, value in batch.items() if name in named}
-
-
-@contextlib.contextmanager
-def _on_one_device(model: nn.Module) -> Iterator[None]:
-    """Let DataParallel call the module that it has, whose layers are known, and no copies of it."""
-    if not isinstance(model, nn.DataParallel):
-        yield
-        return
-    devices = model.device_ids
-    model.device_ids = devices[:1]
-    try:
-        yield
-    finally:
-        model.device_ids = devices
 
 
 @contextlib.contextmanager

@@ -54,15 +54,17 @@ def not_measured(model: nn.Module) -> dict[str, str]:
     """The types of those modules that hold parameters and are no layers, by name.
 
     Normalizations are left out, and the parts of a parametrized weight, which is its layer's. Of
-    a model with nothing to measure, the model itself is told.
+    a model with nothing to measure, the model itself is named.
     """
     modules = _modules(model)
-    found = {name: type(module).__name__ for name, module in modules.items() if _is_missed(module)}
     found = {
-        name: kind for name, kind in found.items() if "parametrizations" not in name.split(".")
+        name: type(module).__name__
+        for name, module in modules.items()
+        if _is_missed(module) and "parametrizations" not in name.split(".")
     }
-    nothing = {next(iter(modules)): type(model).__name__}
-    return found or ({} if named(model) else nothing)
+    if found or named(model):
+        return found
+    return {next(iter(modules)): type(model).__name__}
 
 
 def _is_missed(module: nn.Module) -> bool:

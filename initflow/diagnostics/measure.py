@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ def evaluate(parameters: Parameters, activation: Activation, split: Split) -> li
     """Each network's loss and accuracy over ``split``."""
     loss = torch.zeros(parameters.members, dtype=torch.float64)
     correct = torch.zeros(parameters.members, dtype=torch.int64)
-    chunks = zip(torch.split(split.images, CHUNK), torch.split(split.labels, CHUNK), strict=True)
     activations = [activation] * parameters.members
     at_size = functools.cache(functools.partial(Pass, parameters, activations))
-    for images, labels in chunks:
+    chunks = (torch.split(of_all, CHUNK) for of_all in (split.images, split.labels))
+    for images, labels in zip(*chunks, strict=True):
         forward = at_size(len(labels))
         predicted = forward.forward(images.unsqueeze(0)).argmax(dim=2)
         loss += len(labels) * forward.losses(labels.unsqueeze(0)).cpu().to(torch.float64)
@@ -75,21 +75,21 @@ def observe(parameters: Parameters, activation: Activation, split: Split) -> lis
     images, labels = split.images.unsqueeze(0), split.labels.unsqueeze(0)
     both.forward(images)
     both.losses(labels)
-    both.backward(images, labels, gradient)
+    both.backward(labels, gradient)
 
     def layer(at: int, member: int) -> Layer:
         preactivations = both.preactivations[at][member]
-        activations = both.outputs[at][member] if at < len(both.outputs) else None
-        return Layer(
+        measured = Layer(
             weight=parameters.weights[at][member],
             preactivation=Moments.of(preactivations),
             gradient=Moments.of(both.gradients[at][member]),
             weight_gradient=gradient.weights[at][member],
-            activation=None if activations is None else Moments.of(activations),
-            firing=None
-            if activations is None
-            else Firing.of(activations, activation.derivative(preactivations), activation.steepest),
         )
+        if at == len(both.outputs):  # the last layer has no activation
+            return measured
+        activations, slopes = both.outputs[at][member], activation.derivative(preactivations)
+        firing = Firing.of(activations, slopes, activation.steepest)
+        return replace(measured, activation=Moments.of(activations), firing=firing)
 
     names = layer_names(parameters.depth)
     return [

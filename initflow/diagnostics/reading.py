@@ -17,7 +17,7 @@ from initflow.diagnostics.verdict import Verdict, advice, judge
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Scheme
 from initflow.theory.infinite_width import MeanField, mean_field
-from initflow.theory.prediction import Ends, Prediction, layers_of, predict
+from initflow.theory.prediction import Ends, Interval, Prediction, layers_of, predict
 from initflow.training.model import Parameters
 from initflow.training.splits import Split
 
@@ -33,26 +33,32 @@ class Reading:
     advice: str
     preactivations: Sequence[Tensor]
 
+    def by_layer(self) -> dict[str, dict[str, Interval]]:
+        """What is predicted of each quantity, by the layer's name."""
+        return {
+            quantity: dict(zip(self.signals.layers, intervals, strict=False))
+            for quantity, intervals in self.predicted.items()
+        }
+
     def metrics(self) -> dict[str, float]:
         """The predicted values by metric key, ``predicted_quantity/layer``, where finite."""
         return {
             f"predicted_{quantity}/{layer}": interval.expected
-            for quantity, intervals in self.predicted.items()
-            for layer, interval in zip(self.signals.layers, intervals, strict=False)
+            for quantity, intervals in self.by_layer().items()
+            for layer, interval in intervals.items()
             if math.isfinite(interval.expected)
         }
 
     def outside(self) -> dict[str, list[str]]:
-        """The layers, by quantity, whose measured value is outside the band."""
+        """The layers, by quantity, whose measured value is no number or outside the band."""
         return {
             quantity: [
                 layer
-                for layer, interval, value in zip(
-                    self.signals.layers, intervals, self.signals.by_layer(quantity), strict=False
-                )
-                if math.isfinite(interval.expected) and (value is None or not interval.holds(value))
+                for layer, interval in intervals.items()
+                if math.isfinite(interval.expected)
+                and not interval.holds(self.signals.layers[layer].get(quantity, math.nan))
             ]
-            for quantity, intervals in self.predicted.items()
+            for quantity, intervals in self.by_layer().items()
         }
 
 
@@ -88,27 +94,20 @@ def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[st
     return {
         "quantities": dict(QUANTITIES),
         "verdict": dataclasses.asdict(reading.verdict) | {"advice": reading.advice},
-        "mean_field": {
-            name: _finite(value) for name, value in dataclasses.asdict(reading.mean_field).items()
-        },
+        "mean_field": _finite(reading.mean_field),
         "predicted": {
-            quantity: {
-                layer: {name: _finite(value) for name, value in dataclasses.asdict(at).items()}
-                for layer, at in zip(reading.signals.layers, intervals, strict=False)
-            }
-            for quantity, intervals in reading.predicted.items()
+            quantity: {layer: _finite(interval) for layer, interval in intervals.items()}
+            for quantity, intervals in reading.by_layer().items()
         },
         "outside_the_band": reading.outside(),
         "measured": [
-            {
-                "step": step,
-                "layers": {layer: dict(values) for layer, values in signals.layers.items()},
-                "nonfinite": dict(signals.nonfinite),
-            }
+            {"step": step, "layers": dict(signals.layers), "nonfinite": dict(signals.nonfinite)}
             for step, signals in history
         ],
     }
 
 
-def _finite(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _finite(numbers: MeanField | Interval) -> dict[str, float | str]:
+    """By name; as text where it is not a finite number."""
+    by_name = dataclasses.asdict(numbers)
+    return {name: n if math.isfinite(n) else str(n) for name, n in by_name.items()}

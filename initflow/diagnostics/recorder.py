@@ -24,7 +24,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeGuard, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,16 +73,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Failing(Protocol):
-    def failed(self, error: Exception) -> None: ...
-
-
-Self = TypeVar("Self", bound=_Failing)
-
-
-def harmless(
-    method: Callable[Concatenate[Self, P], R],
-) -> Callable[Concatenate[Self, P], R | None]:
+def harmless(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R | None]:
     """A method that runs inside of someone's training, and cannot end it.
 
     What fails in it is given to ``self.failed``, and the method gives None. Tensors' own functions
@@ -90,7 +81,7 @@ def harmless(
     """
 
     @functools.wraps(method)
-    def guarded(self: Self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+    def guarded(self: Any, *args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
             with torch._C.DisableTorchFunction():  # noqa: SLF001
                 return method(self, *args, **kwargs)
@@ -104,8 +95,8 @@ def harmless(
 class Recorder:
     """What the layers of ``model`` do in the forwards from :meth:`begin` to :meth:`close`.
 
-    The layers are observed during a forward alone, and hooks stand on the tensors that gradients
-    are asked of until it is closed.
+    The layers are observed during a forward alone, and hooks stand on tensors that get gradients
+    until it is closed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -142,12 +133,10 @@ class Recorder:
         self._forwards.append([])
         self._functions = _Functions(self._failures.append)
         self._functions.enter()
-        calls = [(m, self._layer_observer(name, m)) for name, m in self._layers.items()]
+        # Before a call of a layer there is nothing to do but to say what is done after it.
+        after = functools.partial(functools.partial, self._called)
+        calls = [(m, functools.partial(after, name, m)) for name, m in self._layers.items()]
         self._observing.enter_context(hooks.forwards(calls))
-
-    def _layer_observer(self, name: str, module: nn.Module) -> hooks.ForwardObserver:
-        called = functools.partial(self._called, name, module)
-        return lambda: called
 
     @harmless
     def _end(self, _output: object) -> None:
@@ -164,7 +153,7 @@ class Recorder:
         hook = functools.partial(self._pass_begins, scaler.get_scale())
         for loss in _tensors(losses):
             if loss.requires_grad:
-                self._gradient_hooks.enter_context(_on_gradient(loss, hook))
+                self._on_gradient(loss, hook)
 
     def is_busy_elsewhere(self) -> bool:
         """Whether another thread is in a forward that is recorded: it has this one's layers."""
@@ -198,17 +187,18 @@ class Recorder:
                     calls.setdefault(call.layer, []).append(call)
         if not calls:
             return None
-        return signals({name: self._layer(name, of) for name, of in calls.items()})
-
-    def _layer(self, name: str, calls: list[_Call]) -> Layer:
-        return Layer(
-            weight=self._weights[name],
-            preactivation=functools.reduce(operator.add, [call.preactivation for call in calls]),
-            gradient=_sum(call.gradient for call in calls),
-            weight_gradient=self._weight_gradients.get(name),
-            activation=_sum(call.activation for call in calls),
-            firing=_sum(call.firing for call in calls),
-        )
+        measured = {
+            name: Layer(
+                weight=self._weights[name],
+                preactivation=functools.reduce(operator.add, [call.preactivation for call in its]),
+                gradient=_sum(call.gradient for call in its),
+                weight_gradient=self._weight_gradients.get(name),
+                activation=_sum(call.activation for call in its),
+                firing=_sum(call.firing for call in its),
+            )
+            for name, its in calls.items()
+        }
+        return signals(measured)
 
     def _is_elsewhere(self) -> bool:
         return threading.get_ident() != self._thread
@@ -217,7 +207,7 @@ class Recorder:
     def _called(self, name: str, module: nn.Module, output: object) -> None:
         if self._is_elsewhere() or not _is_plain(output) or is_traced():
             return
-        # A parametrized layer would compute its weight anew when asked, and might change it.
+        # A parametrized layer would compute its weight anew when it is read, and might change it.
         own = dict(module.named_parameters(recurse=False)).get("weight")
         weight = self._functions.weights.get(output, own)
         unit = layers.units_axis(module)
@@ -232,13 +222,16 @@ class Recorder:
             base = output._base  # noqa: SLF001
             if base is None or base.squeeze().shape != output.squeeze().shape:
                 base = output
-            hook = functools.partial(self._gave_back, call)
-            self._gradient_hooks.enter_context(_on_gradient(base, hook))
+            self._on_gradient(base, functools.partial(self._gave_back, call))
         if name not in self._weights:
             self._weights[name] = layers.rows(module, weight).clone()
             if weight.is_leaf and weight.requires_grad:
                 hook = functools.partial(self._weight_gave_back, name, module)
-                self._gradient_hooks.enter_context(_on_gradient(weight, hook))
+                self._on_gradient(weight, hook)
+
+    def _on_gradient(self, x: Tensor, hook: Callable[[Tensor], None]) -> None:
+        handle: RemovableHandle = x.register_hook(hook)  # type: ignore[no-untyped-call]
+        self._gradient_hooks.enter_context(handle)
 
     @harmless
     def _gave_back(self, call: _Call, gradient: Tensor) -> None:
@@ -268,7 +261,7 @@ class Recorder:
         scale = self._scales.get(this, outer)
         if scale == 1:
             return gradient
-        # In half precision it might be too small to be told from 0.
+        # In half precision it might be rounded to 0.
         return gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
 
 
@@ -413,10 +406,6 @@ def _steepest(function: Callable[..., Tensor], *args: object, **kwargs: object) 
     """The largest |φ′(x)| there is."""
     x = torch.linspace(-20.0, 20.0, 40_001, dtype=torch.float64)
     return _slopes(function, x, *args, **kwargs)[1].abs().max().item()
-
-
-def _on_gradient(x: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
-    return x.register_hook(hook)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _sum(parts: Iterable[T | None]) -> T | None:

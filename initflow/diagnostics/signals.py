@@ -198,15 +198,13 @@ def signals(layers: Mapping[str, Layer]) -> Signals:
             "preactivation": layer.preactivation,
             "activation": layer.activation,
             "gradient": layer.gradient,
-            "weight_gradient": (
-                None if layer.weight_gradient is None else Moments.of(layer.weight_gradient)
-            ),
         }
         values = {
             "signal_variance": layer.preactivation.own_variance,
             "distinct_fraction": distinct_fraction(layer.weight),
         }
         if layer.weight_gradient is not None:
+            moments["weight_gradient"] = Moments.of(layer.weight_gradient)
             values["distinct_gradient_fraction"] = distinct_fraction(layer.weight_gradient)
         if layer.firing is not None and not (layer.activation and layer.activation.nonfinite):
             values["dead_fraction"] = layer.firing.dead_fraction

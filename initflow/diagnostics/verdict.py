@@ -35,6 +35,22 @@ from initflow.initializers.activations import Activation
 FACTOR = 10_000.0
 DEAD = 0.9
 SATURATED = 0.5
+_MEANING = {
+    "symmetric": (
+        "The units of a layer start with equal weights: with equal biases too they stay copies of "
+        "each other for ever, and random biases tell them apart only slowly."
+    ),
+    "dead": "Nearly all units of a layer give 0 for every image, and so they learn nothing.",
+    "saturated": (
+        "Most activations lie where {activation} is flat, at its largest or smallest value: the "
+        "weights are too large."
+    ),
+    "exploding": "Signal or gradient grow on their way: the weights are too large.",
+    "vanishing": (
+        "Signal or gradient shrink on their way: the weights are too small for {activation} in "
+        "so many layers."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -76,10 +92,7 @@ def _backward(signals: Signals, widths: Sequence[int], forward: str) -> str:
     if forward == "symmetric" and _all_copies(signals, "distinct_gradient_fraction", widths):
         return "symmetric"
     gradients = signals.by_layer("gradient_second_moment")
-    lengths = [
-        None if moment is None else moment * units
-        for moment, units in zip(gradients, widths[1:], strict=True)
-    ]
+    lengths = [m and m * units for m, units in zip(gradients, widths[1:], strict=True)]
     change = _change(lengths[-1], lengths[0])
     return forward if change == "vanishing" and forward in ("dead", "saturated") else change
 
@@ -116,21 +129,3 @@ def advice(verdict: Verdict, activation: Activation, scheme: str) -> str:
     elif scheme == better:
         remedy = "Try fewer layers, or another activation."
     return f"{_MEANING[found].format(activation=activation.name)} {remedy}"
-
-
-_MEANING = {
-    "symmetric": (
-        "The units of a layer start with equal weights: with equal biases too they stay copies of "
-        "each other for ever, and random biases tell them apart only slowly."
-    ),
-    "dead": "Nearly all units of a layer give 0 for every image, and so they learn nothing.",
-    "saturated": (
-        "Most activations lie where {activation} is flat, at its largest or smallest value: the "
-        "weights are too large."
-    ),
-    "exploding": "Signal or gradient grow on their way: the weights are too large.",
-    "vanishing": (
-        "Signal or gradient shrink on their way: the weights are too small for {activation} in "
-        "so many layers."
-    ),
-}

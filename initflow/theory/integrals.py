@@ -26,15 +26,15 @@ RECTIFIERS = {"relu": 0.0, "leaky_relu": LEAKY_RELU_SLOPE, "linear": 1.0}
 
 
 @functools.cache
-def _legendre(nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes in [0, 1] and their weights."""
-    x, w = np.polynomial.legendre.leggauss(nodes)
+def _legendre() -> tuple[Tensor, Tensor]:
+    """:data:`NODES` nodes in [0, 1] and their weights."""
+    x, w = np.polynomial.legendre.leggauss(NODES)
     return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
 
 
 def expectation(function: Function, q: Tensor) -> Tensor:
     """E[f(√q z)] for each of ``q`` (…); f is smooth but for a kink or step at 0."""
-    x, w = _legendre(NODES)
+    x, w = _legendre()
     scale = q.clamp(TINY, HUGE).sqrt().unsqueeze(-1)
     near = (SHARP / scale).clamp(max=FAR / 2)  # where f bends most
     z = torch.cat([near * x, near + (FAR - near) * x], -1)
@@ -48,13 +48,13 @@ def pair_expectation(function: Function, q: Tensor, c: Tensor) -> Tensor:
 
     In polar coordinates the kinks of f are four fixed angles.
     """
-    x, w = _legendre(NODES)
+    x, w = _legendre()
     scale = q.clamp(TINY, HUGE).sqrt()[..., None, None]
     angle = torch.arccos(c.clamp(-1, 1)).unsqueeze(-1)
     start, theta, theta_weight = angle - math.pi / 2, [], []
     for length in (math.pi - angle, angle, math.pi - angle, angle):
         theta.append(start + length * x)
-        theta_weight.append((length * w).expand_as(theta[-1]))
+        theta_weight.append(length * w)
         start = start + length
     angles = torch.cat(theta, -1).unsqueeze(-2)
     near = (SHARP / scale).clamp(max=FAR / 2)
@@ -71,9 +71,8 @@ def second_moment(activation: Activation, q: Tensor) -> Tensor:
     if activation.name in RECTIFIERS:
         return q * (1 + RECTIFIERS[activation.name] ** 2) / 2
     if activation.name == "gelu":
-        # x·Φ(x): Stein's lemma twice, from E[Φ²] = 1/4 + arcsin(q/(1 + q))/2π.
-        density = 1 / (2 * math.pi * (1 + 2 * q).sqrt())  # E[N(x; 0, 1)²]
-        return q * (_mean_squared_normal_cdf(q) + 2 * q / (1 + q) * density)
+        cumulative, density = _normal_moments(q)  # x·Φ(x): Stein's lemma twice
+        return q * (cumulative + 2 * q / (1 + q) * density)
     return expectation(lambda x: activation.function(x).square(), q)
 
 
@@ -82,13 +81,15 @@ def slope_moment(activation: Activation, q: Tensor) -> Tensor:
     if activation.name in RECTIFIERS:
         return torch.full_like(q, (1 + RECTIFIERS[activation.name] ** 2) / 2)
     if activation.name == "gelu":
-        density = 1 / (2 * math.pi * (1 + 2 * q).sqrt())
-        return _mean_squared_normal_cdf(q) + density * (2 * q / (1 + q) + q / (1 + 2 * q))
+        cumulative, density = _normal_moments(q)
+        return cumulative + density * (2 * q / (1 + q) + q / (1 + 2 * q))
     return expectation(lambda x: activation.derivative(x).square(), q)
 
 
-def _mean_squared_normal_cdf(q: Tensor) -> Tensor:
-    return 1 / 4 + torch.arcsin(q / (1 + q)) / (2 * math.pi)
+def _normal_moments(q: Tensor) -> tuple[Tensor, Tensor]:
+    """E[Φ(√q z)²] and E[φ(√q z)²] of the standard normal distribution and its density."""
+    cumulative = 1 / 4 + torch.arcsin(q / (1 + q)) / (2 * math.pi)
+    return cumulative, 1 / (2 * math.pi * (1 + 2 * q).sqrt())
 
 
 def product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:

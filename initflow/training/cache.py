@@ -6,7 +6,6 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 from initflow.core.configurations import TrainConfig
@@ -23,7 +22,7 @@ OF_DATA = ("dataset", "data_dir", "normalize", "validation", "seed")  # what ima
 
 @contextlib.contextmanager
 def cleared_after() -> Iterator[None]:
-    """Let go of everything at the end: files may have changed when it is asked for again."""
+    """Let go of everything at the end: files may have changed when it is needed again."""
     try:
         yield
     finally:
@@ -33,7 +32,7 @@ def cleared_after() -> Iterator[None]:
 
 def splits(config: TrainConfig) -> Splits:
     """The data set of ``config``, as ``datasets.load`` gives it. The last one is kept."""
-    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name in OF_DATA}
+    settings = {name: getattr(config, name) for name in OF_DATA}
     if not config.validation:
         del settings["seed"]
     return _splits(TrainConfig(**settings))

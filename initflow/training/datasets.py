@@ -1,4 +1,4 @@
-"""Data sets as tensors in memory: found or downloaded, told apart, split, normalized.
+"""Data sets as tensors in memory: found or downloaded, recognized, split, normalized.
 
 Downloading and its checksums are torchvision's, whose import takes seconds; what is on disk is read
 without it.
@@ -13,7 +13,7 @@ import io
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,16 +184,17 @@ def _digits() -> _Pixels:
 
 def _idx(name: str, folder: Path) -> _Pixels:
     """A data set of four IDX files in ``folder``, downloaded where there is none of them."""
-    found = _found(name, folder)
+    title = TORCHVISION[name]
+    found = idx.find(folder, title)
     if found.is_empty:
-        beside = idx.related(folder, TORCHVISION[name])
+        beside = idx.related(folder, title)
         if beside:
             raise DataError(
                 f"{name} in '{folder}' is in no form that is read: {idx.listed(beside)}; nothing "
                 "is downloaded beside files of a set"
             )
         _download(name, folder)
-        found = _found(name, folder)
+        found = idx.find(folder, title)
     try:
         if found.missing:
             raise _incomplete(name, folder, found)
@@ -201,10 +202,9 @@ def _idx(name: str, folder: Path) -> _Pixels:
     except DataError as error:
         if folder != _cache():  # the user's own files are not for us to have deleted
             raise
-        home = folder / TORCHVISION[name]
-        raise DataError(f"{error}; delete '{home}' to have it downloaded anew") from error
-    rows = {part: a.reshape(len(a), -1) if a.ndim > 1 else a for part, a in arrays.items()}
-    tensors = {part: torch.from_numpy(array) for part, array in rows.items()}
+        raise DataError(f"{error}; delete '{folder / title}' to have it downloaded anew") from error
+    tensors = {part: torch.from_numpy(array) for part, array in arrays.items()}
+    tensors = {part: of.flatten(1) if of.ndim > 1 else of for part, of in tensors.items()}
     digest = _content_digest(tensors)
     source = os.path.commonpath([file.parent.resolve() for file in found.taken.values()])
     known = _known(found, arrays, digest)
@@ -229,10 +229,6 @@ def _known(found: idx.Found, arrays: Mapping[str, idx.Array], digest: str) -> st
     return None
 
 
-def _found(name: str, folder: Path) -> idx.Found:
-    return idx.find(idx.places(folder, TORCHVISION[name]))
-
-
 def _incomplete(name: str, folder: Path, found: idx.Found) -> DataError:
     home = TORCHVISION[name]
     refused = f"; not taken: {idx.listed(found.refused)}" if found.refused else ""
@@ -251,18 +247,21 @@ def _download(name: str, folder: Path) -> None:
     lock = folder / f".{TORCHVISION[name]}.lock"
     dataset = getattr(datasets, TORCHVISION[name])
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110 - never raises
-    said = io.StringIO()  # torchvision tells the terminal, which is the command line's
+    said = io.StringIO()  # torchvision prints to the terminal, which is the command line's
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             FileLock(lock),
             tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch,
-            _socket_timeout(DOWNLOAD_TIMEOUT_S),
+            contextlib.ExitStack() as afterwards,
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            if not _found(name, folder).is_empty:  # another process was first
+            if not idx.find(folder, TORCHVISION[name]).is_empty:  # another process was first
                 return
+            # torchvision sets none of its own and would wait for a silent server for ever.
+            afterwards.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
             dataset(scratch, download=True)
             _move_in(Path(scratch) / TORCHVISION[name] / "raw", raw)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -287,17 +286,6 @@ def _move_in(arrived: Path, raw: Path) -> None:
     except OSError:  # there is something else in it, which stays
         for file in arrived.iterdir():
             file.replace(raw / file.name)
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision sets none of its own and would wait for a silent server for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _content_digest(tensors: dict[str, Tensor]) -> str:

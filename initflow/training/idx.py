@@ -37,22 +37,21 @@ Array = npt.NDArray[np.uint8]
 MAX_BYTES = 2**30  # of a file, also unpacked; MNIST's largest has 47 million
 PIECE = 2**20  # bytes that are unpacked at once
 GZIP = b"\x1f\x8b"  # the first bytes of what gzip packed
+DAMAGED, MISFIT, UNREADABLE = "is damaged", "does not fit", "cannot be read"
 NOT_IDX = "truncated, or not an IDX file of the kind its name says"
 NOT_GZIP = "a gzip archive that is truncated or was changed"
 SHOWN = 3  # files that a message names
 
-# What comes after the part of a name that says what is in it, as 7-Zip, Kaggle and others have it.
-_NAME = re.compile(
-    r"(train|t10k|test)[-_. ]?(images|labels)[-_. ]?idx\d?([-_. ]?ubyte)?", re.IGNORECASE | re.ASCII
-)
+# The part of a name that says what is in it, and the whole, as 7-Zip, Kaggle and others have it.
 _BEGINNING = re.compile(r"(train|t10k|test)[-_. ]?(images|labels)", re.IGNORECASE | re.ASCII)
+_NAME = re.compile(_BEGINNING.pattern + r"[-_. ]?idx\d?([-_. ]?ubyte)?", _BEGINNING.flags)
 _PACKED = (".gz", ".gzip")
 _ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 _OTHERS = (".npz", ".npy", ".csv", ".pkl", ".pkl.gz", ".pt", ".mat", ".h5", ".parquet", ".arff")
 _NOTES = (".md5", ".sha1", ".sha256", ".asc", ".sig", ".txt")  # of files, and none themselves
 UNPACK = "unpack it"
 NOT_READ = "only IDX files are read"
-# By which a name tells of a set, and by which of any.
+# What in a name says that it is of a set, and of any.
 _WORDS = {
     "MNIST": r"(?<![a-z])(?<!fashion[-_ ])mnist",
     "FashionMNIST": r"fashion",
@@ -103,15 +102,15 @@ def places(folder: Path, name: str) -> list[Path]:
     ]
 
 
-def find(where: Sequence[Path]) -> Found:
-    """What there is in these :func:`places`. Of the files nothing is read.
+def find(folder: Path, name: str) -> Found:
+    """What there is in the :func:`places` of the set. Of the files nothing is read.
 
     Raises :class:`DataError` where a folder cannot be looked into.
     """
     files: dict[str, list[Path]] = {part: [] for part in NAMES}
     taken: dict[str, Path] = {}
     refused: dict[Path, str] = {}
-    for place in where:
+    for place in places(folder, name):
         here: list[tuple[tuple[bool, int, str], str, Path]] = []
         for entry in _entries(place):
             part, path = _part(entry), place / entry
@@ -149,7 +148,7 @@ def related(folder: Path, name: str) -> dict[Path, str]:
             # In a folder called like the set whatever there is may be it.
             if path in looked_into or not (of_set or place in homes) or lower.startswith("."):
                 continue
-            if path.is_dir() and any(find(places(path, name)).files.values()):
+            if path.is_dir() and any(find(path, name).files.values()):
                 found[path] = "point data_dir to it"
             elif path.is_dir() or lower.endswith(_OTHERS):
                 found[path] = NOT_READ
@@ -162,8 +161,9 @@ def related(folder: Path, name: str) -> dict[Path, str]:
 
 def listed(refused: Mapping[Path, str]) -> str:
     """Some files, each with the reason for which it is not taken."""
-    shown = [f"'{_printable(path)}' ({why})" for path, why in list(refused.items())[:SHOWN]]
-    return ", ".join(shown) + (", …" if len(refused) > SHOWN else "")
+    shown = ", ".join(f"'{path}' ({why})" for path, why in list(refused.items())[:SHOWN])
+    printable = "".join(c if c.isprintable() else "�" for c in shown)
+    return printable + (", …" if len(refused) > SHOWN else "")
 
 
 def read(files: Mapping[str, Path], classes: int) -> dict[str, Array]:
@@ -177,19 +177,18 @@ def read(files: Mapping[str, Path], classes: int) -> dict[str, Array]:
     for images, labels in (("train_images", "train_labels"), ("test_images", "test_labels")):
         (n, *_), (of_labels,) = shapes[images], shapes[labels]
         if n != of_labels:
-            raise _misfit(
-                files[labels], f"{of_labels} labels for the {n} images in '{files[images]}'"
-            )
+            what = f"{of_labels} labels for the {n} images in '{files[images]}'"
+            raise _error(files[labels], MISFIT, what)
     of_train, of_test = (math.prod(shapes[part][1:]) for part in ("train_images", "test_images"))
     if of_train != of_test:
         what = f"{of_test} pixels an image where the training set has {of_train}"
-        raise _misfit(files["test_images"], what)
+        raise _error(files["test_images"], MISFIT, what)
     arrays = {part: _content(files[part], shape) for part, shape in shapes.items()}
     for part in ("train_labels", "test_labels"):
         largest = int(arrays[part].max())
         if largest >= classes:
             what = f"label {largest} is not one of {classes} classes, 0 to {classes - 1}"
-            raise _misfit(files[part], what)
+            raise _error(files[part], MISFIT, what)
     return arrays
 
 
@@ -214,11 +213,11 @@ def checksums(files: Sequence[Path], array: Array) -> set[str]:
 def _entries(folder: Path) -> list[str]:
     """The names in a folder; none where there is no folder."""
     try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is asked for
+        return sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise _error(folder, UNREADABLE, error.strerror) from error
 
 
 def _part(name: str) -> str | None:
@@ -261,7 +260,7 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int | None]]:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
-                raise _damaged(path, f"{size:,} bytes, where {MAX_BYTES:,} are the most")
+                raise _error(path, DAMAGED, f"{size:,} bytes, where {MAX_BYTES:,} are the most")
             is_packed = file.read(len(GZIP)) == GZIP
             file.seek(0)
             if is_packed:
@@ -270,9 +269,9 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int | None]]:
             else:
                 yield file, size
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, NOT_GZIP) from error
+        raise _error(path, DAMAGED, NOT_GZIP) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _error(path, UNREADABLE, error.strerror) from error
 
 
 def _shape(path: Path, part: str) -> tuple[int, ...]:
@@ -290,11 +289,13 @@ def _shape(path: Path, part: str) -> tuple[int, ...]:
     shape = struct.unpack(f">{dimensions}I", header[4:]) if is_idx else ()
     whole = length + math.prod(shape)
     if not (shape and math.prod(shape) and size in (None, whole)):
-        raise _damaged(path, NOT_IDX)
+        raise _error(path, DAMAGED, NOT_IDX)
     if whole > MAX_BYTES:
-        raise _damaged(path, f"{whole:,} bytes unpacked, where {MAX_BYTES:,} are the most")
+        what = f"{whole:,} bytes unpacked, where {MAX_BYTES:,} are the most"
+        raise _error(path, DAMAGED, what)
     if math.prod(shape[1:]) > MAX_WIDTH:
-        raise _damaged(path, f"{shape[1]} x {shape[2]} pixels, where {MAX_WIDTH:,} are the most")
+        what = f"{shape[1]} x {shape[2]} pixels, where {MAX_WIDTH:,} are the most"
+        raise _error(path, DAMAGED, what)
     return shape
 
 
@@ -308,21 +309,9 @@ def _content(path: Path, shape: tuple[int, ...]) -> Array:
         while len(content) <= whole and (piece := file.read(PIECE)):
             content += piece
     if len(content) != whole:
-        raise _damaged(path, NOT_IDX)
+        raise _error(path, DAMAGED, NOT_IDX)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _printable(path: Path) -> str:
-    return "".join(c if c.isprintable() else "�" for c in str(path))
-
-
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"data file '{path}' is damaged: {what}")
-
-
-def _misfit(path: Path, what: str) -> DataError:
-    return DataError(f"data file '{path}' does not fit: {what}")
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"data file '{path}' cannot be read: {error.strerror}")
+def _error(path: Path, trouble: str, what: str | None) -> DataError:
+    return DataError(f"data file '{path}' {trouble}: {what}")

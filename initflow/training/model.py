@@ -101,10 +101,8 @@ class Parameters:
 
     def state(self, member: int = 0) -> dict[str, Tensor]:
         """One network's tensors by name, ``fc1.weight``, ``fc1.bias``, …, as views."""
-        state = {}
-        for name, weight, bias in zip(
-            layer_names(self.depth), self.weights, self.biases, strict=True
-        ):
+        state, names = {}, layer_names(self.depth)
+        for name, weight, bias in zip(names, self.weights, self.biases, strict=True):
             state[f"{name}.weight"] = weight[member]
             state[f"{name}.bias"] = bias[member]
         return state
@@ -152,7 +150,7 @@ def initialize(
             tensors = {key: state[key] for key in (f"{name}.weight", f"{name}.bias")}
             fill = functools.partial(fill_layer, scheme, at)
             contract.apply(scheme, tensors, fill, weight_stream, name)
-        scheme.variance(at)  # what it cannot state is found here, not when it is asked
+        scheme.variance(at)  # what it cannot state is found here, not when it is used
         scheme.bias_variance(at)
     return parameters
 
@@ -223,11 +221,11 @@ def to_module(
 
     It takes pixels in [0, 1]: it starts with the normalization that its data had.
     """
-    copied = network({name: tensor.clone() for name, tensor in state.items()}, activation)
-    modules = OrderedDict(copied.named_children())
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
     if (mean, std) != (0.0, 1.0):
         modules["normalize"] = _Normalize(mean, std)
-        modules.move_to_end("normalize", last=False)
+    copied = {name: tensor.clone() for name, tensor in state.items()}
+    modules.update(network(copied, activation).named_children())
     return nn.Sequential(modules).eval()
 
 

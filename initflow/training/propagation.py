@@ -12,7 +12,7 @@ differently for small layers. On CUDA, whose kernels promise no such thing, it a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -30,6 +30,11 @@ WORTH_TRYING = 2**24
 ENOUGH = 2**14  # numbers of a result to try it on, some of its inputs 0: a few agree by chance
 
 Plan = list[Callable[[], object]]  # calls with all their tensors bound
+
+
+def run(plan: Iterable[Callable[[], object]]) -> None:
+    for call in plan:
+        call()
 
 
 @dataclass(frozen=True)
@@ -145,47 +150,39 @@ class Pass:
         self._together = blocks([0] * parameters.members, self.members)
         self._by_activation = blocks([activation.name for activation in activations], self.members)
 
-        *hidden, classes = parameters.widths[1:]
-        self.preactivations = [self._buffer(batch, units) for units in (*hidden, classes)]
-        self.outputs = [self._buffer(batch, units) for units in hidden]
+        self._batch = batch
+        _, *hidden, classes = parameters.widths
+        self.preactivations, self.outputs = self._buffers(*hidden, classes), self._buffers(*hidden)
         self._log_probabilities, self._by_loss = (
             parameters.flat.new_empty(parameters.members, batch, classes) for _ in range(2)
         )
-        self._images: Tensor | None = None
-        self._differentiated: Tensor | None = None
+        self._images: Tensor | None = None  # of the batches that the plans are for
         self._gradient: Parameters | None = None
-        self._batch = batch
         self._taking_part = torch.tensor(self.members, device=parameters.flat.device)
         self._source_of_each = torch.tensor(self._sources, device=parameters.flat.device)
         # The mean over the batch, divided in float32 as autograd does.
         self._minus_one_nth = (-torch.ones(()) / batch).item()
 
-    def _buffer(self, batch: int, units: int) -> Tensor:
-        return aligned(self.parameters.members, (batch, units), self.parameters.flat.device)
+    def _buffers(self, *widths: int) -> list[Tensor]:
+        members, device = self.parameters.members, self.parameters.flat.device
+        return [aligned(members, (self._batch, units), device) for units in widths]
 
     @functools.cached_property
     def gradients(self) -> list[Tensor]:
-        return [self._buffer(self._batch, units) for units in self.parameters.widths[1:]]
+        return self._buffers(*self.parameters.widths[1:])
 
-    @functools.cached_property
-    def _output_gradients(self) -> list[Tensor]:
-        return [self._buffer(self._batch, units) for units in self.parameters.widths[1:-1]]
-
-    def _inputs(self, layer: int, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _inputs(self, layer: int, images: Tensor) -> list[tuple[slice, Tensor]]:
         """What ``layer`` takes in, (k, batch, units), for neighbours; (1, …) if they share it."""
         if layer:
-            yield from ((at, self.outputs[layer - 1][at]) for at in self._together)
-        else:
-            yield from (
-                (at, images[self._sources[at.start]].unsqueeze(0)) for at in self._by_source
-            )
+            return [(at, self.outputs[layer - 1][at]) for at in self._together]
+        return [(at, images[self._sources[at.start]].unsqueeze(0)) for at in self._by_source]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (members, batch, classes) of ``images`` (sources, batch, pixels)."""
         if images is not self._images:
-            self._images, self._forward_plan = images, self._plan_forward(images)
-        for call in self._forward_plan:
-            call()
+            self._images, self._gradient = images, None
+            self._forward_plan = self._plan_forward(images)
+        run(self._forward_plan)
         return self.preactivations[-1]
 
     def _plan_forward(self, images: Tensor) -> Plan:
@@ -216,21 +213,22 @@ class Pass:
         of_all = -self._log_probabilities.gather(2, own_labels).squeeze(2).mean(1)
         return of_all.index_select(0, self._taking_part)
 
-    def backward(self, images: Tensor, labels: Tensor, gradient: Parameters) -> None:
+    def backward(self, labels: Tensor, gradient: Parameters) -> None:
         """Write the gradients of the losses by all parameters into ``gradient``.
 
-        Goes by what :meth:`forward` and :meth:`losses` left for the same batches.
+        The losses are those over ``labels`` (sources, batch) of the last :meth:`forward`.
         """
-        if gradient is not self._gradient or images is not self._differentiated:
-            self._gradient, self._differentiated = gradient, images
-            self._backward_plan = self._plan_backward(images, gradient)
+        if gradient is not self._gradient:
+            assert self._images is not None, "a forward comes first"
+            self._gradient = gradient
+            self._backward_plan = self._plan_backward(self._images, gradient)
         chosen = labels.index_select(0, self._source_of_each).unsqueeze(2)
         self._by_loss.zero_().scatter_(2, chosen, self._minus_one_nth)
-        for call in self._backward_plan:
-            call()
+        run(self._backward_plan)
 
     def _plan_backward(self, images: Tensor, gradient: Parameters) -> Plan:
         plan: Plan = []
+        output_gradients = self._buffers(*self.parameters.widths[1:-1])
         for at in self._together:
             plan += self._plan_softmax(at)
         for layer in reversed(range(self.parameters.depth)):
@@ -241,7 +239,7 @@ class Pass:
             for at, x in self._inputs(layer, images):
                 plan += _weight_gradient.plan(gradients[at], x, gradient.weights[layer][at])
             if layer:
-                weights, passed = self.parameters.weights[layer], self._output_gradients[layer - 1]
+                weights, passed = self.parameters.weights[layer], output_gradients[layer - 1]
                 for at in self._together:
                     plan += _input_gradient.plan(gradients[at], weights[at], passed[at])
                 for at in self._by_activation:

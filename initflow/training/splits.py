@@ -56,7 +56,7 @@ class Splits:
 
     @property
     def tags(self) -> dict[str, object]:
-        """By which runs tell what they were trained on."""
+        """MLflow tags that say what a run was trained on."""
         return {"initflow.data": self.edition, "initflow.data_sha256": self.digest}
 
     @property

@@ -7,10 +7,11 @@ rates and activation functions, and each as it would alone.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from initflow.core import machine
 from initflow.core.seeds import generator
 from initflow.initializers.activations import Activation
 from initflow.training.model import Parameters, aligned
-from initflow.training.propagation import Pass, blocks
+from initflow.training.propagation import Pass, blocks, run
 from initflow.training.splits import Split
 
 
@@ -35,11 +36,6 @@ class Recipe:
     rates: Sequence[float]
     momentum: float = 0.0
     nesterov: bool = False
-
-    def in_epoch(self, epoch: int) -> dict[str, Any]:
-        """The settings of an update."""
-        lr = self.rates[epoch]
-        return {"lr": lr, "momentum": self.momentum, "nesterov": self.nesterov}
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,8 @@ def batch_order(images: int, seed: int, epoch: int) -> Tensor:
 
 def learning_rates(lr: float, gamma: float, epochs: int) -> list[float]:
     """Each epoch's rate, multiplied up one by one as ``StepLR`` does."""
-    rates = [lr]
-    while len(rates) < epochs:
-        rates.append(rates[-1] * gamma)
-    return rates
+    factors = itertools.repeat(gamma, epochs - 1)
+    return list(itertools.accumulate(factors, operator.mul, initial=lr))
 
 
 def iterations(images: int, batch_size: int, epochs: int) -> int:
@@ -84,7 +78,7 @@ class Trainer:
 
     ``recipes``, one for each of ``parameters``, have the same number of epochs. Networks that
     are neighbours in the stack and share a seed share their batches too. One that diverges, or
-    is told to :meth:`stop`, stays as it is, and the others go on.
+    that :meth:`stop` ends, stays as it is, and the others go on.
 
     Given the same parameters, each network's losses and parameters are on the CPU, bit for bit,
     those that it has alone, and those of ``torch.nn.Linear`` layers trained by
@@ -98,9 +92,8 @@ class Trainer:
         self._data = data
         self._seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
         self._gradient, self._velocity = parameters.zeros_like(), parameters.zeros_like()
-        self._rates = {member: recipe.rates[0] for member, recipe in enumerate(recipes)}
         self._losses: dict[int, list[float]] = {member: [] for member in self.running}
-        self._step = 0
+        self._step = self._epoch = 0  # updates made, and the epoch of the last one
 
     def stop(self, member: int) -> None:
         """Train ``member`` no further."""
@@ -110,8 +103,8 @@ class Trainer:
         """Train to the end, one epoch for each of a recipe's rates.
 
         Stops for a :class:`Checkpoint` at step 0, after every ``eval_every`` updates, at the
-        end, and where a network diverges; nothing runs in between unless the next one is asked
-        for, and the parameters are to be left alone meanwhile.
+        end, and where a network diverges; nothing runs in between unless the next one is
+        requested, and the parameters are to be left alone meanwhile.
         """
         for epoch in range(len(self._recipes[0].rates)):
             orders = [batch_order(len(self._data), seed, epoch) for seed in self._seeds]
@@ -137,9 +130,9 @@ class Trainer:
                     return
                 for member, loss in losses.items():
                     self._losses[member].append(loss)
-                    self._rates[member] = self._recipes[member].rates[epoch]
-                step.update()
-                self._step += 1
+                step.backward()
+                step.descend()
+                self._step, self._epoch = self._step + 1, epoch
         yield self._checkpoint(self.running)
 
     def exact(self, batch_size: int) -> list[bool]:
@@ -148,10 +141,9 @@ class Trainer:
         On batches of all sizes that the training will have. CUDA's kernels promise no such
         thing, whatever comes out once.
         """
-        if machine.is_launch_bound(self.parameters.flat.device):
-            return [False] * len(self._recipes)
-        found = [True] * len(self._recipes)
-        if len(found) == 1:
+        on_cpu = not machine.is_launch_bound(self.parameters.flat.device)
+        found = [on_cpu] * len(self._recipes)
+        if len(found) == 1 or not on_cpu:
             return found
         images = len(self._data)
         for size in {min(batch_size, images), images % batch_size} - {0}:
@@ -175,7 +167,7 @@ class Trainer:
     def _checkpoint(self, members: Sequence[int], *, diverged: bool = False) -> Checkpoint:
         taken = {member: self._losses[member] for member in members}
         self._losses |= {member: [] for member in members}
-        rates = {member: self._rates[member] for member in members}
+        rates = {member: self._recipes[member].rates[self._epoch] for member in members}
         return Checkpoint(self._step, rates, taken, diverged)
 
     def _make_step(self, epoch: int, batch: int, members: tuple[int, ...]) -> _Step:
@@ -192,10 +184,10 @@ class Trainer:
         indices = torch.empty(len(seeds), batch, dtype=torch.int64, device=device)
         images = aligned(len(seeds), (batch, data.images.shape[1]), device)
         labels = data.labels.new_empty(len(seeds), batch)
-        settings = [recipe.in_epoch(epoch) for recipe in self._recipes]
+        settings = [(r.rates[epoch], r.momentum, r.nesterov) for r in self._recipes]
         updates = [
-            functools.partial(_sgd, *rows, **settings[at.start])
-            for at in blocks([tuple(own.values()) for own in settings], members)
+            functools.partial(_sgd, *rows, self._recipes[at.start], epoch)
+            for at in blocks(settings, members)
             for rows in zip(parameters.rows(at), gradient.rows(at), velocity.rows(at), strict=True)
         ]
         gathers = [
@@ -205,24 +197,16 @@ class Trainer:
         ]
 
         def forward() -> Tensor:
-            for gather in gathers:
-                gather()
+            run(gathers)
             both.forward(images)
             return both.losses(labels)
-
-        def backward() -> None:
-            both.backward(images, labels, gradient)
-
-        def descend() -> None:
-            for update in updates:
-                update()
 
         return _Step(
             members,
             indices,
             machine.recorded(forward, device),
-            machine.recorded(backward, device),
-            machine.recorded(descend, device),
+            machine.recorded(functools.partial(both.backward, labels, gradient), device),
+            machine.recorded(functools.partial(run, updates), device),
         )
 
 
@@ -250,25 +234,15 @@ class _Step:
         self.indices.copy_(indices)
         return dict(zip(self.members, self.forward().tolist(), strict=True))
 
-    def update(self) -> None:
-        self.backward()
-        self.descend()
-
 
 def _sgd(
-    parameters: Tensor,
-    gradient: Tensor,
-    velocity: Tensor,
-    *,
-    lr: float,
-    momentum: float,
-    nesterov: bool,
+    parameters: Tensor, gradient: Tensor, velocity: Tensor, recipe: Recipe, epoch: int
 ) -> None:
     """One step of ``torch.optim.SGD`` in place, in its order of operations; spends ``gradient``."""
-    if momentum:
-        velocity.mul_(momentum).add_(gradient)
-        if nesterov:
-            gradient.add_(velocity, alpha=momentum)
+    if recipe.momentum:
+        velocity.mul_(recipe.momentum).add_(gradient)
+        if recipe.nesterov:
+            gradient.add_(velocity, alpha=recipe.momentum)
         else:
             gradient = velocity
-    parameters.add_(gradient, alpha=-lr)
+    parameters.add_(gradient, alpha=-recipe.rates[epoch])
