@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from bench import training
 from initflow.core.configurations import TrainConfig
-from initflow.diagnostics import measure
-from initflow.experiments import populations, record
+from initflow.diagnostics import measure, record
+from initflow.experiments import populations
 from initflow.initializers.plugins import find
 from initflow.training import datasets, model, trainer
 from initflow.training.splits import Splits
@@ -44,8 +44,8 @@ def trained(seeds: Sequence[int], splits: Splits) -> float:
     """Seconds for each of the tutorial's networks under ``seeds``, tested as often as the usual."""
     together = configs(seeds)
     started = time.perf_counter()
-    for of_stack in populations.stacks(together, splits.pixels, "cpu", None):
-        recipes = [record.recipe(config) for config in of_stack]
+    for of_stack in populations.stacks(together, "cpu", None):
+        recipes = [trainer.Recipe.of(config) for config in of_stack]
         starts = [record.start(c, find(c.init), splits).initial for c in of_stack]
         stack = model.Parameters.stack(starts, "cpu")
         population = trainer.Trainer(stack, recipes, splits.train)

@@ -12,7 +12,6 @@ from torch import nn
 from bench import reference
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
-from initflow.experiments import record
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import datasets, model, trainer
@@ -44,7 +43,7 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
 
 def checkpoints(parameters: model.Parameters, splits: Splits) -> Iterator[trainer.Checkpoint]:
     """initflow's training, stopping where it is evaluated."""
-    population = trainer.Trainer(parameters, [record.recipe(CONFIG)], splits.train)
+    population = trainer.Trainer(parameters, [trainer.Recipe.of(CONFIG)], splits.train)
     return population.train(batch_size=CONFIG.batch_size, eval_every=CONFIG.eval_every)
 
 

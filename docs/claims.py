@@ -32,7 +32,6 @@ from initflow.core import machine
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.diagnostics.signals import Signals
-from initflow.experiments import record
 from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting.drawing import CYCLE, MARKS, log_scale, tidy
@@ -121,7 +120,7 @@ def course(config: TrainConfig, images: Splits, steps: int) -> Course:
     parameters = network(config, images)
     epochs = math.ceil(steps / trainer.iterations(len(images.train), config.batch_size, 1))
     found = Course([], [], [], [], [], [])
-    recipe = record.recipe(replace(config, epochs=epochs))
+    recipe = trainer.Recipe.of(replace(config, epochs=epochs))
     population = trainer.Trainer(parameters, [recipe], images.train)
     for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
         seen = observe(config, images, parameters)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from initflow.core import machine
 from initflow.core.configurations import TrainConfig
-from initflow.experiments import record
+from initflow.diagnostics import record
 from initflow.experiments.replay import provenance
 from initflow.initializers.plugins import find
 from initflow.training import datasets

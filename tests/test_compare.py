@@ -17,8 +17,9 @@ from scipy import stats
 import initflow
 from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig
+from initflow.diagnostics import record
 from initflow.errors import InitflowError, PluginError, SettingError
-from initflow.experiments import compare, record
+from initflow.experiments import compare
 from initflow.initializers.plugins import find
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import mlflow_page

@@ -10,9 +10,8 @@ import torch
 
 from initflow.core import machine
 from initflow.core.configurations import TrainConfig
-from initflow.diagnostics import measure
+from initflow.diagnostics import measure, record
 from initflow.diagnostics.signals import QUANTITIES
-from initflow.experiments import record
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import datasets, model, propagation, trainer
@@ -289,7 +288,7 @@ def test_asking_whether_it_is_exact_changes_nothing():
     """Neither parameters nor what the training makes of them."""
     splits = datasets.load(configs(MIXED)[0])
     networks = [record.start(c, find(c.init), splits).initial for c in configs(MIXED)]
-    recipes = [record.recipe(config) for config in configs(MIXED)]
+    recipes = [trainer.Recipe.of(config) for config in configs(MIXED)]
     hashes = []
     for asked in (False, True):
         stack = model.Parameters.stack(networks, "cpu")

@@ -72,7 +72,7 @@ def filled(spec: str, config: NetworkConfig) -> SchemeEntry:
     images = datasets.load(training(config, init=spec)).train if scheme.kind == "network" else None
     activation = ACTIVATIONS[config.activation]
     parameters = initialize(
-        _widths(config),
+        datasets.widths(config.dataset, config.hidden),
         scheme,
         activation,
         bias_init=config.bias_init,
@@ -82,15 +82,13 @@ def filled(spec: str, config: NetworkConfig) -> SchemeEntry:
     return _entry(scheme, config, parameters)
 
 
-def _widths(config: NetworkConfig) -> tuple[int, ...]:
-    return (datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES)
-
-
 def _entry(
     scheme: Scheme, config: NetworkConfig, parameters: Parameters | None = None
 ) -> SchemeEntry:
     """The scheme with what it states of the network and, of ``parameters``, the deviations."""
-    layers_at = places(_widths(config), ACTIVATIONS[config.activation])
+    layers_at = places(
+        datasets.widths(config.dataset, config.hidden), ACTIVATIONS[config.activation]
+    )
     layers, broken = [], None
     for i, (name, at) in enumerate(zip(layer_names(len(layers_at)), layers_at, strict=True)):
         variance = None

@@ -101,7 +101,7 @@ def compare(
 
 
 def _shape(config: CompareConfig) -> str:
-    return format_shape((datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES))
+    return format_shape(datasets.widths(config.dataset, config.hidden))
 
 
 def _log_table(result: Comparison) -> None:

@@ -85,7 +85,7 @@ def diagnose(
     cells = [Cell(init, activation) for init in schemes for activation in config.activations]
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = datasets.load(config.network(*cells[0]))
-    shape = _shape(config)
+    shape, widths = _shape(config), datasets.widths(config.dataset, config.hidden)
     probe = measure.probe(splits.train, config.probe).to(torch.device(device))
     summary = (
         f"{len(cells)} untrained {shape} networks, {', '.join(schemes)} with "
@@ -95,7 +95,7 @@ def diagnose(
 
     def initialized(init: str, activation: str) -> model.Parameters:
         return model.initialize(
-            _widths(config),
+            widths,
             schemes[init],
             ACTIVATIONS[activation],
             bias_init=config.bias_init,
@@ -139,12 +139,8 @@ def diagnose(
     return result
 
 
-def _widths(config: DiagnoseConfig) -> tuple[int, ...]:
-    return (datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES)
-
-
 def _shape(config: DiagnoseConfig) -> str:
-    return format_shape(_widths(config))
+    return format_shape(datasets.widths(config.dataset, config.hidden))
 
 
 def _log_network(run: runs.Run, reading: Reading, title: str, failed: Failures) -> None:

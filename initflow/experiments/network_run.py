@@ -11,12 +11,12 @@ import initflow
 from initflow.core.configurations import TrainConfig
 from initflow.core.kinds import format_shape
 from initflow.diagnostics.reading import Reading, as_json
+from initflow.diagnostics.record import History, Record
 from initflow.diagnostics.verdict import Verdict
 from initflow.errors import InitflowError, cause
 from initflow.experiments import failures
 from initflow.experiments.command_run import log_settings
 from initflow.experiments.failures import Failures, noted
-from initflow.experiments.record import History, Record
 from initflow.experiments.replay import provenance
 from initflow.experiments.results import Drawings
 from initflow.initializers.scheme import Scheme

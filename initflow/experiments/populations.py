@@ -17,11 +17,11 @@ import torch
 from initflow.core import machine, workers
 from initflow.core.configurations import CompareConfig, ReproduceConfig, TrainConfig
 from initflow.core.progress import Progress, silent
+from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
 from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
-from initflow.experiments.record import Record, start, train_together
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
 from initflow.training import cache, datasets
@@ -113,7 +113,7 @@ def room(widths: Sequence[int], batch_size: int, device: str) -> int:
 
 
 def stacks(
-    configs: Sequence[TrainConfig], pixels: int, device: str, requested: int | None
+    configs: Sequence[TrainConfig], device: str, requested: int | None
 ) -> Iterator[list[TrainConfig]]:
     """``configs`` in their order, parted into what trains together.
 
@@ -128,7 +128,7 @@ def stacks(
 
     for _, group in groupby(configs, alike):
         of_shape = list(group)
-        widths = (pixels, *of_shape[0].hidden, datasets.CLASSES)
+        widths = datasets.widths(of_shape[0].dataset, of_shape[0].hidden)
         size = requested or room(widths, of_shape[0].batch_size, device)
         of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
         if not requested and size > of_a_seed:
@@ -199,7 +199,7 @@ def trained_population(
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [
                 Stack(run, connection.uri(), together, device, tags, settings.run_figures)
-                for together in stacks(configs, splits.pixels, device, settings.stack)
+                for together in stacks(configs, device, settings.stack)
             ]
             train_all(population, parts, pool, progress)
             progress("comparing, drawing and logging", len(configs), len(configs))

@@ -10,10 +10,10 @@ import torch
 from initflow.core import machine
 from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
+from initflow.diagnostics.record import Record, start, train_together
 from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
 from initflow.experiments.public import public
-from initflow.experiments.record import Record, start, train_together
 from initflow.experiments.results import Drawings, TrackedResult
 from initflow.initializers import plugins
 from initflow.tracking import runs

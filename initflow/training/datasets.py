@@ -13,7 +13,7 @@ import io
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,11 @@ def load(config: TrainConfig) -> Splits:
 def pixels(dataset: str) -> int:
     """Pixels of an image of ``dataset``, known without its files."""
     return SIDE.get(dataset, 28) ** 2
+
+
+def widths(dataset: str, hidden: Sequence[int]) -> tuple[int, ...]:
+    """Of all layers of a network, from an image's pixels over ``hidden`` ones to the classes."""
+    return (pixels(dataset), *hidden, CLASSES)
 
 
 def data_dir(given: Path | None) -> Path:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from initflow.core import machine
+from initflow.core.configurations import TrainConfig
 from initflow.core.seeds import generator
-from initflow.initializers.activations import Activation
+from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.training.model import Parameters, aligned
 from initflow.training.propagation import Pass, blocks, run
 from initflow.training.splits import Split
@@ -36,6 +37,13 @@ class Recipe:
     rates: Sequence[float]
     momentum: float = 0.0
     nesterov: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Recipe:
+        """That of the network of ``config``."""
+        rates = learning_rates(config.lr, config.gamma, config.epochs)
+        activation = ACTIVATIONS[config.activation]
+        return cls(activation, config.seed, rates, config.momentum, config.nesterov)
 
 
 @dataclass(frozen=True)

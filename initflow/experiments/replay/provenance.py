@@ -20,7 +20,7 @@ from torch import Tensor
 
 from initflow.core import environment
 from initflow.core.configurations import TrainConfig
-from initflow.experiments.record import Record
+from initflow.diagnostics.record import Record
 from initflow.initializers.finder import NOTEBOOK
 from initflow.initializers.scheme import Scheme
 from initflow.training import datasets, model, trainer
@@ -42,7 +42,7 @@ class Provenance:
     of ``pixels`` were trained on, of the data set with this ``digest``, and ``tested`` says whether
     it was evaluated on the test images. ``spec``, ``provider`` and ``source``, the SHA-256 of its
     code, are the scheme's. Of ``outcome`` finished, diverged or pruned it trained for
-    ``updates``. ``is_exact`` as in :class:`initflow.experiments.record.Record`. The hashes are
+    ``updates``. ``is_exact`` as in :class:`initflow.diagnostics.record.Record`. The hashes are
     those of the initial weights, the final ones and the losses; ``environment`` is as
     :func:`initflow.core.environment.current` gave it.
     """

@@ -19,8 +19,8 @@ from initflow.core import environment, machine
 from initflow.core.environment import Change
 from initflow.core.progress import Progress, silent
 from initflow.core.seeds import generator
+from initflow.diagnostics.record import Record, start, train_together
 from initflow.errors import DataError, ReplayError
-from initflow.experiments.record import Record, start, train_together
 from initflow.experiments.replay import provenance
 from initflow.experiments.replay.provenance import Evidence, Provenance, State
 from initflow.initializers.scheme import BUILT_IN, Scheme

@@ -10,9 +10,9 @@ import torch
 
 from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress, silent
+from initflow.diagnostics.record import Record, start, train_together
 from initflow.errors import GivenUpError, InitflowError, cause
 from initflow.experiments import command_run, network_run, populations
-from initflow.experiments.record import Record, start, train_together
 from initflow.experiments.tuning.running import RunningTrials
 from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.tracking import connection, runs
@@ -64,7 +64,7 @@ def try_batch(batch: Batch, progress: Progress = silent) -> Spent:
     connection.set_uri(batch.tracking)
     first = batch.configs[0]
     splits = cache.splits(first).untested().to(torch.device(batch.device))
-    widths = (splits.pixels, *first.hidden, datasets.CLASSES)
+    widths = datasets.widths(first.dataset, first.hidden)
     size = batch.stack or populations.room(widths, first.batch_size, batch.device)
     worker = _Worker(batch, splits, RunningTrials(batch.search, batch.pending), progress)
     pairs = list(zip(batch.pending, batch.configs, strict=True))

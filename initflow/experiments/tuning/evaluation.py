@@ -18,7 +18,6 @@ from initflow.experiments.tuning.studies import Study
 from initflow.reporting import trials
 from initflow.reporting.seed_statistics import Outcome
 from initflow.tracking import connection, runs
-from initflow.training import datasets
 
 TESTED = "initflow.tested"  # under which a study remembers its networks that were tested
 Known = Mapping[str, Mapping[str, Any]]  # what it remembers of each, by its setting and seed
@@ -46,7 +45,6 @@ def evaluate(
     """
     stacks: list[Stack] = []
     of_run = {scheme.run.id: scheme for scheme in studied}
-    pixels = datasets.pixels(plan.config.dataset)
     for scheme in studied:
         known, there = _known(scheme.study), _runs_below(scheme)
         for part, networks in _networks(plan, scheme).items():
@@ -54,7 +52,7 @@ def evaluate(
             tags = {scheme.cell: plan.tags(part, scheme.study)}
             stacks += [
                 Stack(scheme.run, connection.uri(), some, plan.device, tags, label=f"{part} ")
-                for some in populations.stacks(missing, pixels, plan.device, plan.config.stack)
+                for some in populations.stacks(missing, plan.device, plan.config.stack)
             ]
 
     def remember(stack: Stack, trained: Trained) -> None:

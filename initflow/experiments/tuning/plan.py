@@ -89,7 +89,7 @@ class Plan:
     @property
     def title(self) -> str:
         config = self.config
-        shape = format_shape((datasets.pixels(config.dataset), *config.hidden, datasets.CLASSES))
+        shape = format_shape(datasets.widths(config.dataset, config.hidden))
         return f"{shape} networks with {config.activation} on {config.dataset}"
 
     @property

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from initflow.core import workers
 from initflow.core.configurations import TuneConfig
 from initflow.core.progress import Progress
+from initflow.diagnostics.record import start
 from initflow.errors import InitflowError, SettingError, WorkError
 from initflow.experiments import command_run
 from initflow.experiments.failures import noted
 from initflow.experiments.public import public
-from initflow.experiments.record import start
 from initflow.experiments.tuning import batches, evaluation, running, samplers, storages, studies
 from initflow.experiments.tuning import plan as plans
 from initflow.experiments.tuning.batches import Batch, Spent

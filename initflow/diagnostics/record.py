@@ -105,7 +105,9 @@ def train_together(
     device = splits.train.images.device
     stack = model.Parameters.stack([record.initial for record in records], str(device))
     probe = measure.probe(splits.train, config.probe) if config.probe else None
-    population = trainer.Trainer(stack, [recipe(record.config) for record in records], splits.train)
+    population = trainer.Trainer(
+        stack, [trainer.Recipe.of(record.config) for record in records], splits.train
+    )
     exact = population.exact(config.batch_size)
     for member, record in enumerate(records):
         record.is_exact = exact[member]
@@ -142,17 +144,6 @@ def train_together(
         lap = now
     for member, record in enumerate(records):
         record.trained = stack.member(member).copy_to("cpu").state()
-
-
-def recipe(config: TrainConfig) -> trainer.Recipe:
-    """How the network of ``config`` trains."""
-    return trainer.Recipe(
-        ACTIVATIONS[config.activation],
-        config.seed,
-        trainer.learning_rates(config.lr, config.gamma, config.epochs),
-        config.momentum,
-        config.nesterov,
-    )
 
 
 def _measure(
