@@ -33,7 +33,7 @@ class TrackingError(InitflowError):
 
 
 class OutageError(TrackingError):
-    """MLflow does not answer for the moment, and what is asked of it cannot wait."""
+    """MLflow does not answer for the moment, and the request cannot wait."""
 
 
 class OutboxError(TrackingError):
@@ -41,7 +41,7 @@ class OutboxError(TrackingError):
 
 
 class StudyError(InitflowError):
-    """A study cannot be reached or written, or another process has it at hand."""
+    """A study cannot be reached or written, or another process is running it."""
 
 
 class GivenUpError(StudyError):

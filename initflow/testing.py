@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,8 +24,7 @@ from initflow.errors import InitflowError, PluginError, SettingError, cause, fir
 from initflow.initializers import contract, plugins
 from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.initializers.contract import RULES, Breach
-from initflow.initializers.scheme import Place, Scheme, fans, parse
-from initflow.initializers.signature import write
+from initflow.initializers.scheme import Place, Scheme, fans, parse, places
 from initflow.training import model
 from initflow.training.splits import Split
 
@@ -52,9 +50,12 @@ MORE_RULES = {
     "variance": f"draws weights of the variance it states, over {SEEDS} seeds",
     "bias variance": f"draws biases of the mean square it states, over {SEEDS} seeds",
 }
-
-
 ALL_RULES = RULES | MORE_RULES
+# What is sampled of each layer's tensors: which, its moment, and what the scheme states of it.
+SAMPLED_RULES: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
+    "variance": ("weight", lambda weight: weight.var(correction=0), "variance"),
+    "bias variance": ("bias", lambda bias: bias.square().mean(), "bias_variance"),
+}
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,8 @@ def check(
     yield _arguments(scheme)
     tally = _Tally()
     case = _layer if scheme.kind == "layer" else _network
-    usable = [
-        activation
-        for activation in ACTIVATIONS.values()
-        if tally.fill(case(scheme, activation), refusable=True)
-    ]
+    phis = ACTIVATIONS.values()
+    usable = [phi for phi in phis if tally.fill(case(scheme, phi), refusable=True)]
     usual = next((phi for phi in usable if phi.name == "relu"), usable[0] if usable else None)
     for each in _variety(scheme, usual) if usual else ():
         tally.fill(each)
@@ -129,11 +127,10 @@ def _arguments(scheme: Scheme) -> RuleResult:
         spec = replace(scheme, arguments={name: value}).spec
         try:
             read = scheme.bind(parse(spec, [scheme.name])[1]).arguments.get(name)
+            if read != value:
+                failures.append(f"'{name}' is {value!r} by default, but {read!r} by '{spec}'")
         except SettingError as error:
             failures.append(str(error))
-            continue
-        if read != value:
-            failures.append(f"'{name}' is {value!r} by default, but {read!r} by '{spec}'")
     return RuleResult("arguments", len(scheme.values), tuple(failures))
 
 
@@ -153,21 +150,21 @@ class _Case:
 
     @property
     def what(self) -> str:
-        arguments = ",".join(f"{key}={write(v)}" for key, v in self.scheme.arguments.items())
+        arguments = self.scheme.spec.removeprefix(self.scheme.name).removeprefix(":")
         return ", ".join(filter(None, (self.shape, self.activation.name, arguments)))
 
     def filled(self, seed: int) -> Mapping[str, Tensor]:
         """New tensors, filled from ``seed``."""
         tensors = {name: torch.zeros_like(tensor) for name, tensor in self.tensors.items()}
         if self.data:
-            fill = functools.partial(model.fill_network, self.scheme, self.activation, self.data)
+            fill = partial(model.fill_network, self.scheme, self.activation, self.data)
         else:
-            fill = functools.partial(model.fill_layer, self.scheme, self.places[""])
-
-        def limited(tensors: Mapping[str, Tensor], generator: torch.Generator) -> object:
-            return importing.within_limit(lambda: fill(tensors, generator))
-
-        contract.attempt(tensors, limited, torch.Generator().manual_seed(seed))
+            fill = partial(model.fill_layer, self.scheme, self.places[""])
+        contract.attempt(
+            tensors,
+            lambda *given: importing.within_limit(lambda: fill(*given)),
+            torch.Generator().manual_seed(seed),
+        )
         return tensors
 
 
@@ -198,14 +195,13 @@ def _network(
     pixels = torch.rand(100, widths[0], generator=generator, dtype=dtype)
     pixels = {"images": pixels, "black images": 0 * pixels, "one image": pixels[:1]}[images]
     data = Split(pixels, torch.arange(len(pixels)) % widths[-1])
-    tensors, places = {}, {}
-    for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
-        name = f"fc{layer + 1}."
-        tensors[f"{name}weight"] = torch.zeros(fan_out, fan_in, dtype=dtype)
-        tensors[f"{name}bias"] = torch.zeros(fan_out, dtype=dtype)
-        places[name] = Place(fan_in, fan_out, activation, layer, len(widths) - 1)
+    layers = {f"fc{at.layer + 1}.": at for at in places(widths, activation)}
+    tensors = {}
+    for name, at in layers.items():
+        tensors[f"{name}weight"] = torch.zeros(at.fan_out, at.fan_in, dtype=dtype)
+        tensors[f"{name}bias"] = torch.zeros(at.fan_out, dtype=dtype)
     what = f"{'-'.join(map(str, widths))} {_name(dtype)}, {images}"
-    return _Case(scheme, what, activation, tensors, places, data)
+    return _Case(scheme, what, activation, tensors, layers, data)
 
 
 def _variety(scheme: Scheme, activation: Activation) -> Iterator[_Case]:
@@ -271,7 +267,7 @@ def _sampled(
     """What takes several seeds to see."""
     case = _layer if scheme.kind == "layer" else _network
     cases = [case(scheme, usual)]
-    if scheme.draws:
+    if scheme.asks_for("generator"):
         first, second = tally.fill(cases[0]), tally.fill(cases[0], 1)
         failures = []
         if first and second and all(torch.equal(first[name], second[name]) for name in first):
@@ -299,22 +295,20 @@ def _other_arguments(scheme: Scheme, case: _Case) -> Iterator[Scheme]:
 
 def _variance(rule: str, cases: Sequence[_Case], tally: _Tally) -> RuleResult:
     """What is stated of each layer's weights, or biases, against what many seeds give."""
-    scheme, of_biases = cases[0].scheme, rule == "bias variance"
-    if (scheme.stated_bias_variance if of_biases else scheme.stated_variance) is None:
+    part, moment, statement = SAMPLED_RULES[rule]
+    if getattr(cases[0].scheme, f"stated_{statement}") is None:
         return RuleResult(rule, 0, note="states none: theory takes the one it finds")
     failures = []
     for case in cases:
         drawn = [tensors for seed in range(SEEDS) if (tensors := tally.fill(case, seed))]
         for name, place in case.places.items():
-            measure = _mean_square if of_biases else _spread
-            values = [measure(tensors, name) for tensors in drawn]
+            values = [moment(tensors[name + part].double()).item() for tensors in drawn]
             if len(values) < SEEDS:
                 continue  # a failure that the tally tells of
             error = statistics.stdev(values) / math.sqrt(SEEDS)
             mean = statistics.fmean(values)
             try:
-                stated = case.scheme.bias_variance if of_biases else case.scheme.variance
-                claim = stated(place) or 0.0
+                claim = getattr(case.scheme, statement)(place) or 0.0
             except InitflowError as wrong:
                 failures.append(f"{name}{case.what}: {wrong}")
                 continue
@@ -324,14 +318,6 @@ def _variance(rule: str, cases: Sequence[_Case], tally: _Tally) -> RuleResult:
                     f"± {error:.2g}"
                 )
     return RuleResult(rule, sum(len(case.places) for case in cases), tuple(failures))
-
-
-def _spread(tensors: Mapping[str, Tensor], layer: str) -> float:
-    return tensors[f"{layer}weight"].double().var(correction=0).item()
-
-
-def _mean_square(tensors: Mapping[str, Tensor], layer: str) -> float:
-    return tensors[f"{layer}bias"].double().square().mean().item()
 
 
 def _name(dtype: torch.dtype) -> str:

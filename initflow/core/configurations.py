@@ -6,7 +6,7 @@ the bases is that of the settings, from the last one to the first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,11 @@ ACTIVATION_NAMES = (
 RECOMMENDED = {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}
 DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
 VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
-BIAS_INITS = ("pytorch", "zeros")
-NORMALIZATIONS = ("unit", "half", "standard")
 SAMPLERS = ("tpe", "gp", "random", "cmaes")
 PRUNERS = ("median", "hyperband", "none")
 BACKENDS = ("local", "ray")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PluginsConfig(Settings):
     """Where plugins are looked for."""
 
@@ -86,7 +83,6 @@ class PluginsConfig(Settings):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Untrained(PluginsConfig):
     """What an untrained network and its images depend on, beside its shape and scheme."""
 
@@ -97,17 +93,16 @@ class _Untrained(PluginsConfig):
         "data folder (none: INITFLOW_DATA_DIR, else the user's cache)",
     )
     bias_init: str = setting(
-        "pytorch", choice(BIAS_INITS), "biases: U(±1/√fan_in) as in PyTorch, or zeros"
+        "pytorch", choice(("pytorch", "zeros")), "biases: U(±1/√fan_in) as in PyTorch, or zeros"
     )
     normalize: str = setting(
         "unit",
-        choice(NORMALIZATIONS),
+        choice(("unit", "half", "standard")),
         "pixels: unit = [0, 1], half = [-1, 1], standard = mean 0 and std 1 over the data set",
     )
     seed: int = setting(0, integer(0, 2**63 - 1), "seed of the weights and the batch order")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Measured(Settings):
     """How networks are measured, and on what machine."""
 
@@ -122,7 +117,6 @@ class _Measured(Settings):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Training(_Untrained):
     """How networks are trained."""
 
@@ -139,7 +133,6 @@ class _Training(_Untrained):
     log_model: bool = setting(True, BOOLEAN, "log the trained model")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _One(Settings):
     """A scheme with an activation function.
 
@@ -151,7 +144,6 @@ class _One(Settings):
     activation: str = setting("relu", choice(ACTIVATION_NAMES), "activation of every hidden layer")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Grid(Settings):
     """Every scheme with every activation function."""
 
@@ -170,14 +162,12 @@ class _Grid(Settings):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Seeds(Settings):
     """Networks under several seeds."""
 
     seeds: int = setting(5, integer(1, 10_000), "networks of each kind, each from another seed")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Many(Settings):
     """Many networks, trained as stacks, by several workers."""
 
@@ -193,7 +183,6 @@ class _Many(Settings):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig(_Measured, _Training, _One):
     """The settings of one training run."""
 
@@ -206,7 +195,6 @@ def training(settings: Settings, **chosen: Any) -> TrainConfig:
     return TrainConfig(**{name: getattr(settings, name) for name in mine} | chosen)
 
 
-@dataclass(frozen=True, kw_only=True)
 class NetworkConfig(_Untrained):
     """The untrained network on which a scheme is shown."""
 
@@ -214,7 +202,6 @@ class NetworkConfig(_Untrained):
     hidden: tuple[int, ...] = shared(_Training, "hidden")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Deep(_Grid):
     """Every scheme with every activation function, in networks of many layers."""
 
@@ -230,7 +217,6 @@ class _Deep(_Grid):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig(_Measured, _Untrained, _Deep):
     """The settings of one diagnosis: every scheme with every activation, untrained."""
 
@@ -252,7 +238,6 @@ class DiagnoseConfig(_Measured, _Untrained, _Deep):
         return training(self, init=init, activation=activation, hidden=self.hidden)
 
 
-@dataclass(frozen=True, kw_only=True)
 class CompareConfig(_Many, _Measured, _Training, _Seeds, _Grid):
     """The settings of one comparison: every scheme with every activation under every seed."""
 
@@ -266,14 +251,12 @@ class CompareConfig(_Many, _Measured, _Training, _Seeds, _Grid):
         return training(self, init=init, activation=activation, seed=seed)
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Table(Settings):
     """A published table."""
 
     table: str = setting("tutorial", TEXT, "tutorial, assignment, or the path of a table's file")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReproduceConfig(_Many, _Measured, PluginsConfig, _Seeds, _Table):
     """The settings of reproducing a published table, whose file has all others."""
 
@@ -282,7 +265,6 @@ class ReproduceConfig(_Many, _Measured, PluginsConfig, _Seeds, _Table):
     run_figures: bool = shared(CompareConfig, "run_figures")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Search(Settings):
     """What is searched for every scheme, and how."""
 
@@ -314,7 +296,6 @@ class _Search(Settings):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class TuneConfig(_Many, _Measured, _Training, _Search):
     """The settings of tuning: a study of the learning rate and gamma for every scheme.
 
@@ -354,7 +335,6 @@ class TuneConfig(_Many, _Measured, _Training, _Search):
         return training(self, init=init, validation=0, log_model=log, **chosen)
 
 
-@dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Settings):
     """What of a run is to be another when it is trained again: by default nothing."""
 

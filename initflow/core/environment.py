@@ -1,6 +1,6 @@
-"""What the bits of a run's numbers depend on, told without a secret: to record, show and compare.
+"""What the bits of a run's numbers depend on, without any secret: to record, show and compare.
 
-What never changes in a process is found out once; the rest is asked each time, and is cheap.
+What never changes in a process is looked up once; the rest is read each time, and is cheap.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +46,13 @@ VARIABLES = (
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
 TAGGED = ("source_sha256", "python", "torch", "blas", "cpu_capability", "threads", "deterministic")
-# What stands for a name that one side does not have.
-ABSENT = {"facts": UNKNOWN, "variables": "not set", "packages": "not installed"}
+# The parts of an environment, each with a prefix of its names in a comparison, and with what stands
+# for a name that one side does not have.
+PARTS = {
+    "facts": ("", UNKNOWN),
+    "variables": ("variable ", "not set"),
+    "packages": ("package ", "not installed"),
+}
 # What a processor's flags say of its arithmetic, on x86 and on ARM.
 ARITHMETIC = r"s?sse|avx|fma|f16c|amx|asimd|sve|sme(?!p)|bf16|i8mm|fphp"
 
@@ -66,11 +71,7 @@ class Environment:
     variables: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "facts": dict(self.facts),
-            "packages": dict(self.packages),
-            "variables": dict(self.variables),
-        }
+        return asdict(self)
 
 
 class Change(NamedTuple):
@@ -82,7 +83,7 @@ class Change(NamedTuple):
 
 
 def current(device: str) -> Environment:
-    """That of this process now, on the resolved ``device`` (cpu, cuda:N)."""
+    """The environment of this process now, on the resolved ``device`` (cpu, cuda:N)."""
     facts = {
         "initflow": initflow.__version__,
         "source_sha256": source_sha256(),
@@ -105,25 +106,24 @@ def current(device: str) -> Environment:
 def differences(then: Mapping[str, Any], now: Environment) -> list[Change]:
     """What is not as it was: facts first, in their order, then variables, then packages.
 
-    ``then`` is what :meth:`Environment.as_json` gave, perhaps from somebody's file: whatever
-    its types, it ends in differences, each side of them one printable line of bounded length.
+    ``then`` is what :meth:`Environment.as_json` returned, perhaps read from somebody's file:
+    whatever its types, each difference is printable text in one line of bounded length.
     """
     here = now.as_json()
     found = []
-    for part, absent in ABSENT.items():
+    for part, (prefix, absent) in PARTS.items():
         there = then.get(part) if isinstance(then, Mapping) else None
         there = there if isinstance(there, Mapping) else {}
         gone = sorted(n for n in there if isinstance(n, str) and n not in here[part])
-        kind = {"facts": "", "variables": "variable ", "packages": "package "}[part]
         for name in [*here[part], *gone]:
             before, after = there.get(name, absent), here[part].get(name, absent)
             if before != after:
-                found.append(Change(kind + _line(name), _line(before), _line(after)))
+                found.append(Change(prefix + _line(name), _line(before), _line(after)))
     return found
 
 
 def tags() -> dict[str, str]:
-    """The few tags that a run of MLflow gets; no other program is started for them."""
+    """The few tags that each MLflow run gets; no other program is started for them."""
     facts = {
         "source_sha256": source_sha256(),
         **_build(),
@@ -137,7 +137,7 @@ def tags() -> dict[str, str]:
 
 
 def shown(device: str) -> dict[str, str]:
-    """What a result was computed with, for who reads it later."""
+    """What a result was computed with, as a report shows it."""
     installed = _packages()
     chip = processor() if device == "cpu" else torch.cuda.get_device_name(device)
     return {
@@ -157,7 +157,7 @@ def processor() -> str:
 
 @functools.cache
 def source_sha256() -> str:
-    """Of all modules of the package, which tells an edited checkout of the same version."""
+    """The hash of the package's modules, which differs in an edited checkout of one version."""
     digest, package = hashlib.sha256(), Path(initflow.__file__).parent
     try:
         for file in sorted(package.rglob("*.py"), key=str):
@@ -171,19 +171,19 @@ def source_sha256() -> str:
 @functools.cache
 def _build() -> dict[str, str]:
     """PyTorch and the libraries that it was built with."""
-    told, version = torch.__config__.show(), torch.version
+    config, version = torch.__config__.show(), torch.version
     # The other lines also say what was found here: a device, the kernels that the CPU gets.
-    build = hashlib.sha256(_found(r"Build settings: (.*)", told).encode()).hexdigest()
+    build = hashlib.sha256(_found(r"Build settings: (.*)", config).encode()).hexdigest()
     made = {"git": version.git_version, "CUDA": version.cuda, "HIP": version.hip}
     named = [f"{name} {value}" for name, value in made.items() if value]
     return {
         "torch": torch.__version__,
         "torch_build": ", ".join([*named, f"settings {build}"]),
-        "blas": _found(r"Math Kernel Library Version (\S+)", told, "MKL ")
-        or _found(r"BLAS_INFO=(\w+)", told)
+        "blas": _found(r"Math Kernel Library Version (\S+)", config, "MKL ")
+        or _found(r"BLAS_INFO=(\w+)", config)
         or UNKNOWN,
-        "lapack": _found(r"LAPACK_INFO=(\w+)", told) or UNKNOWN,
-        "onednn": _found(r"MKL-DNN v(\S+)", told) or "none",
+        "lapack": _found(r"LAPACK_INFO=(\w+)", config) or UNKNOWN,
+        "onednn": _found(r"MKL-DNN v(\S+)", config) or "none",
     }
 
 
@@ -207,7 +207,7 @@ def _gpu(device: str) -> dict[str, str]:
 
 @functools.cache
 def _cpuinfo() -> dict[str, str]:
-    """What Linux says of the first processor; nothing elsewhere."""
+    """The first processor's entries in Linux's /proc/cpuinfo; none on other systems."""
     try:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
@@ -218,11 +218,11 @@ def _cpuinfo() -> dict[str, str]:
 
 @functools.cache
 def _cpu() -> dict[str, str]:
-    """Libraries choose their kernels by more than its name, which may say little."""
-    told = _cpuinfo()
+    """The processor and its instructions: libraries choose their kernels by more than its name."""
+    info = _cpuinfo()
     kinds = ("cpu family", "model", "CPU implementer", "CPU part")
-    flags = (told.get("flags") or told.get("Features") or "").split()
-    more = [f"{kind} {told[kind]}" for kind in kinds if kind in told]
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    more = [f"{kind} {info[kind]}" for kind in kinds if kind in info]
     instructions = sorted(flag for flag in flags if re.match(ARITHMETIC, flag))
     return {
         "cpu": ", ".join([processor(), *more]),
@@ -232,7 +232,7 @@ def _cpu() -> dict[str, str]:
 
 @functools.cache
 def _system() -> str:
-    """The kernel changes no number, the C library's functions may."""
+    """Without the kernel's version: it changes no number, the C library's functions may."""
     return " ".join(filter(None, [platform.system(), platform.machine(), *platform.libc_ver()]))
 
 
@@ -242,31 +242,29 @@ def _settings(device: str) -> dict[str, str]:
     found = {
         "deterministic": _deterministic(),
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "flush_denormal": _told(sys.float_info.min / 2 == 0.0),
-        "onednn_enabled": _told(backends.mkldnn.enabled),
-        "onednn_deterministic": _told(backends.mkldnn.deterministic),
+        "flush_denormal": _flag(sys.float_info.min / 2 == 0.0),
+        "onednn_enabled": _flag(backends.mkldnn.enabled),
+        "onednn_deterministic": _flag(backends.mkldnn.deterministic),
         "onednn_float32": _precisions(backends.mkldnn.matmul, backends.mkldnn.conv),
     }
     if device != "cpu":
         found |= {
             "cuda_float32": _precisions(backends.cuda.matmul, backends.cudnn.conv),
-            "cudnn_enabled": _told(backends.cudnn.enabled),
-            "cudnn_deterministic": _told(backends.cudnn.deterministic),
-            "cudnn_benchmark": _told(backends.cudnn.benchmark),
+            "cudnn_enabled": _flag(backends.cudnn.enabled),
+            "cudnn_deterministic": _flag(backends.cudnn.deterministic),
+            "cudnn_benchmark": _flag(backends.cudnn.benchmark),
         }
     return found
 
 
 def _deterministic() -> str:
-    if not torch.are_deterministic_algorithms_enabled():
-        return "off"
-    return "warn only" if torch.is_deterministic_algorithms_warn_only_enabled() else "on"
+    return ("off", "warn only", "on")[torch.get_deterministic_debug_mode()]
 
 
 def _precisions(matmul: Any, conv: Any) -> str:
-    """Asked the new way, as the old one raises where a user has set it the new way."""
-    told = f"matmul {matmul.fp32_precision}, conv {conv.fp32_precision}"
-    return told.replace("none", "ieee")  # nothing chosen is exact, too
+    """Read by PyTorch's new names, as the old ones raise where a user has set the new ones."""
+    text = f"matmul {matmul.fp32_precision}, conv {conv.fp32_precision}"
+    return text.replace("none", "ieee")  # nothing chosen is exact, too
 
 
 @functools.cache
@@ -287,11 +285,11 @@ def _packages() -> dict[str, str]:
 
 
 def _variables() -> dict[str, str]:
-    """A long one, which none of these is, is not cut: half an address would show its password."""
-    requested = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    """Those that are set. A long one is not cut: half an address would show its password."""
     return {
         name: _line(without_credentials(value)) if len(value) <= LONGEST else "(too long)"
-        for name, value in requested.items()
+        for name in VARIABLES
+        if (value := os.environ.get(name)) is not None
     }
 
 
@@ -301,8 +299,8 @@ def _found(pattern: str, text: str, before: str = "") -> str:
     return before + found[1] if found else ""
 
 
-def _told(flag: object) -> str:
-    return str(bool(flag)).lower()
+def _flag(value: object) -> str:
+    return str(bool(value)).lower()
 
 
 def _line(value: object) -> str:

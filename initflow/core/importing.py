@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -25,30 +26,28 @@ _used_in_place: set[Path] = set()  # where modules were imported from
 
 
 def within_limit(function: Callable[[], T]) -> T:
-    """What ``function`` gives or raises; after :data:`LIMIT_S` a :class:`TimeoutError`.
+    """What ``function`` returns or raises; after :data:`LIMIT_S` a :class:`TimeoutError`.
 
-    The work is left hanging then, in a thread of its own, which ends with the process. An exit
-    is a :class:`PluginError`: it ends no more than the plugin.
+    It then goes on in a thread of its own, which ends with the process. Where it exits, that is
+    a :class:`PluginError`: the process goes on.
     """
-    outcome: list[tuple[T | None, BaseException | None]] = []
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            outcome.append((function(), None))
+            future.set_result(function())
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
-            outcome.append((None, error))
+            future.set_exception(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(LIMIT_S)
-    if not outcome:
+    if not future.done():
         raise TimeoutError(f"not done within {LIMIT_S:g} s")
-    ((result, error),) = outcome
-    if isinstance(error, Exception):
-        raise error
-    if error:
+    error = future.exception()
+    if error and not isinstance(error, Exception):
         raise PluginError(cause(error))
-    return result  # type: ignore[return-value]
+    return future.result()
 
 
 def module(name: str) -> ModuleType:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from initflow.core.paths import working_folder
+
 
 @contextlib.contextmanager
 def left_alone() -> Iterator[set[str]]:
@@ -36,10 +38,6 @@ def _cuda_states() -> tuple[bytes, ...]:
     return tuple(map(_bytes, torch.cuda.get_rng_state_all())) if there else ()
 
 
-def _put_cuda_states(states: tuple[bytes, ...]) -> None:
-    torch.cuda.set_rng_state_all(list(map(_tensor, states)))
-
-
 def _numpy_state() -> tuple[object, ...]:
     name, keys, *others = np.random.get_state(legacy=True)  # noqa: NPY002
     return (name, keys.tobytes(), *others)  # type: ignore[union-attr]
@@ -50,13 +48,6 @@ def _put_numpy_state(state: tuple[str, bytes, int, int, float]) -> None:
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *others))  # type: ignore[arg-type]  # noqa: NPY002
 
 
-def _folder() -> str | tuple[()]:
-    try:
-        return os.getcwd()  # noqa: PTH109 - as os.chdir takes it
-    except FileNotFoundError:  # it was removed meanwhile
-        return ()
-
-
 def _bytes(state: Tensor) -> bytes:
     return state.numpy().tobytes()
 
@@ -65,14 +56,17 @@ def _tensor(state: bytes) -> Tensor:
     return torch.frombuffer(bytearray(state), dtype=torch.uint8)
 
 
-# How each state is had, as what can be compared, and put back. () is none: CUDA's has none before
-# its first use.
+# How each state is read, as what can be compared, and put back. () is none: CUDA has none before
+# its first use, nor is there a working folder that was removed meanwhile.
 _STATES: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
     "torch's random state": (
         lambda: _bytes(torch.get_rng_state()),
         lambda state: torch.set_rng_state(_tensor(state)),
     ),
-    "torch.cuda's random state": (_cuda_states, _put_cuda_states),
+    "torch.cuda's random state": (
+        _cuda_states,
+        lambda states: torch.cuda.set_rng_state_all(list(map(_tensor, states))),
+    ),
     "numpy's random state": (_numpy_state, _put_numpy_state),
     "the state of Python's random": (random.getstate, random.setstate),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -86,5 +80,5 @@ _STATES: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,
     ),
-    "the working folder": (_folder, os.chdir),
+    "the working folder": (lambda: working_folder() or (), os.chdir),
 }

@@ -29,30 +29,35 @@ class Kind:
     choices: tuple[str, ...] = ()
 
 
-def number(expected: str, is_valid: Callable[[float], bool]) -> Kind:
+def number(expected: str, is_valid: Callable[[float], bool], of: type[int | float] = float) -> Kind:
+    """A number for which ``is_valid`` holds, which must be false of NaN and infinity."""
+
     def parse(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        if isinstance(value, bool) or not isinstance(value, (of, int, str)):
             raise TypeError
-        number = float(value)
-        if not (math.isfinite(number) and is_valid(number)):
+        number = of(value)
+        if not is_valid(number):
             raise ValueError
         return number
 
-    return Kind("NUMBER", expected, parse)
+    return Kind("INTEGER" if of is int else "NUMBER", expected, parse)
 
 
-def integer(minimum: int, maximum: int | None = None) -> Kind:
-    top = "" if maximum is None else f" and at most {maximum}"
+def integer(minimum: int, maximum: float = math.inf) -> Kind:
+    top = f" and at most {maximum}" if maximum < math.inf else ""
+    expected = f"a whole number, at least {minimum}{top}"
+    return number(expected, lambda n: minimum <= n <= maximum, int)
 
-    def parse(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, (int, str)):
-            raise TypeError
-        number = int(value)
-        if number < minimum or (maximum is not None and number > maximum):
+
+def matching(metavar: str, expected: str, pattern: str) -> Kind:
+    """Text that matches all of ``pattern``, a regular expression."""
+
+    def parse(value: object) -> str:
+        if not re.fullmatch(pattern, str(value), re.ASCII):
             raise ValueError
-        return number
+        return str(value)
 
-    return Kind("INTEGER", f"a whole number, at least {minimum}{top}", parse)
+    return Kind(metavar, expected, parse)
 
 
 def choice(valid: tuple[str, ...]) -> Kind:
@@ -66,14 +71,12 @@ def choice(valid: tuple[str, ...]) -> Kind:
 
 def or_word(word: str, kind: Kind) -> Kind:
     """``kind``, or ``word``, which stands for None."""
-
-    def parse(value: object) -> object:
-        return None if value is None or value == word else kind.parse(value)
-
-    def write(value: object) -> str:
-        return word if value is None else kind.format(value)
-
-    return Kind(f"{word}|{kind.metavar}", f"'{word}' or {kind.expected}", parse, write)
+    return Kind(
+        f"{word}|{kind.metavar}",
+        f"'{word}' or {kind.expected}",
+        lambda value: None if value is None or value == word else kind.parse(value),
+        lambda value: word if value is None else kind.format(value),
+    )
 
 
 def listed(item: Kind, expected: str) -> Kind:
@@ -91,10 +94,9 @@ def listed(item: Kind, expected: str) -> Kind:
             raise ValueError
         return tuple(items)
 
-    def write(values: tuple[Any, ...]) -> str:
-        return ",".join(map(item.format, values))
-
-    return Kind(f"{item.metavar},…", expected, parse, write)
+    return Kind(
+        f"{item.metavar},…", expected, parse, lambda values: ",".join(map(item.format, values))
+    )
 
 
 def _parse_boolean(value: object) -> bool:
@@ -116,12 +118,6 @@ def _parse_path(value: object) -> Path:
     return paths.own(value)
 
 
-def _parse_device(value: object) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", str(value)):
-        raise ValueError
-    return str(value)
-
-
 def parse_widths(value: object) -> tuple[int, ...]:
     """Hidden widths from ``100``, ``300,100``, ``100x20`` (20 layers of 100) or ``none``."""
     if isinstance(value, str) and value.strip() == "none":
@@ -135,13 +131,12 @@ def parse_widths(value: object) -> tuple[int, ...]:
             if not match:
                 raise ValueError
             width, count = int(match[1]), int(match[2] or 1)
-            if count < 1 or len(widths) + count > MAX_LAYERS:
+            if not 1 <= count <= MAX_LAYERS - len(widths):
                 raise ValueError
             widths += [width] * count
     weights = sum(fan_in * fan_out for fan_in, fan_out in pairwise(widths))
-    if len(widths) > MAX_LAYERS or weights > MAX_WEIGHTS:
-        raise ValueError
-    if any(not 1 <= width <= MAX_WIDTH for width in widths):
+    valid = all(1 <= width <= MAX_WIDTH for width in widths)
+    if len(widths) > MAX_LAYERS or weights > MAX_WEIGHTS or not valid:
         raise ValueError
     return tuple(widths)
 
@@ -159,13 +154,6 @@ def format_widths(widths: tuple[int, ...]) -> str:
     return ",".join(f"{width}x{n}" if n > 1 else f"{width}" for width, n in runs) or "none"
 
 
-def _parse_name(value: object) -> str:
-    """Of a study or a registered model: it becomes a part of files' names and of searches."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", str(value), re.ASCII):
-        raise ValueError
-    return str(value)
-
-
 def _parse_storage(value: object) -> str:
     """A database's URL as it is, or a file's path."""
     text = _parse_text(value)
@@ -175,9 +163,14 @@ def _parse_storage(value: object) -> str:
 BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
 TEXT = Kind("TEXT", "a name", _parse_text)
 STORAGE = Kind("PATH|URL", "a journal's path or a database's URL", _parse_storage, without_password)
-NAME = Kind("NAME", "a name of up to 100 letters, digits, - _ and .", _parse_name)
+# Of a study or a registered model: it becomes a part of files' names and of searches.
+NAME = matching(
+    "NAME", "a name of up to 100 letters, digits, - _ and .", r"[A-Za-z0-9][\w.-]{0,99}"
+)
 FOLDER = Kind("FOLDER", "a folder", _parse_path)
-DEVICE = Kind("auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", _parse_device)
+DEVICE = matching(
+    "auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]{1,3})?"
+)
 WIDTHS = Kind(
     "WIDTHS",
     "widths such as 100, 300,100 or 100x20 (20 layers of 100), or none"
@@ -185,16 +178,9 @@ WIDTHS = Kind(
     parse_widths,
     format_widths,
 )
-
-
-def _parse_probe(value: object) -> int:
-    images = integer(0, 1_000_000_000).parse(value)
-    if images == 1:  # nothing varies from image to image
-        raise ValueError
-    return int(images)
-
-
-PROBE = Kind("INTEGER", "0, or a whole number from 2 to 1000000000", _parse_probe)
+PROBE = number(  # with one image nothing would vary from image to image
+    "0, or a whole number from 2 to 1000000000", lambda n: n == 0 or 2 <= n <= 10**9, int
+)
 RATE = number("a number above 0 and at most 1e30", lambda x: 0 < x <= 1e30)
 DECAY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
 MOMENTUM = number("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)

@@ -33,7 +33,7 @@ def device(requested: str) -> str:
 
 
 def working_memory(device: str) -> int:
-    """Bytes in which the numbers of a training are at hand: the last cache, or free on CUDA."""
+    """Bytes that a training should fit in: the CPU's last cache, or CUDA's free memory."""
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
@@ -68,8 +68,9 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
 def recorded(function: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
     """``function``, launched on CUDA as one graph; elsewhere as it is.
 
-    It takes and returns the same tensors each time and asks the device nothing. CUDA first runs
-    it as it is, as kernels and libraries set themselves up at first use, then records it.
+    It must use and return the same tensors at each call, and must not wait for the device. On
+    CUDA the first call runs it as it is, as kernels and libraries set themselves up at first use;
+    the second records it.
     """
     if device.type != "cuda":
         return function

@@ -19,14 +19,18 @@ STORE = "sqlite:///"
 MADE = re.compile(r"tmp[a-z0-9_]{8}")  # as MLflow's tempfile.mkdtemp names a folder
 
 
+def working_folder() -> Path | None:
+    """Where the process runs; None where that folder was removed meanwhile."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
 def in_clone() -> bool:
     """Whether the working folder is in a temporary one that ``mlflow run`` made."""
-    try:
-        here = Path.cwd()
-    except OSError:  # removed meanwhile
-        return False
-    above = Path(tempfile.gettempdir()).resolve()
-    if "MLFLOW_TRACKING_URI" not in os.environ or above not in here.parents:
+    here, above = working_folder(), Path(tempfile.gettempdir()).resolve()
+    if not here or "MLFLOW_TRACKING_URI" not in os.environ or above not in here.parents:
         return False
     top = here.relative_to(above).parts[0]
     return bool(MADE.fullmatch(top)) and (above / top / ".git").is_dir()

@@ -1,4 +1,4 @@
-"""How far things are: told by a callback, shown as a bar in a terminal or a notebook."""
+"""Progress of long work: passed to a callback, shown as a bar in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Told what is being done, and how much of it: (what, done, of).
+# Called with what is being done and how much of it is done: (what, done, of).
 Progress = Callable[[str, int, int], None]
 
 
@@ -21,7 +21,7 @@ def silent(_what: str, _done: int, _of: int) -> None:
 
 @contextlib.contextmanager
 def shown(progress: bool | Progress) -> Iterator[Progress]:
-    """``progress`` itself, or a bar where it is True and somebody looks: nothing where not."""
+    """``progress`` itself or, where it is True, a bar in a notebook or a terminal, if in one."""
     if callable(progress):
         yield progress
     elif progress and _in_notebook():
@@ -29,8 +29,8 @@ def shown(progress: bool | Progress) -> Iterator[Progress]:
     elif progress and sys.stderr.isatty():
         from rich.console import Console  # noqa: PLC0415 - needed only here
 
-        with bar(Console(stderr=True)) as told:
-            yield told
+        with bar(Console(stderr=True)) as update:
+            yield update
     else:
         yield silent
 
@@ -38,17 +38,11 @@ def shown(progress: bool | Progress) -> Iterator[Progress]:
 @contextlib.contextmanager
 def bar(console: Console, beginning: str = "") -> Iterator[Progress]:
     """A bar on a ``console`` that is a terminal, which is gone at the end."""
-    from rich.progress import (  # noqa: PLC0415 - needed only here
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich import progress  # noqa: PLC0415 - needed only here
 
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as shown:
+    columns = ("{task.description}", progress.BarColumn(), progress.TimeElapsedColumn())
+    disable = not console.is_terminal
+    with progress.Progress(*columns, console=console, transient=True, disable=disable) as shown:
         task = shown.add_task(beginning, total=None)
         yield lambda what, done, of: shown.update(task, description=what, completed=done, total=of)
 

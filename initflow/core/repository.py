@@ -6,10 +6,10 @@ import functools
 import hashlib
 import os
 import subprocess
-import threading
-from pathlib import Path
+import tempfile
 from typing import NamedTuple
 
+from initflow.core.paths import working_folder
 from initflow.core.secrets import without_secrets
 
 UNKNOWN = "unknown"
@@ -31,17 +31,17 @@ class Repository(NamedTuple):
 
 
 def current() -> Repository:
-    """As it was when it was first asked for; empty where the working folder is in none.
+    """As it was at the first call; empty where the working folder is in none.
 
     Of the diff, credentials in addresses are left out, and what is beyond :data:`DIFF_LIMIT`, which
     a last line says. Files that git does not track are not in it.
     """
-    return _of(_folder())
+    return _of(str(working_folder() or os.devnull))
 
 
 @functools.cache
 def _of(folder: str) -> Repository:
-    """Asked once, when the code was loaded."""
+    """Read once, as the code that is running was loaded then."""
     head = _git(folder, "rev-parse", "--verify", "HEAD")
     if head is None:
         return Repository("none", "none", "")
@@ -66,37 +66,25 @@ class _Answer(NamedTuple):
 
 
 def _git(folder: str, *arguments: str) -> _Answer | None:
-    """What git answers there; None where it cannot or takes too long. It asks nobody anything."""
+    """What git prints there; None where it fails or takes too long. It asks for no password."""
     command = ["git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "diff.relative=false"]
     quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
     try:
-        process = subprocess.Popen(  # noqa: S603 - our own arguments
-            [*command, *arguments],
-            cwd=folder,
-            env=os.environ | quiet,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except OSError:
+        with tempfile.TemporaryFile() as output:
+            subprocess.run(  # noqa: S603 - our own arguments
+                [*command, *arguments],
+                cwd=folder,
+                env=os.environ | quiet,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                timeout=GIT_PATIENCE_S,
+                check=True,
+            )
+            output.seek(0)
+            digest = hashlib.file_digest(output, "sha256").hexdigest()
+            size = output.tell()
+            output.seek(0)
+            return _Answer(output.read(DIFF_LIMIT), size, digest)
+    except (OSError, subprocess.SubprocessError):
         return None
-    first, size, digest = b"", 0, hashlib.sha256()
-    with process:
-        assert process.stdout
-        patience = threading.Timer(GIT_PATIENCE_S, process.kill)
-        patience.start()
-        try:
-            while block := process.stdout.read(1 << 16):
-                digest.update(block)
-                size += len(block)
-                first += block[: DIFF_LIMIT - len(first)]
-        finally:
-            patience.cancel()
-    return None if process.returncode else _Answer(first, size, digest.hexdigest())
-
-
-def _folder() -> str:
-    try:
-        return str(Path.cwd())
-    except OSError:  # removed meanwhile
-        return os.devnull

@@ -5,42 +5,32 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-SECRET = re.compile(r"(?i)pass|pwd|secret|token|api.?key|access.?key")  # in the names of some
+# What is in the names of secrets; the parameters of addresses have further ones.
+NAMED = r"(?i)pass|pwd|secret|token|api.?key|access.?key"
+PARAMETER = rf"{NAMED}|credential|signature|(?:key|sig)$"
 # How a word may begin, after its quotes: as an address, of which the scheme is kept, or as a path.
 ADDRESS = re.compile(r"^([\"'(\[<{]*(?:(?:[A-Za-z][\w+.-]*:)?//)?).*@")
 PATH = re.compile(r"[\"'(\[<{]*(?:(?:sqlite|file):///|/(?!/))(?!.*://)")
+# A user and a password before a host; not the product of a slice.
+USER = re.compile(r"\w[\w.%+~-]{0,63}:[^@\s()\[\]{},]{1,256}@(?=\w)")
 
 
 def without_credentials(text: str) -> str:
-    """What stands before an @ in its words is left out, as addresses may hold a password.
+    """``text`` without what stands before an @ in its words, as addresses may hold a password.
 
-    The values of what is named as one are too; of a file's path nothing is.
+    From the scheme of an address to its last @: a password may hold another, or a slash. The
+    values of what is named as a secret are ``***``. A file's path stays as it is.
     """
-    return re.sub(r"\S+", lambda found: _without_user(found[0]), without_named_secrets(text))
 
+    def cut(found: re.Match[str]) -> str:
+        return found[0] if PATH.match(found[0]) else ADDRESS.sub(r"\1", found[0])
 
-def _without_user(word: str) -> str:
-    """From the scheme of an address to its last @: a password may hold another, or a slash."""
-    return word if PATH.match(word) else ADDRESS.sub(r"\1", word)
-
-
-def without_named_secrets(text: str, ends: str = r"&\s") -> str:
-    """``password=***`` for each such value, which lasts until one of the characters ``ends``.
-
-    An @ in it is kept, as what stands before it may be a password whose name is a part of it.
-    """
-    shown, at = "", 0
-    for name in re.finditer(r"([\w%.-]+)=", text):
-        if name.start() >= at and SECRET.search(unquote(name[1])):
-            value = re.split(f"[{ends}]", text[name.end() :], maxsplit=1)[0]
-            shown += f"{text[at : name.end()]}***{'@' * ('@' in value)}"
-            at = name.end() + len(value)
-    return shown + text[at:]
+    return re.sub(r"\S+", cut, _without_values(text, NAMED, ends=r"&\s"))
 
 
 def without_password(text: str) -> str:
-    """A database's URL as it may be shown."""
-    text = without_named_secrets(text, ends="&")
+    """A database's URL as it may be shown: ``***`` for its password, but with its user."""
+    text = _without_values(text, NAMED, ends="&")
     if not text.startswith("sqlite"):
         # Up to the last @, as a password may hold one; of the web, a user alone may be a token.
         text = re.sub(r"(?s)(://[^:/?#@]*)(?::|[/?#@].*:).*@", r"\1:***@", text)
@@ -50,17 +40,6 @@ def without_password(text: str) -> str:
     return text
 
 
-# A user and a password before a host; not the product of a slice.
-USER = r"\w[\w.%+~-]{0,63}:[^@\s()\[\]{},]{1,256}@(?=\w)"
-
-
-# An address's parameter that is named as a secret.
-PARAMETER = (
-    r"(?i)([?&][\w%.-]{0,40}(?:token|key|secret|pass|passwd|password|pwd|credential|sig|signature)=)"
-    r"[^&#]+"
-)
-
-
 def without_secrets(text: str) -> str:
     """``text`` whose addresses hold no credentials: neither before an @ nor as a parameter.
 
@@ -68,10 +47,25 @@ def without_secrets(text: str) -> str:
     """
 
     def cut(found: re.Match[str]) -> str:
-        word = found[0]
-        scheme, there, rest = word.partition("://")
+        scheme, there, rest = found[0].partition("://")
         if there:
-            return scheme + there + re.sub(PARAMETER, r"\1***", rest.rpartition("@")[2])
-        return re.sub(USER, "", word) if ":" in word and "@" in word else word
+            return scheme + there + _without_values(rest.rpartition("@")[2], PARAMETER, ends="&#")
+        return USER.sub("", found[0])
 
     return re.sub(r"[^\s'\"]+", cut, text)
+
+
+def _without_values(text: str, names: str, ends: str) -> str:
+    """``password=***`` for each value whose name has one of ``names`` in it.
+
+    A value lasts until one of the characters ``ends``. An @ in it is kept, as what stands before
+    it may be a password whose name is a part of it.
+    """
+    shown, at, value = "", 0, re.compile(f"[^{ends}]*")
+    for name in re.finditer(r"(?<![\w%.-])([\w%.-]++)=", text):
+        if name.start() >= at and re.search(names, unquote(name[1])):
+            found = value.match(text, name.end())
+            assert found
+            shown += f"{text[at : name.end()]}***{'@' * ('@' in found[0])}"
+            at = found.end()
+    return shown + text[at:]

@@ -10,8 +10,8 @@ import torch
 def stream_seed(seed: int, stream: str) -> int:
     """A 63-bit seed for the named ``stream`` of a run's ``seed``.
 
-    Streams are told apart by SHA-256, so that one never repeats another's numbers,
-    and drawing more from one leaves the others as they were.
+    It is a SHA-256 of both, so that no stream repeats another's numbers, and drawing more from
+    one leaves the others as they were.
     """
     digest = hashlib.sha256(f"{stream}:{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

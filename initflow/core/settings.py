@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, dataclass_transform
 
 from initflow.core.kinds import Kind
 from initflow.errors import SettingError, unknown
@@ -15,9 +15,22 @@ def setting(default: object, kind: Kind, meaning: str) -> Any:
     return field(default=default, metadata={"kind": kind, "meaning": meaning})
 
 
+def shared(owner: type[Settings], name: str) -> Any:
+    """A setting that is the same as its ``owner``'s."""
+    its = owner.__dataclass_fields__[name]
+    return field(default=its.default, metadata=its.metadata)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Named settings, each read and checked by its kind; invalid ones are a `SettingError`."""
+    """Named settings, each read and checked by its kind; invalid ones are a `SettingError`.
+
+    Every class that inherits from this one is a frozen dataclass, too.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -31,7 +44,7 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Mapping[str, object]) -> Self:
-        """With these, each as text or as the Python value; the others have their defaults."""
+        """The ``settings``, each as text or a Python value; the others have their defaults."""
         names = [one.name for one in fields(cls)]
         for name in settings:
             if name not in names:
@@ -48,8 +61,8 @@ class Settings:
     def command(self, name: str, always: tuple[str, ...] = (), launcher: Sequence[str] = ()) -> str:
         """The command line of the command ``name`` with these settings; defaults are left out.
 
-        Those named in ``always`` are told too. It is an ``initflow name``, or an ``mlflow run``
-        where ``launcher`` has the project and its options.
+        Those named in ``always`` are always there. It is an ``initflow name`` or, where
+        ``launcher`` has a project and options, an ``mlflow run`` of that project.
         """
         defaults = type(self)().as_text()
         chosen = {
@@ -72,9 +85,3 @@ def invalid(name: str, kind: Kind, value: object) -> SettingError:
     if kind.choices:
         return unknown(name, value, kind.choices)
     return SettingError(f"{name} must be {kind.expected}, not '{value}'")
-
-
-def shared(owner: type[Settings], name: str) -> Any:
-    """A setting that is the same as its ``owner``'s."""
-    its = owner.__dataclass_fields__[name]
-    return field(default=its.default, metadata=its.metadata)

@@ -1,13 +1,12 @@
 """Where work is carried out: in this process, in processes of this machine, on a Ray cluster.
 
-What is sent elsewhere is pickled, function, arguments and result: a worker imports the function
-by its name. It gets PyTorch's number of threads and this process's environment, of which a Ray
-node gets only MLflow's and our own settings.
+Functions, arguments and results are pickled on their way: a worker imports the function by its
+name. A worker process has this process's environment variables, a Ray node only MLflow's and
+ours; in each, PyTorch is set to the number of threads of the pool.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import importlib
 import logging
@@ -22,7 +21,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -35,9 +34,9 @@ import initflow
 from initflow.core.configurations import BACKENDS
 from initflow.errors import LONGEST, SettingError, cause, first_line, unknown
 
-# The run that `mlflow run` made is this process's own; a worker's runs are others.
+# The run that `mlflow run` made is this process's own; a worker has other runs.
 OWN = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
-PATIENCE_S = 5  # for a Ray cluster's answer, after which there is none
+PATIENCE_S = 5  # how long a Ray cluster's answer is waited for
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -45,17 +44,17 @@ Result = TypeVar("Result")
 class WorkerLostError(Exception):
     """A task's worker ended before the task: it was killed, out of memory, or its node is gone.
 
-    No error of the user's or the task's: who sent the task decides whether to send it again.
+    It is no error of the user's or the task's: the caller decides whether to submit it again.
     """
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Who carries out tasks, ``size`` of them at once, each with ``threads`` CPU threads.
+    """Carries out tasks, ``size`` of them at once, each with ``threads`` CPU threads.
 
-    ``submit(function, *args)`` gives a future of the result, the function's own error, or a
-    :class:`WorkerLostError`. ``stop`` ends at once what is at hand elsewhere. ``is_here`` says that
-    it is this process that works, ``is_local`` that it is one of this machine.
+    ``submit(function, *args)`` returns a future of the result, the function's own error, or a
+    :class:`WorkerLostError`. ``stop`` ends at once the tasks that other processes are running.
+    ``is_here``: the tasks run in this process; ``is_local``: on this machine.
     """
 
     size: int
@@ -71,8 +70,8 @@ def worker_pool(backend: str, size: int, threads: int | None) -> AbstractContext
 
     ``local`` is this process itself where ``size`` is 1, whose threads None leaves as they are;
     else as many processes, which by default share the CPUs. ``ray`` is the cluster at RAY_ADDRESS
-    or the one last started here, with a thread per task by default. Leaving in peace waits for
-    what is at work; leaving by an error ends it at once.
+    or the one last started here, with a thread per task by default. Leaving the ``with`` waits for
+    the running tasks; leaving it by an error ends them at once.
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
@@ -84,28 +83,22 @@ def worker_pool(backend: str, size: int, threads: int | None) -> AbstractContext
 def results(
     pool: WorkerPool, work: Callable[[Task], Result], next_task: Callable[[], Task | None]
 ) -> Iterator[tuple[Task, Result | WorkerLostError]]:
-    """Each task with what ``work`` made of it, as soon as it is through.
+    """Each task with the result of ``work``, as soon as it is done.
 
-    Whenever a worker is free, ``next_task`` is asked for a task; None is nothing to do for the
-    moment, and the end where no task is at hand either. An error of ``work`` itself is raised;
-    what is at hand then goes on until the pool is left.
+    Whenever a worker is free, ``next_task`` is called for a task. It returns None where there is
+    none for the moment; where no task is running either, that is the end. An error of ``work``
+    itself is raised; the running tasks then go on until the pool is left.
     """
-    at_hand: dict[Future[Result], Task] = {}
+    running: dict[Future[Result], Task] = {}
     while True:
-        while len(at_hand) < pool.size and (task := next_task()) is not None:
-            at_hand[pool.submit(work, task)] = task
-        if not at_hand:
+        while len(running) < pool.size and (task := next_task()) is not None:
+            running[pool.submit(work, task)] = task
+        if not running:
             return
-        through = concurrent.futures.wait(
-            at_hand, return_when=concurrent.futures.FIRST_COMPLETED
-        ).done
-        first = next(future for future in at_hand if future in through)
-        task = at_hand.pop(first)
-        try:
-            outcome: Result | WorkerLostError = first.result()
-        except WorkerLostError as lost:
-            outcome = lost
-        yield task, outcome
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        first = next(future for future in running if future in done)
+        task, lost = running.pop(first), first.exception()
+        yield task, lost if isinstance(lost, WorkerLostError) else first.result()
 
 
 @contextlib.contextmanager
@@ -126,12 +119,12 @@ def _here(threads: int | None) -> Iterator[WorkerPool]:
 
 @contextlib.contextmanager
 def _processes(size: int, threads: int) -> Iterator[WorkerPool]:
-    """A thread here for each process there, which sends it a task and waits for what comes of it.
+    """A thread here for each worker process, which sends it a task and waits for the result.
 
-    A process ends when its end of ``lifeline`` tells that ours is closed, by us or by our own end.
-    (A ProcessPoolExecutor loses all that is at hand with one worker, and may not notice that.)
+    A worker ends as soon as our end of ``lifeline`` is closed, by us or because we ended.
+    (A ProcessPoolExecutor loses all running tasks with one worker, and may not notice that.)
     """
-    _check_no_worker()
+    _check_not_in_worker()
     context = multiprocessing.get_context("spawn")
     lifeline, ours = context.Pipe(duplex=False)
     idle: list[tuple[SpawnProcess, Connection]] = []
@@ -143,7 +136,7 @@ def _processes(size: int, threads: int) -> Iterator[WorkerPool]:
         there.close()
         return process, here
 
-    def dismiss(process: SpawnProcess, connection: Connection) -> int | None:
+    def end(process: SpawnProcess, connection: Connection) -> int | None:
         connection.close()
         process.join()
         return process.exitcode
@@ -157,7 +150,7 @@ def _processes(size: int, threads: int) -> Iterator[WorkerPool]:
             connection.send_bytes(packed)
             outcome = connection.recv_bytes()
         except (EOFError, OSError) as error:
-            code = dismiss(process, connection)
+            code = end(process, connection)
             raise WorkerLostError(f"a worker process ended with exit code {code}") from error
         idle.append((process, connection))
         return _opened(outcome)
@@ -169,31 +162,31 @@ def _processes(size: int, threads: int) -> Iterator[WorkerPool]:
         ours.close()
         senders.shutdown(cancel_futures=True)
         while idle:
-            dismiss(*idle.pop())
+            end(*idle.pop())
 
-    senders = ThreadPoolExecutor(size, "workers", initializer=_hear_no_interruption)
+    senders = ThreadPoolExecutor(size, "workers", initializer=_block_interrupts)
     try:
         yield WorkerPool(size, threads, submit, stop, is_local=True)
         senders.shutdown()
         while idle:
-            dismiss(*idle.pop())
+            end(*idle.pop())
     finally:
         stop()
         lifeline.close()
 
 
-def _check_no_worker() -> None:
-    """A worker reads the script that it comes from anew, and must not hire others on its way."""
+def _check_not_in_worker() -> None:
+    """A worker runs the script that it comes from anew, and must not start workers there."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SettingError(
             "with workers, what a script does must stand below if __name__ == '__main__':"
         )
 
 
-def _hear_no_interruption() -> None:
-    """Nor does what this thread starts: Ctrl-C, which a terminal tells all, is for our process."""
+def _block_interrupts() -> None:
+    """In this thread and the processes that it starts: a terminal sends Ctrl-C to all of them."""
     if sys.platform != "win32":
-        resource_tracker.ensure_running()  # starting it later would put an end to this
+        resource_tracker.ensure_running()  # starting it later would unblock the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
@@ -204,7 +197,7 @@ def _serve(connection: Connection, lifeline: Connection, threads: int) -> None:
     os.environ.update(_thread_settings(threads))
     for name in OWN:
         os.environ.pop(name, None)
-    with contextlib.suppress(EOFError):  # dismissed
+    with contextlib.suppress(EOFError):  # the pool has no more tasks
         while True:
             connection.send_bytes(_carry_out(connection.recv_bytes(), threads))
 
@@ -230,18 +223,18 @@ def _carry_out(packed: bytes, threads: int) -> bytes:
 
 
 def _portable(error: Exception) -> Exception:
-    """``error``, or what it says where it would be lost on the way."""
+    """``error`` or, where it cannot be pickled and read again, a RuntimeError with its text."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - it fails as it likes
+    except Exception:  # noqa: BLE001 - it may fail in any way
         return RuntimeError(cause(error))
     return error
 
 
 def _opened(outcome: bytes) -> Any:
-    result, error, told = pickle.loads(outcome)  # noqa: S301 - our own worker's
+    result, error, text = pickle.loads(outcome)  # noqa: S301 - our own worker's
     if error is not None:
-        raise error from RuntimeError(f"in the worker:\n{told}")
+        raise error from RuntimeError(f"in the worker:\n{text}")
     return result
 
 
@@ -257,25 +250,25 @@ def _cluster(size: int, threads: int) -> Iterator[WorkerPool]:
         if name.startswith(("MLFLOW_", "INITFLOW_")) and name not in OWN
     }
     carry_out = ray.remote(_carry_out_on_node).options(num_cpus=threads, max_retries=0)
-    at_hand: dict[Future[Any], Any] = {}
+    running: dict[Future[Any], Any] = {}
 
     def submit(function: Callable[..., Any], *args: object) -> Future[Any]:
         packed = pickle.dumps((function, args))
         reference = carry_out.remote(packed, threads, environment, initflow.__version__)
         future = _opened_later(reference.future())
-        at_hand[future] = reference
-        future.add_done_callback(at_hand.pop)
+        running[future] = reference
+        future.add_done_callback(running.pop)
         return future
 
     def stop() -> None:
-        for reference in list(at_hand.values()):
+        for reference in list(running.values()):
             ray.cancel(reference, force=True)
-        concurrent.futures.wait(list(at_hand), PATIENCE_S)
+        wait(list(running), PATIENCE_S)
 
     try:
         _check_room(ray, threads)
         yield WorkerPool(size, threads, submit, stop)
-        concurrent.futures.wait(list(at_hand))
+        wait(list(running))
     finally:
         stop()
         if is_ours:
@@ -285,8 +278,8 @@ def _cluster(size: int, threads: int) -> Iterator[WorkerPool]:
 def _ray() -> Any:
     """Ray, an optional package."""
     try:
-        # Whatever becomes of a worker, Ray prints pages of it to standard output. It asks when it
-        # is imported which lines to leave out: all.
+        # Ray prints pages about each lost worker to standard output. At its import it reads which
+        # lines to leave out: all.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         return importlib.import_module("ray")
     except ModuleNotFoundError as error:
@@ -315,7 +308,7 @@ def _connect(ray: Any) -> None:
 
 
 def _last_started() -> str:
-    """The address of the cluster last started on this machine, as Ray notes it; or nothing."""
+    """The address of the cluster last started on this machine, as Ray notes it; or ``""``."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
         return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
@@ -325,8 +318,8 @@ def _last_started() -> str:
 
 def _check_room(ray: Any, threads: int) -> None:
     """Ray would wait for ever, and in silence, for a node that is large enough."""
-    cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    largest = max(cpus, default=0)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = max((resources.get("CPU", 0) for resources in alive), default=0)
     if largest < threads:
         raise SettingError(
             f"threads={threads} is more than the {largest:g} CPUs of the Ray cluster's largest node"
@@ -346,7 +339,7 @@ def _carry_out_on_node(
 
 
 def _opened_later(reply: Future[bytes]) -> Future[Any]:
-    """What is in ``reply``; Ray's errors by our names."""
+    """A future of the result in ``reply``, with Ray's errors replaced by ours."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
 
@@ -385,10 +378,6 @@ def _cpus() -> int:
 
 def _thread_settings(threads: int) -> dict[str, str]:
     """What PyTorch's libraries read when they are loaded."""
-    number = str(threads)
     # Threads that wait actively would take the cores of the other workers.
-    return {
-        "OMP_NUM_THREADS": number,
-        "MKL_NUM_THREADS": number,
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return numbers | {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -51,6 +51,24 @@ class Activation:
         return self.derivative(x).abs()
 
 
+def _of_kernels(
+    name: str, *arguments: float, more: tuple[bool, ...] = (), of_result: bool = False
+) -> Activation:
+    """The activation whose kernels PyTorch has by ``name``, called with ``arguments``.
+
+    The backward kernel has ``more`` of them, and takes φ(x) in place of x where ``of_result``.
+    """
+    kernel, gradient = getattr(_aten, name), getattr(_aten, f"{name}_backward").grad_input
+    return Activation(
+        name,
+        lambda x: kernel(x, *arguments),
+        lambda x, y: kernel.out(x, *arguments, out=y),
+        lambda grad, x, y, out: gradient(
+            grad, y if of_result else x, *arguments, *more, grad_input=out
+        ),
+    )
+
+
 def _elu(name: str, alpha: float, scale: float) -> Activation:
     return Activation(
         name,
@@ -63,52 +81,20 @@ def _elu(name: str, alpha: float, scale: float) -> Activation:
 
 
 _ALL = (
-    Activation(
-        "sigmoid",
-        torch.sigmoid,
-        lambda x, y: torch.sigmoid(x, out=y),
-        lambda grad, x, y, out: _aten.sigmoid_backward.grad_input(grad, y, grad_input=out),
-    ),
-    Activation(
-        "tanh",
-        torch.tanh,
-        lambda x, y: torch.tanh(x, out=y),
-        lambda grad, x, y, out: _aten.tanh_backward.grad_input(grad, y, grad_input=out),
-    ),
+    _of_kernels("sigmoid", of_result=True),
+    _of_kernels("tanh", of_result=True),
     Activation(
         "relu",
         torch.relu,
         lambda x, y: torch.clamp_min(x, 0, out=y),
         lambda grad, x, y, out: _aten.threshold_backward.grad_input(grad, y, 0, grad_input=out),
     ),
-    Activation(
-        "leaky_relu",
-        lambda x: _aten.leaky_relu(x, LEAKY_RELU_SLOPE),
-        lambda x, y: _aten.leaky_relu.out(x, LEAKY_RELU_SLOPE, out=y),
-        lambda grad, x, y, out: _aten.leaky_relu_backward.grad_input(
-            grad, x, LEAKY_RELU_SLOPE, False, grad_input=out
-        ),
-    ),
-    Activation(
-        "gelu",
-        torch.nn.functional.gelu,
-        lambda x, y: _aten.gelu.out(x, out=y),
-        lambda grad, x, y, out: _aten.gelu_backward.grad_input(grad, x, grad_input=out),
-    ),
-    Activation(
-        "silu",
-        torch.nn.functional.silu,
-        lambda x, y: _aten.silu.out(x, out=y),
-        lambda grad, x, y, out: _aten.silu_backward.grad_input(grad, x, grad_input=out),
-    ),
+    _of_kernels("leaky_relu", LEAKY_RELU_SLOPE, more=(False,)),
+    _of_kernels("gelu"),
+    _of_kernels("silu"),
     _elu("selu", SELU_ALPHA, SELU_SCALE),
     _elu("elu", 1.0, 1.0),
-    Activation(
-        "softplus",
-        torch.nn.functional.softplus,
-        lambda x, y: _aten.softplus.out(x, out=y),
-        lambda grad, x, y, out: _aten.softplus_backward.grad_input(grad, x, 1, 20, grad_input=out),
-    ),
+    _of_kernels("softplus", 1, 20),
     Activation(
         "linear",
         lambda x: x,
@@ -116,5 +102,4 @@ _ALL = (
         lambda grad, x, y, out: out.copy_(grad),
     ),
 )
-
 ACTIVATIONS = {activation.name: activation for activation in _ALL}

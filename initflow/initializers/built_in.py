@@ -25,6 +25,8 @@ Mode = Literal["fan_in", "fan_out", "fan_avg"]
 # √(1 − 4·φ(2)/(2Φ(2) − 1)), with φ its density and Φ its distribution function.
 TRUNCATED_STD = 0.87962566103423978
 
+BUILT_IN: dict[str, Scheme] = {}  # by name, in the order in which they are defined
+
 
 def draw(
     weight: Tensor, variance: float, distribution: Distribution, generator: torch.Generator
@@ -47,6 +49,11 @@ def draw(
         weight.mul_(math.sqrt(2.0) * parent_std).clamp_(-2 * parent_std, 2 * parent_std)
 
 
+def _add(scheme: Scheme) -> Scheme:
+    BUILT_IN[scheme.name] = scheme
+    return scheme
+
+
 def _scaled(distribution: Distribution) -> Callable[[Callable[..., float]], Scheme]:
     """Make a scheme of a variance, a function of the fans and the scheme's arguments."""
 
@@ -61,18 +68,14 @@ def _scaled(distribution: Distribution) -> Callable[[Callable[..., float]], Sche
             fans = {"fan_in": fan_in, "fan_out": fan_out}
             draw(weight, ask(variance, fans, arguments), distribution, generator)
 
-        return Scheme(variance.__name__, fill, variance, signature=variance)
+        return _add(Scheme(variance.__name__, fill, variance, signature=variance))
 
     return scheme
 
 
 def _filled(variance: Callable[..., float]) -> Callable[[Callable[..., None]], Scheme]:
     """Make a scheme of a function that fills the weight itself, and its variance."""
-
-    def scheme(fill: Callable[..., None]) -> Scheme:
-        return Scheme(fill.__name__, fill, variance, signature=fill)
-
-    return scheme
+    return lambda fill: _add(Scheme(fill.__name__, fill, variance, signature=fill))
 
 
 def _fan(mode: Mode, fan_in: int, fan_out: int) -> float:
@@ -220,11 +223,7 @@ def orthogonal(weight: Tensor, generator: torch.Generator, *, gain: float = 1.0)
     weight.copy_((q if rows >= columns else q.T).reshape(weight.shape)).mul_(gain)
 
 
-def _sparse_variance(fan_in: int, nonzero: int, std: float) -> float:
-    return std**2 * min(nonzero, fan_in) / fan_in
-
-
-@_filled(_sparse_variance)
+@_filled(lambda fan_in, nonzero, std: std**2 * min(nonzero, fan_in) / fan_in)
 def sparse(
     weight: Tensor, fan_in: int, generator: torch.Generator, *, nonzero: int = 15, std: float = 1.0
 ) -> None:
@@ -261,25 +260,3 @@ def identity(weight: Tensor, *, gain: float = 1.0) -> None:
     """
     matrix = torch.eye(len(weight), weight[0].numel(), dtype=weight.dtype, device=weight.device)
     weight.copy_(matrix.reshape(weight.shape)).mul_(gain)
-
-
-_ALL = (
-    zero,
-    constant,
-    normal,
-    random,
-    uniform,
-    truncated_normal,
-    lecun,
-    lecun_uniform,
-    xavier,
-    xavier_uniform,
-    he,
-    he_uniform,
-    pytorch,
-    orthogonal,
-    sparse,
-    identity,
-)
-
-BUILT_IN = {scheme.name: scheme for scheme in _ALL}

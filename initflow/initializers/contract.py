@@ -33,6 +33,7 @@ RULES = {
 }
 
 Tensors = Mapping[str, Tensor]
+Fill = Callable[[Tensors, torch.Generator], object]
 
 
 class Breach(Exception):  # noqa: N818 - becomes one of initflow.errors, with names, in apply
@@ -44,11 +45,7 @@ class Breach(Exception):  # noqa: N818 - becomes one of initflow.errors, with na
 
 
 def apply(
-    scheme: Scheme,
-    tensors: Tensors,
-    fill: Callable[[Tensors, torch.Generator], object],
-    generator: torch.Generator,
-    place: str,
+    scheme: Scheme, tensors: Tensors, fill: Fill, generator: torch.Generator, place: str
 ) -> None:
     """Let ``fill``, of ``scheme``, write into ``tensors``, as :func:`attempt` does.
 
@@ -72,15 +69,13 @@ def apply(
         raise _error(scheme, place, f"failed: {cause(error)}") from error
 
 
-def attempt(
-    tensors: Tensors, fill: Callable[[Tensors, torch.Generator], object], generator: torch.Generator
-) -> None:
+def attempt(tensors: Tensors, fill: Fill, generator: torch.Generator) -> None:
     """Let ``fill`` write into ``tensors``, by name, such as ``fc1.weight`` and ``fc1.bias``.
 
-    It gets copies whose weights are all NaN, then once more others, from the same place of
-    ``generator``; where all :data:`RULES` hold, the first are copied into ``tensors``. Raises
-    :class:`Breach`, or what ``fill`` raises, with ``tensors`` and the global random states as
-    they were.
+    It runs on copies whose weights are all NaN, then on copies whose weights are all 0, with
+    ``generator`` in the same state; where all :data:`RULES` hold, the first are copied into
+    ``tensors``. Raises :class:`Breach`, or what ``fill`` raises, with ``tensors`` and the global
+    random states as they were.
     """
     twin = torch.Generator(generator.device).set_state(generator.get_state())
     with left_alone() as once:
@@ -132,12 +127,9 @@ def _copy(source: Tensors, target: Tensors) -> None:
 
 
 def _filled(
-    tensors: Tensors,
-    fill: Callable[[Tensors, torch.Generator], object],
-    generator: torch.Generator,
-    blank: float,
+    tensors: Tensors, fill: Fill, generator: torch.Generator, blank: float
 ) -> dict[str, Tensor]:
-    """What ``fill`` makes of copies, whose weights are ``blank``."""
+    """Copies that ``fill`` has written into, whose weights were all ``blank`` before."""
     copies = {
         name: torch.full_like(tensor, blank) if name.endswith("weight") else tensor.clone()
         for name, tensor in tensors.items()
@@ -149,7 +141,9 @@ def _filled(
         for rule in ("shape", "dtype", "device"):
             before, after = getattr(original, rule), getattr(copy, rule)
             if before != after:
-                raise Breach(rule, name, f"was {_text(before)}, became {_text(after)}")
+                if rule == "shape":
+                    before, after = tuple(before), tuple(after)
+                raise Breach(rule, name, f"was {before}, became {after}")
         if copy.data_ptr() != addresses[name]:
             raise Breach("in place", name, "it was replaced by another tensor")
         if isinstance(returned, Tensor) and returned.data_ptr() not in addresses.values():
@@ -167,7 +161,3 @@ def _error(scheme: Scheme, place: str, what: str) -> InitflowError:
     if scheme.provider == BUILT_IN:
         return SettingError(f"scheme '{scheme.spec}' at {place} {what}")
     return PluginError(f"scheme '{scheme.spec}' of {scheme.provider} at {place} {what}")
-
-
-def _text(value: object) -> str:
-    return str(tuple(value)) if isinstance(value, torch.Size) else str(value)

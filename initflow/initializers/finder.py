@@ -2,20 +2,21 @@
 
 A plugin is a scheme that an installed distribution offers by an entry point, that a folder
 offers which is such a distribution and is used in place, or that the running notebook or script
-defines. One that cannot be used is kept, with its cause, and troubles no other.
+defines. One that cannot be used is listed with the cause, and does not affect the others.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import Distribution, distributions
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
 
@@ -81,8 +82,7 @@ class Plugin:
         return self.place if self.distribution == NOTEBOOK else f"{self.provider} ({self.place})"
 
     def as_json(self) -> dict[str, object]:
-        where = None if self.folder is None else str(self.folder)
-        return dataclasses.asdict(self) | {"folder": where}
+        return asdict(self) | {"folder": self.folder and str(self.folder)}
 
 
 def folder(requested: Path | None) -> Path:
@@ -130,10 +130,13 @@ def _in_notebook() -> Iterator[Plugin]:
 
 
 def _installed() -> Iterator[Plugin]:
-    """Of every distribution on the path, by its entry points; the first of a name is imported."""
+    """Of every distribution on the path, by its entry points.
+
+    Of two distributions with one name the first counts, as it is the one that Python imports.
+    """
     seen = set()
     for distribution in distributions():
-        with contextlib.suppress(UnicodeError, OSError):  # whose it is, cannot be known
+        with contextlib.suppress(UnicodeError, OSError):  # it cannot be read, nor named
             if GROUP not in (distribution.read_text("entry_points.txt") or ""):
                 continue
             offered = list(_offered(distribution))
@@ -165,11 +168,9 @@ def _in_folders(place: Path) -> Iterator[Plugin]:
             table = tomllib.loads(_text(project))["project"]
             name, version = str(table["name"]), str(table.get("version", ""))
             points = {k: str(v) for k, v in dict(table["entry-points"][GROUP]).items()}
-        except (KeyError, TypeError):
-            why = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
-            yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
         except Exception as error:  # noqa: BLE001 - a damaged file is no one else's trouble
-            why = first_line(error)
+            lacking = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
+            why = lacking if isinstance(error, (KeyError, TypeError)) else first_line(error)
             yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
         else:
             for point, function in points.items():
@@ -187,23 +188,18 @@ def _text(file: Path) -> str:
 
 
 def _sorted(plugins: Iterable[Plugin]) -> dict[str, Plugin]:
-    """By name; what makes a name unusable is noted as the plugin's problem."""
-    named: dict[str, list[Plugin]] = {}
-    for plugin in plugins:
-        named.setdefault(plugin.name, []).append(plugin)
-    return {name: _one(named[name]) for name in sorted(named)}
-
-
-def _one(plugins: list[Plugin]) -> Plugin:
-    """The one of those with a name, with what keeps it from being used."""
-    first = plugins[0]
-    problem = first.problem
-    if len(plugins) > 1:
-        problem = f"two distributions offer '{first.name}': " + " and ".join(
-            plugin.origin for plugin in plugins
-        )
-    elif first.name in SCHEME_NAMES:
-        problem = f"'{first.name}' is the name of a built-in scheme, which no plugin may take"
-    elif not NAME.fullmatch(first.name):
-        problem = f"'{first.name}' is no name for a scheme: letters, digits, '_', '-' and '.' are"
-    return replace(first, problem=problem)
+    """By name; what makes a name unusable is the plugin's problem."""
+    result: dict[str, Plugin] = {}
+    by_name = attrgetter("name")
+    for name, group in groupby(sorted(plugins, key=by_name), by_name):
+        first, *others = group
+        problem = first.problem
+        if others:
+            origins = " and ".join(plugin.origin for plugin in (first, *others))
+            problem = f"two distributions offer '{name}': {origins}"
+        elif name in SCHEME_NAMES:
+            problem = f"'{name}' is the name of a built-in scheme, which no plugin may take"
+        elif not NAME.fullmatch(name):
+            problem = f"'{name}' is no name for a scheme: letters, digits, '_', '-' and '.' are"
+        result[name] = replace(first, problem=problem)
+    return result

@@ -1,4 +1,4 @@
-"""Schemes from outside, ready to use: a plugin is imported when it is asked for, and not before.
+"""Schemes from outside, ready to use: a plugin is imported when it is used, and not before.
 
 Besides the plugins that :mod:`initflow.initializers.finder` finds, any function can be named by its
 place, ``path/to/file.py:function`` or ``package.module:function``.
@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, distribution, packages_distributions
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -26,10 +27,12 @@ def load(plugin: Plugin) -> Scheme:
     One that is used in place is imported anew each time, as its files are now.
     """
     who = f"scheme '{plugin.name}' of {plugin.origin}"
-    if plugin.problem:
-        raise PluginError(f"{who}: {plugin.problem}")
+    point, problem = EntryPoint(plugin.name, plugin.function, GROUP), plugin.problem
+    if not problem and not (point.pattern.match(point.value) and point.attr):
+        problem = f"its entry point '{point.value}' is not module:function"
+    if problem:
+        raise PluginError(f"{who}: {problem}")
     try:
-        point = _entry_point(plugin)
         provider, source = plugin.provider, plugin.source
         if source is None:
             module = importing.module(point.module)
@@ -39,33 +42,19 @@ def load(plugin: Plugin) -> Scheme:
             )
             if not plugin.version and module.__file__:
                 provider = f"{provider} sha256:{_digest(Path(module.__file__).read_bytes())}"
-        return Scheme.of(_attribute(module, point.attr), plugin.name, provider)
+        return Scheme.of(attrgetter(point.attr)(module), plugin.name, provider)
     except Exception as error:  # a plugin's code may raise anything
         raise PluginError(f"{who}: {cause(error)}") from error
-
-
-def _entry_point(plugin: Plugin) -> EntryPoint:
-    point = EntryPoint(plugin.name, plugin.function, GROUP)
-    if not point.pattern.match(point.value) or not point.attr:
-        raise SettingError(f"its entry point '{point.value}' is not module:function")
-    return point
-
-
-def _attribute(module: ModuleType, name: str) -> object:
-    found: object = module
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _by_place(place: str) -> Scheme:
     """The function that ``file.py:function`` or ``package.module:function`` names."""
     where, _, name = place.rpartition(":")
-    file = paths.own_or_of_project(where)
-    if where.endswith(".py") and not os.path.isfile(file):  # noqa: PTH113 - never raises
+    file = paths.own_or_of_project(where) if where.endswith(".py") else None
+    if file and not os.path.isfile(file):  # noqa: PTH113 - never raises
         raise SettingError(f"init '{place}': there is no file '{where}'")
     try:
-        if where.endswith(".py"):
+        if file:
             content = file.read_bytes()
             digest = _digest(content)
             module = importing.module_of_file(file.resolve(), content, f"initflow_file_{digest}")
@@ -73,7 +62,7 @@ def _by_place(place: str) -> Scheme:
         else:
             module = importing.module(where)
             provider = _provider(module)
-        return Scheme.of(_attribute(module, name), place, provider)
+        return Scheme.of(attrgetter(name)(module), place, provider)
     except Exception as error:  # the code may raise anything
         raise PluginError(f"init '{place}': {cause(error)}") from error
 

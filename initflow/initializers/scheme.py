@@ -25,7 +25,6 @@ from initflow.initializers.signature import (
     Value,
     ask,
     check,
-    check_callable,
     parameters_of,
     read,
     type_of,
@@ -69,14 +68,6 @@ def places(widths: Sequence[int], activation: Activation) -> list[Place]:
 
 
 @dataclass(frozen=True)
-class Statement:
-    """What :func:`initializer` notes of a function: the variances that it states."""
-
-    variance: Variance | None = None
-    bias_variance: Variance | None = None
-
-
-@dataclass(frozen=True)
 class Scheme:
     """A way to fill a network's weights, with the arguments it was given.
 
@@ -103,18 +94,10 @@ class Scheme:
     @classmethod
     def of(cls, function: object, name: str, provider: str) -> Scheme:
         """The scheme that ``function`` is, or a :class:`SettingError` that says why it is none."""
-        check_callable(function)
+        variances = getattr(function, MARK, (None, None))
+        check(function, variances)
         assert callable(function)
-        stated: Statement = getattr(function, MARK, Statement())
-        check(function, (stated.variance, stated.bias_variance))
-        return cls(
-            name,
-            function,
-            stated.variance,
-            signature=function,
-            provider=provider,
-            stated_bias_variance=stated.bias_variance,
-        )
+        return cls(name, function, variances[0], function, {}, provider, variances[1])
 
     @property
     def kind(self) -> Literal["layer", "network"]:
@@ -124,11 +107,6 @@ class Scheme:
     @property
     def fills_biases(self) -> bool:
         return self.kind == "network" or "bias" in parameters_of(self.fill)
-
-    @property
-    def draws(self) -> bool:
-        """Whether it asks for random numbers."""
-        return self.asks_for("generator")
 
     def asks_for(self, name: str) -> bool:
         """Whether it, or what it states, goes by what has this name."""
@@ -176,7 +154,11 @@ class Scheme:
             return None
         value = math.nan
         try:
-            stated = self._ask_for(variance, at)
+            if self.provider == BUILT_IN:
+                stated = ask(variance, at.given(), self.values)
+            else:
+                with left_alone():
+                    stated = within_limit(lambda: ask(variance, at.given(), self.values))
             with contextlib.suppress(TypeError, ValueError, RuntimeError):
                 value = float(stated)
         except ValueError as error:
@@ -190,12 +172,6 @@ class Scheme:
             what = f"it states {stated!r}, which is no variance"
             raise PluginError(f"scheme '{self.spec}' of {self.provider}: {what}")
         return value
-
-    def _ask_for(self, variance: Variance, at: Place) -> float:
-        if self.provider == BUILT_IN:
-            return ask(variance, at.given(), self.values)
-        with left_alone():
-            return within_limit(lambda: ask(variance, at.given(), self.values))
 
     @torch.no_grad()
     def fill_layer(
@@ -220,13 +196,12 @@ class Scheme:
         generator: torch.Generator,
     ) -> object:
         """Fill all of ``network``, seeing ``images`` (n, pixels) and their ``labels`` (n,)."""
-        depth = sum(isinstance(module, nn.Linear) for module in network)
         given = {
             "network": network,
             "images": images,
             "labels": labels,
             "activation": activation,
-            "depth": depth,
+            "depth": sum(isinstance(module, nn.Linear) for module in network),
             "generator": generator,
         }
         return ask(self.fill, given, self.values)
@@ -276,10 +251,8 @@ def initializer(
     """
 
     def mark(function: F) -> F:
-        statement = Statement(variance, bias_variance)
-        check_callable(function)
         check(function, (variance, bias_variance))
-        setattr(function, MARK, statement)
+        setattr(function, MARK, (variance, bias_variance))
         return function
 
     return mark if function is None else mark(function)

@@ -1,4 +1,4 @@
-"""What a function asks for by parameter name, and what an initializer may ask for."""
+"""What a function's parameters ask for by name, and what an initializer's may ask for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from initflow.core.kinds import BOOLEAN, Kind, choice, number
+from initflow.core.settings import invalid
 from initflow.errors import LONGEST, SettingError, unknown
 
 # What a function may ask for, by parameter name: one that fills layer by layer, one that fills
@@ -16,7 +18,13 @@ OF_A_LAYER = ("weight", "bias", "fan_in", "fan_out", "activation", "layer", "dep
 OF_THE_NETWORK = ("network", "images", "labels", "activation", "depth", "generator")
 OF_A_VARIANCE = ("fan_in", "fan_out", "activation", "layer", "depth")
 GIVEN = frozenset(OF_A_LAYER + OF_THE_NETWORK)
-EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number"}
+# How text is read as a value of each type that an argument may have, beside a Literal of words.
+KINDS: dict[object, Kind] = {
+    bool: BOOLEAN,
+    int: number("a whole number", lambda _: True, int),
+    float: number("a finite number", math.isfinite),
+    str: Kind("TEXT", "text", str),
+}
 
 Value = bool | int | float | str
 T = TypeVar("T")
@@ -45,19 +53,13 @@ def _globals(function: Callable[..., object]) -> dict[str, object]:
     return getattr(code, "__globals__", {})
 
 
-def check_callable(function: object) -> None:
-    """Raise a :class:`SettingError` for what is no plain function."""
+def check(function: object, variances: Iterable[Callable[..., float] | None]) -> None:
+    """Raise a :class:`SettingError` for what is no plain function, or asks for what none can."""
     if not callable(function) or inspect.isclass(function):
         kind = "a class" if inspect.isclass(function) else type(function).__name__
         raise SettingError(f"an initializer is a function, not {kind}")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise SettingError("an initializer is a plain function, without async or yield")
-
-
-def check(
-    function: Callable[..., object], variances: Iterable[Callable[..., float] | None]
-) -> None:
-    """Raise a :class:`SettingError` for what no initializer can ask for."""
     try:
         parameters = parameters_of(function)
     except (TypeError, ValueError) as error:
@@ -69,16 +71,19 @@ def check(
         _check_parameter(function, parameter, allowed)
     known = (*OF_A_VARIANCE, *(name for name in parameters if name not in GIVEN))
     for variance in variances:
-        if variance is None:
-            continue
-        if not callable(variance):
-            raise SettingError(
-                f"a variance is stated by a function, such as lambda fan_in: 1 / fan_in, "
-                f"not by {variance!r}"
-            )
-        for name, parameter in parameters_of(variance).items():
-            if name not in known and parameter.default is parameter.empty:
-                raise unknown("what a stated variance asks for", name, known)
+        if variance is not None:
+            _check_variance(variance, known)
+
+
+def _check_variance(variance: object, known: tuple[str, ...]) -> None:
+    if not callable(variance):
+        raise SettingError(
+            f"a variance is stated by a function, such as lambda fan_in: 1 / fan_in, "
+            f"not by {variance!r}"
+        )
+    for name, parameter in parameters_of(variance).items():
+        if name not in known and parameter.default is parameter.empty:
+            raise unknown("what a stated variance asks for", name, known)
 
 
 def _check_parameter(
@@ -107,7 +112,7 @@ def _check_type(function: Callable[..., object], parameter: inspect.Parameter) -
     except (NameError, TypeError, SyntaxError) as error:
         raise SettingError(f"annotation of '{parameter.name}': {error}") from None
     words = get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind))
-    if not words and kind not in (bool, int, float, str):
+    if not words and kind not in KINDS:
         raise SettingError(
             f"argument '{parameter.name}' must be annotated as bool, int, float, str or a Literal "
             f"of words, not '{getattr(kind, '__name__', kind)}'"
@@ -127,26 +132,17 @@ def _fits(value: object, kind: object) -> bool:
     return isinstance(value, (int, float) if kind is float else (int if kind is int else str))
 
 
-def read(what: str, text: str, kind: object) -> Value:
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise unknown(what, text, get_args(kind))
-        return text
+def read(what: str, text: str, its_type: object) -> Value:
+    """The value of an argument of this type, or a :class:`SettingError` that calls it ``what``."""
+    kind = choice(get_args(its_type)) if get_origin(its_type) is Literal else KINDS[its_type]
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is int:
-            return int(text)
-        if kind is float and math.isfinite(float(text)):
-            return float(text)
+        return kind.parse(text)  # type: ignore[no-any-return]
     except (ValueError, KeyError):
-        pass
-    if kind not in EXPECTED:
-        return text
-    raise SettingError(f"{what} must be {EXPECTED[kind]}, not '{text}'")
+        raise invalid(what, kind, text) from None
 
 
 def write(value: Value) -> str:
+    """The text that :func:`read` reads back."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
