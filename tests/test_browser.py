@@ -18,8 +18,8 @@ from initflow.experiments.overview import SECTIONS
 from initflow.tracking import mlflow_page
 from tests.browser import SCREENSHOTS, SIZE, browser, screenshot, served, visitor
 from tests.conftest import MNIST, new_store
+from tests.reporting.test_webpage import everything
 from tests.test_end_to_end import run
-from tests.test_webpage import everything
 
 pytestmark = pytest.mark.end_to_end
 

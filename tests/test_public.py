@@ -236,7 +236,6 @@ def test_progress_is_an_element_in_a_notebook(monkeypatch):
     shell = SimpleNamespace(kernel="there is one")
     ipython.display, ipython.get_ipython = display, lambda: shell
     monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
     assert progressing._in_notebook()
     with shown(progress=True) as told:
         told("he & <b>", 1, 4)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from docs import parameters as script
-from initflow.cli import cli
+from initflow.cli.commands import cli
 from initflow.core.configurations import (
     ACTIVATION_NAMES,
     DATASET_NAMES,
@@ -157,7 +157,7 @@ def test_every_command_is_run_somewhere():
     assert set(COMMANDS) >= THERE.keys()
     for step in ELSEWHERE.values():
         assert step in CI
-    files = (*(ROOT / "tests").glob("test_*.py"), ROOT / "tests" / "cluster.py")
+    files = (*(ROOT / "tests").rglob("test_*.py"), ROOT / "tests" / "cluster.py")
     tests = "".join(path.read_text() for path in files)
     for name in (IN_TESTS | CLAIMS | ON_A_CLUSTER).values():
         assert f"def {name}" in tests
@@ -168,7 +168,7 @@ def test_every_command_is_run_somewhere():
 def test_the_commands_of_a_cluster_are_valid(command):
     """Every option and value."""
     _, name, *options = shlex.split(command)
-    context = cli.cli.commands[name].make_context(name, options)
+    context = cli.commands[name].make_context(name, options)
     context.params.pop("experiment")
     settings = SETTINGS[name](**context.params)
     assert (settings.backend, settings.workers) == ("ray", 16)
@@ -314,7 +314,7 @@ def test_every_command_has_its_parameters():
     """In a section of its own, or by name where it has no settings; each section is linked."""
     text = PAGES["parameters.md"]
     lead, _, _ = text.partition("\n## ")
-    without = {name for name in cli.cli.commands if name not in SETTINGS}
+    without = {name for name in cli.commands if name not in SETTINGS}
     assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(SETTINGS)
     assert without == {"export", "ui", "sync"}
     for name in without:

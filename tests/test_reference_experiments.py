@@ -47,7 +47,7 @@ def reproduced(table, folder, mnist):
     mlflow.set_tracking_uri(None)
     curves = {}
     for row in result.table.rows:
-        (outcome,) = result.outcomes[row.name]
+        (outcome,) = result.by_row[row.name]
         assert (outcome.seed, outcome.diverged_at) == (0, None)
         curves[row.init, row.activation] = {
             step: 100 * accuracy for step, accuracy in outcome.curve

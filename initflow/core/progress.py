@@ -55,9 +55,8 @@ def _in_notebook() -> bool:
 
 def _notebook_bar() -> Progress:
     """An element of HTML, which needs no extension of the notebook as widgets do."""
-    from IPython import display  # noqa: PLC0415 - it is loaded, as this is a notebook
-
-    handle: Any = display.display(display.HTML(""), display_id=True)
+    display: Any = sys.modules["IPython"].display
+    handle = display.display(display.HTML(""), display_id=True)
 
     def update(what: str, done: int, of: int) -> None:
         element = f'<progress value="{done}" max="{of}"></progress> {html.escape(what)}'

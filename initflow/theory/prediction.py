@@ -8,9 +8,9 @@ one image, ReLU and He, they have the exact law's moments, E[M²]/E[M]² = ∏(1
 Rolnick 2018, "How to Start Training: The Effect of Initialization and Architecture"); many images
 share the weights, and how much of the chance is left in their mean goes by how aligned they are.
 
-``tests/test_prediction.py`` holds the bands against 400 simulated networks for every activation
-function. They are too narrow for gelu and silu in ten layers and more, where the scale feeds on
-itself: of the first layers' gradients some 80 to 90 % lie within.
+``tests/theory/test_prediction.py`` compares the bands with 400 simulated networks for every
+activation function. They are too narrow for gelu and silu in ten layers and more, where the scale
+feeds on itself: of the first layers' gradients some 80 to 90 % lie within.
 
 Weights are taken to be independent, of mean 0. Where they are not (``constant``, ``identity``
 and, for the band, ``orthogonal``), what is measured may lie elsewhere.

@@ -25,7 +25,7 @@ from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.plugins import find, load_all
 from initflow.training import model
-from tests.test_finder import install, project
+from tests.initializers.test_finder import install, project
 
 CODE = '''
 import initflow

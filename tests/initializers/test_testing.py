@@ -11,7 +11,7 @@ from initflow.errors import SettingError
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import initializer
 from initflow.testing import ALL_RULES, assert_initializer_contract, check
-from tests.test_finder import project
+from tests.initializers.test_finder import project
 
 GOOD = "    weight.normal_(0.0, fan_in**-0.5, generator=generator)\n"
 NAN = "float('nan')"

@@ -22,7 +22,7 @@ from initflow.core.configurations import (
     TuneConfig,
     VerifyConfig,
 )
-from tests.test_finder import project
+from tests.initializers.test_finder import project
 
 QUICK = ["--dataset", "digits", "--log-model", "false", "--probe", "0"]
 DIGITS = ["--dataset", "digits"]

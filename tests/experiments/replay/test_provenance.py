@@ -20,8 +20,8 @@ from initflow.experiments.replay.provenance import REPLAY, TRACE, WEIGHTS
 from initflow.initializers import built_in as initializers
 from initflow.initializers.plugins import find
 from initflow.training import model
+from tests.initializers.test_finder import project
 from tests.replaying import config, evidence, reader, stated, trained
-from tests.test_finder import project
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import model
-from tests.test_train import images
+from tests.training.test_train import images
 
 
 @pytest.mark.parametrize("n", [1, 999, 1_000, 2_345])

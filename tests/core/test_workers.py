@@ -396,7 +396,7 @@ import signal
 import sys
 from pathlib import Path
 from initflow.core.workers import worker_pool, results
-from tests.test_workers import meet, taken_from
+from tests.core.test_workers import meet, taken_from
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it

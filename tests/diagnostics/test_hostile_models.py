@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import initflow
 from initflow.tracking import runs
-from tests.test_inspection import hooks_on
+from tests.diagnostics.test_inspection import hooks_on
 
 
 class Odd(Exception):  # noqa: N818 - it is the training's own

@@ -18,8 +18,8 @@ from initflow.experiments.replay.retraining import (
 )
 from initflow.initializers.plugins import find
 from initflow.training import datasets, model
+from tests.initializers.test_finder import project
 from tests.replaying import config, elsewhere, evidence, reader, stated, trained
-from tests.test_finder import project
 
 # A network whose accuracy of the last bit decides whether, and when, it diverges.
 CHAOTIC = {"hidden": "100x10", "epochs": 5, "lr": 0.2, "eval_every": 500}

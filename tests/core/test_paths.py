@@ -14,7 +14,7 @@ from initflow.initializers import finder
 from initflow.initializers.plugins import find
 from initflow.tracking import connection, outbox, runs
 from tests.conftest import new_store
-from tests.test_finder import project
+from tests.initializers.test_finder import project
 
 
 @pytest.fixture

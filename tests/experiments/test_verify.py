@@ -18,11 +18,11 @@ from initflow.experiments.replay.provenance import REPLAY, TRACE, UNCOMMITTED, W
 from initflow.experiments.replay.retraining import IDENTICAL, TOLERABLE
 from initflow.experiments.tuning import tune
 from tests.conftest import ROOT
+from tests.experiments.replay.test_bundle import restated
+from tests.experiments.replay.test_replay import PLUGIN, rounded
+from tests.initializers.test_finder import project
 from tests.replaying import QUICK, config, elsewhere, evidence, stated
-from tests.test_bundle import restated
 from tests.test_end_to_end import mlflow_run
-from tests.test_finder import project
-from tests.test_replay import PLUGIN, rounded
 
 NONE = "0" * 32
 ONE = QUICK | {"log_model": False}

@@ -27,7 +27,7 @@ from initflow.diagnostics import hooks, recorder
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import QUANTITIES, Firing, Layer, Moments, signals
 from initflow.tracking import runs, unsent
-from tests.test_inspection import Net, cnn, hooks_on, normal, squared
+from tests.diagnostics.test_inspection import Net, cnn, hooks_on, normal, squared
 
 
 @pytest.fixture
@@ -425,7 +425,7 @@ def test_no_active_run(store):
 def test_public_names():
     """They are found when asked for, and no others."""
     assert {"inspect", "watch"} <= set(initflow.__all__)
-    with pytest.raises(AttributeError, match="module 'initflow' has no attribute 'look'"):
+    with pytest.raises(AttributeError, match="look"):
         _ = initflow.look
 
 

@@ -296,7 +296,7 @@ def test_the_change_told_is_that_of_the_verdicts(untuned, tuned):
 def test_equal_changes_are_told_in_the_same_order_in_every_process():
     """Python's hash of a name, another in each process, decides nothing."""
     program = (
-        "from tests.test_trials import *\n"
+        "from tests.reporting.test_trials import *\n"
         "lasting = {name: around(0.9) for name in ('b', 'a')} | {'z': shifted(0.5)}\n"
         "print(trials.tuning_sentences(with_relu(lasting), with_relu(lasting), SETTING)[-1])\n"
     )

@@ -17,7 +17,7 @@ from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import model
 from tests.conftest import ROOT
-from tests.test_train import images
+from tests.training.test_train import images
 
 WIDTHS = (12, 9, 7, 10)
 

@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import model, propagation, trainer
 from initflow.training.splits import Split
+from tests.conftest import ROOT
 
 
 def images(n, pixels=784, seed=0):
@@ -135,9 +135,9 @@ def test_batches_of_one_image_are_pytorchs_bit_for_bit(hidden, threads):
 def test_single_numbers_are_pytorchs_bit_for_bit_by_other_kernels():
     """Of MKL's for other processors, the sum of a product depends on the order of its factors."""
     subprocess.run(
-        [sys.executable, "-c", "from tests.test_train import *; units_of_one()"],
+        [sys.executable, "-c", "from tests.training.test_train import *; units_of_one()"],
         env={**os.environ, "MKL_CBWR": "COMPATIBLE"},
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         check=True,
     )
 
