@@ -137,6 +137,29 @@ def test_a_room_says_what_it_is_for(name):
     assert name.rpartition(".")[2] not in {"utils", "common", "helpers", "misc"}
 
 
+@pytest.mark.parametrize("name", sorted(set(ROOMS) - {"initflow"}))
+def test_a_room_is_neither_crowded_nor_empty(name):
+    """From four to about fourteen modules."""
+    inside = [file for file in ROOMS[name].parent.glob("*.py") if file.name != "__init__.py"]
+    inside += list(ROOMS[name].parent.glob("*/__init__.py"))
+    assert 4 <= len(inside) <= 15
+
+
+def test_the_page_on_the_code_names_every_room_and_module():
+    """So that it is what a reader needs, and stays true; the drawing has the rooms."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    for name in MODULES.keys() - {"initflow", "initflow.__main__"}:
+        place, own = name.removeprefix("initflow.").replace(".", "/"), name.rpartition(".")[2]
+        is_room = name in ROOMS or place == "errors"
+        named = f"**{place}**" if is_room else f"`{own}"
+        assert named in page, name
+        if name in ROOMS:
+            assert f">{own}<" in drawn
+    told = set(re.findall(r"`(?:\w+/)*(\w+)\.py`", page))
+    assert told <= {name.rpartition(".")[2] for name in MODULES} | {"__init__", "test_train"}
+
+
 @pytest.mark.parametrize("name", INNER)
 def test_only_the_command_line_prints_or_exits(name):
     """No print, no exit, no echo elsewhere."""

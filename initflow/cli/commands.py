@@ -1,4 +1,4 @@
-"""The ``initflow`` command: the only module that prints or exits.
+"""The commands: each reads its options, calls the function of its name, and prints the result.
 
 What is heavy (torch, mlflow, matplotlib) is imported by a command when it runs, so that
 ``--help`` and a wrong argument answer at once.

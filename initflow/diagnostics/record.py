@@ -1,4 +1,4 @@
-"""Networks on their way through training, and all that is measured of each: nothing is tracked."""
+"""Networks while they train, and all that is measured of each; MLflow is not known here."""
 
 from __future__ import annotations
 

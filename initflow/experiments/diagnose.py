@@ -67,7 +67,7 @@ class Diagnosis(TrackedResult):
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each network: its verdicts, and the theory of its middle hidden layer."""
         for cell, its in self.readings.items():
-            yield cell._asdict() | vars(its.verdict) | vars(its.mean_field) | {"advice": its.advice}
+            yield cell._asdict() | vars(its.verdict) | vars(its.mean_field)
 
 
 @public(DiagnoseConfig)

@@ -13,6 +13,7 @@ from initflow.experiments import failures
 from initflow.experiments.failures import Failures, noted
 from initflow.reporting import webpage
 from initflow.reporting.drawing import Figure
+from initflow.reporting.formats import NONE
 from initflow.tracking import mlflow_page, runs, ui
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class Result(ABC):
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.conclusions)
-        table = self.to_pandas().to_html(max_rows=60, max_cols=20, border=0)
+        numbers = self.to_pandas()
+        shown = numbers.astype(object).where(numbers.notna(), NONE)
+        table = shown.to_html(max_rows=60, max_cols=20, border=0, index=False)
         return f"<h4>{html.escape(self.title)}</h4>{lines}{table}"
 
 

@@ -19,6 +19,8 @@ from initflow.initializers import plugins
 from initflow.tracking import runs
 from initflow.training import datasets
 
+FIRST = ("accuracy", "loss", "lr")  # of the metrics that a table shows
+
 
 @dataclass(kw_only=True, repr=False)
 class Training(TrackedResult, Record):
@@ -44,8 +46,8 @@ class Training(TrackedResult, Record):
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each step at which something was logged, with its metrics by key."""
         rows: dict[int, dict[str, object]] = {}
-        for key, points in self.history.items():
-            for step, value in points:
+        for key in sorted(self.history, key=lambda key: not key.startswith(FIRST)):
+            for step, value in self.history[key]:
                 rows.setdefault(step, {"step": step})[key] = value
         return [rows[step] for step in sorted(rows)]
 

@@ -77,7 +77,7 @@ def shows_more_than_0(axes: Axes) -> bool:
 
 
 def few_ticks(axes: Axes, most: int, *, whole: bool = False) -> None:
-    """At most about ``most`` steps on the x axis, at whole numbers if asked."""
+    """At most about ``most`` steps on the x axis, or, if ``whole``, only at whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=whole))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 from filelock import FileLock
 from mlflow.environment_variables import (
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
 )
@@ -126,7 +127,11 @@ def _heed(variable: Any) -> None:
     variable.get = get
 
 
-for _variable in (MLFLOW_HTTP_REQUEST_TIMEOUT, MLFLOW_HTTP_REQUEST_MAX_RETRIES):
+for _variable in (
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+):
     _heed(_variable)
 
 
@@ -134,10 +139,12 @@ for _variable in (MLFLOW_HTTP_REQUEST_TIMEOUT, MLFLOW_HTTP_REQUEST_MAX_RETRIES):
 def impatient(retries: int = 1) -> Iterator[None]:
     """Let MLflow give up soon, in this thread, where the user has not said how long it is to try.
 
-    What it waits for by default are minutes, without a word; our own outbox tries again.
+    What it waits for by default are minutes, without a word; our own outbox tries again. Nor does
+    it show bars of its own for small files.
     """
     before = getattr(_own, "values", {})
     _own.values = {
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.name: False,
         MLFLOW_HTTP_REQUEST_TIMEOUT.name: TIMEOUT_S,
         MLFLOW_HTTP_REQUEST_MAX_RETRIES.name: retries,
     }

@@ -1,9 +1,9 @@
-"""Optuna: the only module that imports it. What was tried is kept, and what to try next is asked.
+"""Studies of Optuna: their trials are kept, and the next settings to try are asked for.
 
-One study for each scheme. The sampler is made anew for each trial, seeded by the trial's place in
-the study: so a study that is resumed goes on as it would have without the interruption, and never
-repeats itself. A trial that was cut off, with the worker or the whole process, becomes a failed one
-without a reason, and its setting is tried again; it does not count.
+There is one for each scheme. The sampler is made anew for each trial, seeded by the trial's place
+in the study: so a study that is resumed goes on as it would have without the interruption, and
+never repeats itself. A trial that was interrupted, with the worker or the whole process, becomes a
+failed one without a reason, and its setting is tried again; it does not count.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Study:
         self._try_again()
 
     def interrupt(self, numbers: Sequence[int]) -> None:
-        """Give up those of the trials ``numbers`` that are not through, to be tried again."""
+        """Give up those of the trials ``numbers`` that have not ended, to be tried again."""
         with storages.failing(self.search.storage):
             for number in numbers:
                 with contextlib.suppress(ValueError):  # it has ended
@@ -267,7 +267,7 @@ def _is_set(trial: FrozenTrial) -> bool:
 
 
 def _trial(kept: FrozenTrial) -> Trial | None:
-    """As a value; None for one that is not through, or was cut off."""
+    """As a value; None for one that has not ended, or was interrupted."""
     if not kept.state.is_finished() or was_interrupted(kept) or not _is_set(kept):
         return None
     outcome = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(kept.state, "finished")
