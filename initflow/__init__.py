@@ -6,8 +6,8 @@ the errors, and the namespaces ``initializers``, ``theory`` and ``testing``. Imp
 is light: neither torch nor mlflow, optuna or matplotlib is loaded until something needs it.
 """
 
-import lazy_loader
+from initflow.core.lazy import attach
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__)

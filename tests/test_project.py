@@ -125,7 +125,7 @@ def test_every_import_is_declared():
     modules = {
         name.split(".")[0] for path in (ROOT / "initflow").rglob("*.py") for name in imports(path)
     }
-    names = {"sklearn": "scikit-learn", "lazy_loader": "lazy-loader"}
+    names = {"sklearn": "scikit-learn"}
     used = {names.get(module, module) for module in modules - STANDARD}
     assert used <= declared
     assert declared == used

@@ -4,6 +4,6 @@ A spec such as ``normal:std=0.05`` comes in, and a function that fills weights g
 networks of :mod:`initflow.training`. Nothing is trained or measured here.
 """
 
-import lazy_loader
+from initflow.core.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -4,6 +4,6 @@ Variances and activation functions in, numbers out. Nothing is measured here: th
 :mod:`initflow.diagnostics` sets measured beside predicted.
 """
 
-import lazy_loader
+from initflow.core.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__)

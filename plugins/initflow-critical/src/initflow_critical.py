@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import initflow
-from initflow.initializers.activations import Activation
+from initflow.initializers import Activation
 from initflow.theory import second_moment, slope_moment
 
 # A bias variance smaller than this share of q is 0 but for rounding, as relu's is.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import initflow
-from initflow.initializers.activations import Activation
+from initflow.initializers import Activation
 
 PROPORTIONAL = 1e-6  # to within this share, over the inputs that follow
 INPUTS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
