@@ -1,11 +1,15 @@
 """What `import initflow as inf` offers: its names, functions of settings, results to look at."""
 
+import html
 import inspect
+import os
+import shutil
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
 import mlflow
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -13,6 +17,8 @@ import initflow as inf
 from initflow.core import progress as progressing
 from initflow.core.progress import shown, silent
 from initflow.experiments.public import public
+from initflow.reporting import figures
+from initflow.tracking import runs
 from tests.conftest import ROOT
 
 # A name that goes, or comes, is a decision: users hold on to these.
@@ -69,7 +75,8 @@ def test_help_tells_the_settings(name):
     assert {key: told[key].default for key in kind.__dataclass_fields__} == {
         key: field.default for key, field in kind.__dataclass_fields__.items()
     }
-    assert told["config"].default is None
+    assert (told["config"].default, told["config"].annotation) == (None, f"{kind.__name__} | None")
+    assert (told["progress"].default, told["progress"].annotation) == (True, "bool | Progress")
     assert "config" in getattr(inf, name).__wrapped__.__annotations__
 
 
@@ -188,6 +195,85 @@ def test_a_run_is_exported_and_verified_by_its_result(results, tmp_path):
         assert inf.verify(what, device="cpu", progress=False).verdict == "identical"
 
 
+@pytest.mark.parametrize("what", [None, 5, b"x", object()])
+def test_what_is_no_run_is_told(what, tmp_path):
+    """In one line, before anything is read."""
+    with pytest.raises(inf.SettingError, match=r"^run must be the id of a run, a result"):
+        inf.verify(what)
+    with pytest.raises(inf.SettingError, match=r"^run must be the id of a run, a result"):
+        inf.export(what, tmp_path / "it")
+
+
+def test_one_network_of_many_is_verified_by_what_has_its_id(results):
+    """A member of a comparison has one."""
+    (member, *_) = results["compare"].members
+    assert inf.verify(member, progress=False).verdict == "identical"
+
+
+def test_an_experiment_has_a_name(tracked):
+    """And is no number."""
+    with pytest.raises(inf.SettingError, match=r"^experiment must be a name, not '5'$"):
+        inf.train(**OF_MANY, experiment=5)
+
+
+def test_numbers_of_numpy_are_numbers():
+    """As they come out of an array."""
+    config, *_ = probed(seed=np.int64(3), lr=np.float32(0.5), hidden=[np.int32(8)])
+    assert config == inf.TrainConfig(seed=3, lr=0.5, hidden=(8,))
+    with pytest.raises(inf.SettingError, match="seed must be a whole number"):
+        probed(seed=np.float64(3.5))
+
+
+def test_what_failed_is_said(tracked, caplog, monkeypatch):
+    """By a warning, and where the result is shown; the others are there."""
+    monkeypatch.setattr(figures, "_moments", None)
+    made = inf.diagnose(dataset="digits", depth=2, inits=["he"], activations=["relu"], probe=50)
+    assert "schemes_by_layer.png could not be made" in made._repr_html_()
+    assert "schemes_by_layer.png could not be made" in caplog.text
+    real = runs.Run.log_data
+
+    def refuse(run, *given):
+        if mlflow.get_run(run.id).info.run_name == "zero relu seed 0":
+            raise inf.TrackingError("no <room>")
+        real(run, *given)
+
+    monkeypatch.setattr(runs.Run, "log_data", refuse)
+    compared = inf.compare(**OF_MANY, inits=["he", "zero"], activations=["relu"], seeds=2)
+    assert compared.failed
+    (said,) = compared.warnings()
+    assert said == "zero relu seed 0 failed: no <room>"
+    assert said in caplog.text
+    assert html.escape(said) in compared._repr_html_()
+
+
+def test_it_is_light_whatever_the_environment_says():
+    """EAGER_IMPORT, which some set for other packages, changes nothing; nor does a zip file."""
+    program = "import sys, initflow; print(initflow.SettingError.__name__, 'torch' in sys.modules)"
+    env = os.environ | {"EAGER_IMPORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=env,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "SettingError False\n"
+
+
+def test_it_can_be_imported_from_a_zip_file(tmp_path):
+    """As some clusters send packages."""
+    packed = shutil.make_archive(str(tmp_path / "it"), "zip", ROOT, "initflow")
+    program = (
+        f"import sys; sys.path.insert(0, {packed!r})\n"
+        "import initflow as inf; print(inf.__file__, inf.theory.mean_field.__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"{packed}/initflow/__init__.py mean_field\n"
+
+
 # Progress.
 
 
@@ -219,8 +305,9 @@ def test_progress_is_a_bar_in_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     with shown(progress=True) as told:
         told("training", 1, 2)
+        print("a result")  # noqa: T201 - of a script's own
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == "a result\n"
     assert "training" in err
 
 
@@ -239,4 +326,5 @@ def test_progress_is_an_element_in_a_notebook(monkeypatch):
     assert progressing._in_notebook()
     with shown(progress=True) as told:
         told("he & <b>", 1, 4)
-    assert displayed == ['<progress value="1" max="4"></progress> he &amp; &lt;b&gt;']
+        assert displayed == ['<progress value="1" max="4"></progress> he &amp; &lt;b&gt;']
+    assert displayed[-1] == ""  # it is gone at the end

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ class Kind:
     choices: tuple[str, ...] = ()
 
 
+NUMBERS = {int: Integral, float: Real}  # of which NumPy's numbers are, too
+
+
 def number(expected: str, is_valid: Callable[[float], bool], of: type[int | float] = float) -> Kind:
     """A number for which ``is_valid`` holds, which must be false of NaN and infinity."""
 
     def parse(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (of, int, str)):
+        if isinstance(value, bool) or not isinstance(value, (NUMBERS[of], str)):
             raise TypeError
-        number = of(value)
+        number = of(value)  # type: ignore[arg-type]
         if not is_valid(number):
             raise ValueError
         return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 # Called with what is being done and how much of it is done: (what, done, of).
 Progress = Callable[[str, int, int], None]
+_logger = logging.getLogger("initflow")
 
 
 def silent(_what: str, _done: int, _of: int) -> None:
@@ -25,7 +27,8 @@ def shown(progress: bool | Progress) -> Iterator[Progress]:
     if callable(progress):
         yield progress
     elif progress and _in_notebook():
-        yield _notebook_bar()
+        with _notebook_bar() as update:
+            yield update
     elif progress and sys.stderr.isatty():
         from rich.console import Console  # noqa: PLC0415 - needed only here
 
@@ -41,8 +44,13 @@ def bar(console: Console, beginning: str = "") -> Iterator[Progress]:
     from rich import progress  # noqa: PLC0415 - needed only here
 
     columns = ("{task.description}", progress.BarColumn(), progress.TimeElapsedColumn())
-    disable = not console.is_terminal
-    with progress.Progress(*columns, console=console, transient=True, disable=disable) as shown:
+    with progress.Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=not console.stderr,  # else what is printed would go to the bar's stream
+    ) as shown:
         task = shown.add_task(beginning, total=None)
         yield lambda what, done, of: shown.update(task, description=what, completed=done, total=of)
 
@@ -53,7 +61,8 @@ def _in_notebook() -> bool:
     return hasattr(ipython.get_ipython() if ipython else None, "kernel")
 
 
-def _notebook_bar() -> Progress:
+@contextlib.contextmanager
+def _notebook_bar() -> Iterator[Progress]:
     """An element of HTML, which needs no extension of the notebook as widgets do."""
     display: Any = sys.modules["IPython"].display
     handle = display.display(display.HTML(""), display_id=True)
@@ -62,4 +71,31 @@ def _notebook_bar() -> Progress:
         element = f'<progress value="{done}" max="{of}"></progress> {html.escape(what)}'
         handle.update(display.HTML(element))
 
-    return update
+    try:
+        yield update
+    finally:
+        handle.update(display.HTML(""))
+
+
+def warn(text: str, *, error: bool = False) -> None:
+    """Log ``text`` as a warning of initflow; with the traceback of the ``error`` being handled.
+
+    It is seen also where MLflow's databases have raised the level of the root logger.
+    """
+    if _logger.level == logging.NOTSET:
+        _logger.setLevel(logging.WARNING)
+    _logger.warning(text, exc_info=error)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without what MLflow logs of each step of making its database."""
+    loud = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    before = [logger.level for logger in loud]
+    for logger in loud:
+        logger.setLevel(max(logger.level, logging.WARNING))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loud, before, strict=True):
+            logger.setLevel(level)

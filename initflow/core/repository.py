@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import subprocess
-import tempfile
+import threading
 from typing import NamedTuple
 
 from initflow.core.paths import working_folder
@@ -70,21 +70,26 @@ def _git(folder: str, *arguments: str) -> _Answer | None:
     command = ["git", "--no-pager", "-c", "core.fsmonitor=false", "-c", "diff.relative=false"]
     quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
     try:
-        with tempfile.TemporaryFile() as output:
-            subprocess.run(  # noqa: S603 - our own arguments
-                [*command, *arguments],
-                cwd=folder,
-                env=os.environ | quiet,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-                timeout=GIT_PATIENCE_S,
-                check=True,
-            )
-            output.seek(0)
-            digest = hashlib.file_digest(output, "sha256").hexdigest()
-            size = output.tell()
-            output.seek(0)
-            return _Answer(output.read(DIFF_LIMIT), size, digest)
-    except (OSError, subprocess.SubprocessError):
+        process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [*command, *arguments],
+            cwd=folder,
+            env=os.environ | quiet,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:
         return None
+    first, size, digest = b"", 0, hashlib.sha256()
+    with process:
+        assert process.stdout
+        patience = threading.Timer(GIT_PATIENCE_S, process.kill)
+        patience.start()
+        try:
+            while block := process.stdout.read(1 << 16):
+                digest.update(block)
+                size += len(block)
+                first += block[: DIFF_LIMIT - len(first)]
+        finally:
+            patience.cancel()
+    return None if process.returncode else _Answer(first, size, digest.hexdigest())

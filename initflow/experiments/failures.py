@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 
+from initflow.core.progress import warn
 from initflow.errors import ReportError, cause
 from initflow.reporting.drawing import Figure, png
 from initflow.tracking import runs
 
 Failures = dict[str, str]  # of figures, reports and models: by what it is, why it could not be made
-_logger = logging.getLogger("initflow")
 
 
 @contextlib.contextmanager
@@ -19,8 +18,8 @@ def noted(failures: Failures, what: str) -> Iterator[None]:
     """Note in ``failures`` what goes wrong in the ``with``, and go on after it."""
     try:
         yield
-    except Exception as error:  # whatever it is, numbers must not be lost to it
-        _logger.warning("%s could not be made", what, exc_info=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, numbers must not be lost to it
+        warn(f"{what} could not be made", error=True)
         failures[what] = cause(error)
 
 

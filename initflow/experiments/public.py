@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Protocol, TypeVar
 
-from initflow.core.progress import Progress, shown
+from initflow.core.progress import Progress, quiet_libraries, shown, warn
 from initflow.core.settings import Settings
-from initflow.errors import SettingError
+from initflow.errors import SettingError, TrackingError
+from initflow.tracking import unsent
 
 Result_co = TypeVar("Result_co", covariant=True)
 
@@ -47,8 +48,15 @@ def public(kind: type[Settings]) -> Callable[[Callable[..., Result_co]], Public[
                     f"settings must stand in the {kind.__name__} that is given, not beside it: "
                     f"{', '.join(keywords)}"
                 )
-            with shown(progress) as told:
-                return function(*bound.args, **bound.kwargs, progress=told)
+            with quiet_libraries(), shown(progress) as update:
+                result = function(*bound.args, **bound.kwargs, progress=update)
+            for warning in getattr(result, "warnings", list)():
+                warn(warning)
+            try:
+                unsent.check_kept()
+            except TrackingError as error:
+                warn(str(error))
+            return result
 
         call.__signature__ = _told(signature, kind)  # type: ignore[attr-defined]
         return call
@@ -58,10 +66,11 @@ def public(kind: type[Settings]) -> Callable[[Callable[..., Result_co]], Public[
 
 def _told(signature: inspect.Signature, kind: type[Settings]) -> inspect.Signature:
     """That of a function with the settings, each with its default, for help and completion."""
-    own = [
-        one.replace(default=None) if one.name == "config" else one
-        for one in signature.parameters.values()
-    ]
+    changed: dict[str, dict[str, Any]] = {
+        "config": {"default": None, "annotation": f"{kind.__name__} | None"},
+        "progress": {"default": True, "annotation": "bool | Progress"},
+    }
+    own = [one.replace(**changed.get(one.name, {})) for one in signature.parameters.values()]
     settings = [
         inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=setting.default)
         for setting in fields(kind)

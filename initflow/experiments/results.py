@@ -44,6 +44,10 @@ class Result(ABC):
 
         return pd.DataFrame(self.numbers())
 
+    def problems(self) -> list[str]:
+        """What is not as one would expect, or could not be made."""
+        return []
+
     def drawings(self) -> Drawings:
         return {}
 
@@ -55,10 +59,11 @@ class Result(ABC):
         return f"<{type(self).__name__}: {self.title}>"
 
     def _repr_html_(self) -> str:
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.conclusions)
+        shown = dict.fromkeys([*self.conclusions, *self.problems()])
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in shown)
         numbers = self.to_pandas()
-        shown = numbers.astype(object).where(numbers.notna(), NONE)
-        table = shown.to_html(max_rows=60, max_cols=20, border=0, index=False)
+        written = numbers.astype(object).where(numbers.notna(), NONE)
+        table = written.to_html(max_rows=60, max_cols=20, border=0, index=False)
         return f"<h4>{html.escape(self.title)}</h4>{lines}{table}"
 
 
@@ -75,6 +80,9 @@ class TrackedResult(Result):
     @property
     def run_id(self) -> str:
         return runs.with_ids(self.run.id)
+
+    def problems(self) -> list[str]:
+        return failures.lines(self.failures)
 
     def log_figures(self) -> dict[str, bytes]:
         """Draw and log all figures; the PNG files of those that could be drawn, by name."""
@@ -118,6 +126,9 @@ class ReportedResult(TrackedResult):
         lines = [self.remark] if self.remark else []
         return lines + [f"{name} failed: {reason}" for name, reason in self.failed.items()]
 
+    def problems(self) -> list[str]:
+        return [*self.warnings(), *super().problems()]
+
     def took(self) -> list[str]:
         """Sentences on what it took."""
         return []
@@ -142,6 +153,6 @@ class ReportedResult(TrackedResult):
                 title=self.title,
                 lead=self.conclusions,
                 sections=[*self.sections(pictures), *ending],
-                warnings=[*self.warnings(), *failures.lines(self.failures)],
+                warnings=self.problems(),
             )
             self.run.log_text("report.html", page)

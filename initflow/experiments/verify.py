@@ -124,7 +124,12 @@ def export(run: str | TrackedResult, to: str | os.PathLike[str]) -> str:
 
 def _named(run: str | os.PathLike[str] | TrackedResult) -> str:
     """The id of a run, or the path of a folder."""
-    return run.run_id if isinstance(run, TrackedResult) else os.fspath(run)
+    named = getattr(run, "run_id", run)
+    if not isinstance(named, (str, os.PathLike)):
+        raise SettingError(
+            f"run must be the id of a run, a result that has one, or a folder, not {run!r}"
+        )
+    return os.fspath(named)
 
 
 def _is_folder(what: str) -> bool:

@@ -435,7 +435,7 @@ def _open(
     tags: Mapping[str, object],
 ) -> Run:
     launched = os.environ.get("MLFLOW_RUN_ID")
-    if experiment is not None and not experiment.strip():
+    if experiment is not None and not (isinstance(experiment, str) and experiment.strip()):
         raise SettingError(f"experiment must be a name, not '{experiment}'")
     if launched and experiment:
         raise SettingError(

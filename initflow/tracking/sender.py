@@ -112,12 +112,13 @@ class Sender:
                         self.reason = "it is slow"
                         self._direct_from = time.monotonic() + SLOW_FOR_S
                     return
+            size = _size(entry)  # first, as it fails for what cannot be kept
             self._queue.append(entry)
-            self._in_memory += _size(entry)
+            self._in_memory += size
             self._save()
             if self._in_memory > IN_MEMORY:
                 self._queue.pop()
-                self._in_memory -= _size(entry)
+                self._in_memory -= size
                 self._lose(entry)
             self._empty.clear()
             if self._thread is None:

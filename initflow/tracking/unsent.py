@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 import platform
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from initflow.core import workers
+from initflow.core.progress import warn
 from initflow.errors import OutboxError, TrackingError
 from initflow.tracking import delivery, outbox
 from initflow.tracking.connection import uri, with_credentials
@@ -20,7 +20,6 @@ from initflow.tracking.outbox import Left
 from initflow.tracking.sender import drained
 
 CLOSING_PATIENCE_S = 5.0  # for what waits when a run has ended
-_logger = logging.getLogger("initflow")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -124,7 +123,7 @@ def flush() -> None:
     own = delivery.sender(uri())
     if own.waiting() and not own.flush(CLOSING_PATIENCE_S):
         for line in waiting_lines(send=False):
-            _logger.warning(line)
+            warn(line)
 
 
 def check_kept() -> None:

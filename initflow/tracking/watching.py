@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -13,6 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from initflow.core import environment
+from initflow.core.progress import warn
 from initflow.core.secrets import without_credentials
 from initflow.diagnostics import hooks, layers
 from initflow.diagnostics.recorder import Recorder, harmless, is_traced
@@ -26,7 +26,6 @@ NOT_MEASURED_TAG = "initflow.not_measured"  # modules with weights that are none
 FAILED_TAG = "initflow.watch_failed"  # the first step that could not be logged, and why
 NAMED = 10  # as many tensors or modules are named in a tag
 PATIENCE = 3  # steps in a row that fail, after which no other is tried
-_logger = logging.getLogger("initflow")
 
 
 @contextlib.contextmanager
@@ -189,7 +188,7 @@ class _Log:
         tags = environment.tags() if is_tagged else {}
         if missed:
             listed = _listed(f"{self._names[name]} ({kind})" for name, kind in missed.items())
-            _warn("not measured: %s", listed)
+            warn(f"not measured: {listed}")
             # Each watching of a run has one of its own.
             key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
             tags = {**tags, runs.key_names([key])[key]: listed}
@@ -219,7 +218,7 @@ class _Log:
         self._has_failed = True
         with contextlib.suppress(Exception):
             reason = f"step {step}: {without_credentials(cause(error))}"
-            _warn("watching failed, and the training goes on: %s", reason)
+            warn(f"watching failed, and the training goes on: {reason}")
             self._run.set_tags({FAILED_TAG: reason})
 
     def _take(self, names: Iterable[str]) -> None:
@@ -229,12 +228,6 @@ class _Log:
         taken = {f"{prefix}{name}": short for name, short in self._names.items()}
         shorts = runs.key_names((f"{prefix}{name}" for name in new), taken)
         self._names |= dict(zip(new, shorts.values(), strict=True))
-
-
-def _warn(text: str, what: str) -> None:
-    if _logger.level == logging.NOTSET:  # it would go by the root's, which MLflow's databases raise
-        _logger.setLevel(logging.WARNING)
-    _logger.warning(text, what)
 
 
 def _listed(parts: Iterable[str]) -> str:

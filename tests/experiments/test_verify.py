@@ -17,6 +17,7 @@ from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, TRACE, UNCOMMITTED, WEIGHTS
 from initflow.experiments.replay.retraining import IDENTICAL, TOLERABLE
 from initflow.experiments.tuning import tune
+from initflow.tracking import connection
 from tests.conftest import ROOT
 from tests.experiments.replay.test_bundle import restated
 from tests.experiments.replay.test_replay import PLUGIN, rounded
@@ -213,7 +214,7 @@ def exported(result, tmp_path):
 
 def test_what_is_exported_needs_no_server(exported, result, monkeypatch):
     """Verified without MLflow; the report has the course of its metrics."""
-    monkeypatch.setattr(mlflow, "MlflowClient", None)
+    monkeypatch.setattr(connection, "client", None)
     found = verified(exported)
     assert found.verdict == IDENTICAL
     accuracy = f"{result.last('accuracy/test'):.2%}"
@@ -356,7 +357,7 @@ def test_a_bundle_made_when_all_modules_stood_in_one_folder_verifies():
     """Its source is told to be another, and its numbers come out again."""
     found = verified(ROOT / "tests" / "bundles" / "before_rooms")
     told = [difference.what for difference in found.differences]
-    assert told[0] == "source_sha256"
+    assert "source_sha256" in told
     matters = [what for what in told if not what.startswith(HARMLESS)]
     assert found.verdict == IDENTICAL or (matters and found.verdict == TOLERABLE)
 

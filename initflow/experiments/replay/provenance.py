@@ -141,7 +141,7 @@ def of(record: Record, splits: Splits, device: str, threads: int) -> Evidence:
 
 
 def files(evidence: Evidence) -> dict[str, bytes]:
-    """What :func:`gathered` reads, by name."""
+    """What :func:`initflow.experiments.replay.recorded.gathered` reads, by name."""
     text = json.dumps(evidence.provenance.as_json(), indent=2, allow_nan=False)
     written = {REPLAY: text.encode(), TRACE: save({"losses": evidence.losses})}
     if evidence.initial is not None and evidence.final is not None:

@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _runs_below(scheme: SchemeStudy) -> set[str]:
-    """The names of the runs there; where MLflow does not answer, of all that are user_attr."""
+    """The names of the runs there; where MLflow does not answer, of all that it remembers."""
     try:
         found = scheme.run.found({runs.PARENT: scheme.run.id})
     except OutageError:

@@ -27,6 +27,7 @@ from initflow.experiments.tuning.searches import Search
 PATIENCE_S = 10.0  # for a database that does not answer
 HEARTBEAT_S = 5
 STALE_S = 20  # without a heartbeat, after which whoever had a trial is taken for dead
+MOST_OPEN = 100  # studies that a worker keeps
 JOURNAL = b'{"op_code":'  # what one begins with: nothing is taken off another file
 Value = TypeVar("Value")
 _studies: dict[Search, optuna.Study] = {}
@@ -113,6 +114,8 @@ def forget() -> None:
 def kept_open(search: Search, load: Callable[[Search], optuna.Study]) -> optuna.Study:
     """The study of ``search``, loaded once: anew, each batch would read all its trials again."""
     if search not in _studies:
+        if len(_studies) == MOST_OPEN:  # all of them, as a worker goes from study to study
+            _studies.clear()
         _studies[search] = load(search)
     return _studies[search]
 
