@@ -69,15 +69,14 @@ def filled(spec: str, config: NetworkConfig) -> SchemeEntry:
     Images are loaded only for a scheme that sees them. Raises what training would.
     """
     scheme = plugins.find(spec, config.plugins_dir)
-    images = datasets.load(training(config, init=spec)).train if scheme.kind == "network" else None
-    activation = ACTIVATIONS[config.activation]
+    seen = datasets.load(training(config, init=spec)) if scheme.kind == "network" else None
     parameters = initialize(
-        datasets.widths(config.dataset, config.hidden),
+        datasets.widths(seen.pixels if seen else datasets.pixels(config.dataset), config.hidden),
         scheme,
-        activation,
+        ACTIVATIONS[config.activation],
         bias_init=config.bias_init,
         seed=config.seed,
-        data=images,
+        data=seen.train if seen else None,
     )
     return _entry(scheme, config, parameters)
 
@@ -86,9 +85,9 @@ def _entry(
     scheme: Scheme, config: NetworkConfig, parameters: Parameters | None = None
 ) -> SchemeEntry:
     """The scheme with what it states of the network and, of ``parameters``, the deviations."""
-    layers_at = places(
-        datasets.widths(config.dataset, config.hidden), ACTIVATIONS[config.activation]
-    )
+    published = datasets.widths(datasets.pixels(config.dataset), config.hidden)
+    widths = parameters.widths if parameters else published
+    layers_at = places(widths, ACTIVATIONS[config.activation])
     layers, broken = [], None
     for i, (name, at) in enumerate(zip(layer_names(len(layers_at)), layers_at, strict=True)):
         variance = None

@@ -101,7 +101,7 @@ def compare(
 
 
 def _shape(config: CompareConfig) -> str:
-    return format_shape(datasets.widths(config.dataset, config.hidden))
+    return format_shape(datasets.widths(datasets.pixels(config.dataset), config.hidden))
 
 
 def _log_table(result: Comparison) -> None:

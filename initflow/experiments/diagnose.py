@@ -14,6 +14,7 @@ from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
 from initflow.diagnostics import measure
 from initflow.diagnostics.reading import Reading, as_json, read
+from initflow.diagnostics.record import start
 from initflow.experiments import command_run, failures
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.network_run import start_tags, verdict_sentence, verdict_tags
@@ -28,10 +29,14 @@ from initflow.training import cache, datasets, model
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(TrackedResult):
-    """What was read of each network, by scheme and activation, in the order of the settings."""
+    """What was read of each network, by scheme and activation, in the order of the settings.
+
+    ``shape`` is that of all, as ``784-100x20-10``.
+    """
 
     config: DiagnoseConfig
     run: runs.Run
+    shape: str
     readings: dict[Cell, Reading]
     remark: str = ""
     failures: Failures = field(default_factory=dict)
@@ -48,7 +53,7 @@ class Diagnosis(TrackedResult):
 
     @property
     def title(self) -> str:
-        return f"untrained {_shape(self.config)} networks on {self.config.dataset}"
+        return f"untrained {self.shape} networks on {self.config.dataset}"
 
     @property
     def conclusions(self) -> Sequence[str]:
@@ -85,7 +90,7 @@ def diagnose(
     cells = [Cell(init, activation) for init in schemes for activation in config.activations]
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = datasets.load(config.network(*cells[0]))
-    shape, widths = _shape(config), datasets.widths(config.dataset, config.hidden)
+    shape = format_shape(datasets.widths(splits.pixels, config.hidden))
     probe = measure.probe(splits.train, config.probe).to(torch.device(device))
     summary = (
         f"{len(cells)} untrained {shape} networks, {', '.join(schemes)} with "
@@ -93,28 +98,21 @@ def diagnose(
         f"seed {config.seed}."
     )
 
-    def initialized(init: str, activation: str) -> model.Parameters:
-        return model.initialize(
-            widths,
-            schemes[init],
-            ACTIVATIONS[activation],
-            bias_init=config.bias_init,
-            seed=config.seed,
-            data=splits.train,
-        )
+    def initialized(cell: Cell) -> model.Parameters:
+        return start(config.network(*cell), schemes[cell.init], splits).initial
 
     for cell in cells:  # a scheme that fails, does so before a run is made
-        initialized(*cell)
+        initialized(cell)
     with machine.threads(config.threads) as threads:
         resolved = command_run.resolved_params(device, threads)
         name = f"diagnose {shape} {config.dataset} seed {config.seed}"
         with command_run.opened(
             config, splits, resolved, name=name, summary=summary, experiment=experiment
         ) as run:
-            result = Diagnosis(config, run, {}, splits.remark)
+            result = Diagnosis(config, run, shape, {}, splits.remark)
             for done, cell in enumerate(cells):
                 progress(f"{cell.init} with {cell.activation}", done, len(cells))
-                scheme, initial = schemes[cell.init], initialized(*cell)
+                scheme, initial = schemes[cell.init], initialized(cell)
                 reading = read(
                     initial.copy_to(device),
                     scheme,
@@ -137,10 +135,6 @@ def diagnose(
                 _log_numbers(run, result.readings)
             result.log_figures()
     return result
-
-
-def _shape(config: DiagnoseConfig) -> str:
-    return format_shape(datasets.widths(config.dataset, config.hidden))
 
 
 def _log_network(run: runs.Run, reading: Reading, title: str, failed: Failures) -> None:

@@ -113,9 +113,9 @@ def room(widths: Sequence[int], batch_size: int, device: str) -> int:
 
 
 def stacks(
-    configs: Sequence[TrainConfig], device: str, requested: int | None
+    configs: Sequence[TrainConfig], pixels: int, device: str, requested: int | None
 ) -> Iterator[list[TrainConfig]]:
-    """``configs`` in their order, parted into what trains together.
+    """``configs`` in their order, parted into what trains together on images of ``pixels``.
 
     Networks with validation images of their own, drawn by their seed, train with those of the
     same seed only. Those of one seed stay together where there is room for all of them.
@@ -128,7 +128,7 @@ def stacks(
 
     for _, group in groupby(configs, alike):
         of_shape = list(group)
-        widths = datasets.widths(of_shape[0].dataset, of_shape[0].hidden)
+        widths = datasets.widths(pixels, of_shape[0].hidden)
         size = requested or room(widths, of_shape[0].batch_size, device)
         of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
         if not requested and size > of_a_seed:
@@ -199,7 +199,7 @@ def trained_population(
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [
                 Stack(run, connection.uri(), together, device, tags, settings.run_figures)
-                for together in stacks(configs, device, settings.stack)
+                for together in stacks(configs, splits.pixels, device, settings.stack)
             ]
             train_all(population, parts, pool, progress)
             progress("comparing, drawing and logging", len(configs), len(configs))

@@ -110,13 +110,13 @@ def load(config: TrainConfig) -> Splits:
 
 
 def pixels(dataset: str) -> int:
-    """Pixels of an image of ``dataset``, known without its files."""
+    """Pixels of a published image of ``dataset``; one of the user's own may have others."""
     return SIDE.get(dataset, 28) ** 2
 
 
-def widths(dataset: str, hidden: Sequence[int]) -> tuple[int, ...]:
+def widths(pixels: int, hidden: Sequence[int]) -> tuple[int, ...]:
     """Of all layers of a network, from an image's pixels over ``hidden`` ones to the classes."""
-    return (pixels(dataset), *hidden, CLASSES)
+    return (pixels, *hidden, CLASSES)
 
 
 def data_dir(given: Path | None) -> Path:

@@ -769,9 +769,14 @@ OF_COMMANDS = {
 
 
 @pytest.mark.parametrize("command", OF_COMMANDS)
-def test_every_run_tells_what_its_images_are(store, alone, folder, command, capsys):
-    """By tags; of the user's own, description, report and last lines say so, with its digest."""
+def test_every_run_tells_what_its_images_are(store, alone, tmp_path, command, capsys):
+    """By tags; of the user's own, description, report and last lines say so, with its digest.
+
+    They are used in any size, here 6 x 6 pixels.
+    """
     settings, own = OF_COMMANDS[command]
+    folder = tmp_path / "own"
+    write_raw(folder, small_mnist(side=6))
     network = {} if command == "diagnose" else {"hidden": "9", "epochs": 1, "log_model": False}
     config = settings(dataset="mnist", data_dir=folder, threads=1, probe=9, **network, **own)
     assert process.main(shlex.split(config.command(command))[1:]) == 0
@@ -781,6 +786,9 @@ def test_every_run_tells_what_its_images_are(store, alone, folder, command, caps
     for one in runs:
         assert one.data.tags["initflow.data"] == "own"
         assert one.data.tags["initflow.data_sha256"] == digest
+    if command in ("train", "diagnose"):
+        shape = {"train": "36-9-10", "diagnose": "36-9x2-10"}[command]
+        assert all(shape in one.data.tags["mlflow.note.content"] for one in runs)
     logged = [one for one in runs if one.inputs.dataset_inputs]
     assert logged
     said = f"The data is the user's own, not the published mnist: its SHA-256 is {digest}."

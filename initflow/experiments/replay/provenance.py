@@ -67,7 +67,7 @@ class Provenance:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return (self.pixels, *self.config.hidden, datasets.CLASSES)
+        return datasets.widths(self.pixels, self.config.hidden)
 
     @property
     def whole(self) -> int:

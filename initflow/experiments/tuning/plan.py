@@ -46,7 +46,8 @@ CHOICE = ("sampler", "pruner", "batch")  # how a study goes about it, which may 
 class Plan:
     """What all studies have in common: ``study`` is the name that the user knows them by.
 
-    ``validation`` images are held out to choose by; ``updates`` are those of a trial's training.
+    ``validation`` images, of ``pixels`` like all, are held out to choose by; ``updates`` are those
+    of a trial's training.
     ``described`` says what they are studies of, setting by setting; ``data_tags`` and ``remark``
     say of which images, as of :class:`initflow.training.splits.Splits`.
     """
@@ -56,6 +57,7 @@ class Plan:
     study: str
     storage: str
     device: str
+    pixels: int
     updates: int
     described: Mapping[str, str]
     data_tags: Mapping[str, object]
@@ -89,7 +91,7 @@ class Plan:
     @property
     def title(self) -> str:
         config = self.config
-        shape = format_shape(datasets.widths(config.dataset, config.hidden))
+        shape = format_shape(datasets.widths(self.pixels, config.hidden))
         return f"{shape} networks with {config.activation} on {config.dataset}"
 
     @property
@@ -128,6 +130,7 @@ def of(config: TuneConfig) -> Plan:
         study,
         config.storage or storages.journal(connection.folder() / "studies", study),
         machine.device(config.device),
+        splits.pixels,
         trainer.iterations(len(splits.train), config.batch_size, config.epochs),
         described,
         splits.tags,
