@@ -90,15 +90,19 @@ def places(folder: Path, name: str) -> list[Path]:
     Those that there are, in this order; letters are of any case, and the name with hyphens or
     without.
     """
-    homes = [
+    return [
+        place
+        for home in (*_homes(folder, name), folder)
+        for place in (*(home / e for e in _entries(home) if e.lower() == "raw"), home)
+    ]
+
+
+def _homes(folder: Path, name: str) -> list[Path]:
+    """The folders that are called like the set."""
+    return [
         folder / entry
         for entry in _entries(folder)
         if re.sub("[-_ ]", "", entry).lower() == name.lower()
-    ]
-    return [
-        place
-        for home in (*homes, folder)
-        for place in (*(home / e for e in _entries(home) if e.lower() == "raw"), home)
     ]
 
 
@@ -135,10 +139,7 @@ def find(folder: Path, name: str) -> Found:
 
 def related(folder: Path, name: str) -> dict[Path, str]:
     """What else in the :func:`places` of the set may hold it, and why it is not taken."""
-    looked_into = places(folder, name)
-    homes = [
-        place for place in looked_into if place.parent == folder and place.name.lower() != "raw"
-    ]
+    looked_into, homes = places(folder, name), _homes(folder, name)
     found = {}
     for place in looked_into:
         for entry in _entries(place):

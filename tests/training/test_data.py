@@ -687,15 +687,18 @@ def test_a_note_beside_the_files_is_none_of_them(alone, folder, note):
     ],
 )
 def test_another_set_in_the_folder_is_in_nobodys_way(tmp_path, monkeypatch, dataset, name):
-    """A folder may hold several."""
+    """A folder may hold several, and folders of other things; however it is written."""
     lay(tmp_path, name, b"", place=".")
+    (tmp_path / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
 
     def downloaded(*_):
         raise DataError("downloading")
 
     monkeypatch.setattr(datasets, "_download", downloaded)
-    with pytest.raises(DataError, match="downloading"):
-        load(tmp_path, dataset=dataset)
+    for folder in (tmp_path, "."):
+        with pytest.raises(DataError, match="downloading"):
+            load(folder, dataset=dataset)
 
 
 def test_a_download_with_the_wrong_checksum_is_refused(server, tmp_path):
