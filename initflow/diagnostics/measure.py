@@ -74,7 +74,6 @@ def observe(parameters: Parameters, activation: Activation, split: Split) -> lis
     gradient = parameters.zeros_like()
     images, labels = split.images.unsqueeze(0), split.labels.unsqueeze(0)
     both.forward(images)
-    both.losses(labels)
     both.backward(labels, gradient)
 
     def layer(at: int, member: int) -> Layer:

@@ -170,7 +170,8 @@ def _measure(
         first = splits.train.take(order[: record.config.batch_size])
         values["loss/train"] = measure.evaluate(parameters, activation, first)[0].loss
     if probe:
-        (seen,) = measure.observe(parameters, activation, probe)
+        untrained = record.reading if step == 0 else None  # which has been observed
+        seen = untrained or measure.observe(parameters, activation, probe)[0]
         if not record.signals or record.signals[-1][0] != step:  # it may diverge where it was seen
             record.signals.append((step, seen.signals))
         record.received = seen.preactivations[:-1]
