@@ -149,14 +149,17 @@ def _log_network(run: runs.Run, reading: Reading, title: str, failed: Failures) 
 def _log_numbers(run: runs.Run, readings: Mapping[Cell, Reading]) -> None:
     """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
     names = runs.key_names(init for init, _ in readings)
-    for quantity in ("preactivation_second_moment", "gradient_second_moment"):
-        lines = {
-            f"{quantity}/{names[init]} {activation}": reading.signals.by_layer(quantity)
+    run.log_history(
+        {
+            f"{quantity}/{names[init]} {activation}": [
+                (layer, value)
+                for layer, value in enumerate(reading.signals.by_layer(quantity), start=1)
+                if value is not None
+            ]
+            for quantity in ("preactivation_second_moment", "gradient_second_moment")
             for (init, activation), reading in readings.items()
         }
-        for layer, values in enumerate(zip(*lines.values(), strict=True), start=1):
-            at = {key: v for key, v in zip(lines, values, strict=True) if v is not None}
-            run.log_metrics(layer, at)
+    )
     networks = [
         {**cell._asdict(), **as_json(reading, [(0, reading.signals)])}
         for cell, reading in readings.items()
