@@ -195,11 +195,10 @@ def _network(
     pixels = torch.rand(100, widths[0], generator=generator, dtype=dtype)
     pixels = {"images": pixels, "black images": 0 * pixels, "one image": pixels[:1]}[images]
     data = Split(pixels, torch.arange(len(pixels)) % widths[-1])
-    layers = {f"fc{at.layer + 1}.": at for at in places(widths, activation)}
-    tensors = {}
-    for name, at in layers.items():
-        tensors[f"{name}weight"] = torch.zeros(at.fan_out, at.fan_in, dtype=dtype)
-        tensors[f"{name}bias"] = torch.zeros(at.fan_out, dtype=dtype)
+    names = [f"{name}." for name in model.layer_names(len(widths) - 1)]
+    layers = dict(zip(names, places(widths, activation), strict=True))
+    state = model.Parameters(widths).state()
+    tensors = {name: tensor.to(dtype) for name, tensor in state.items()}
     what = f"{'-'.join(map(str, widths))} {_name(dtype)}, {images}"
     return _Case(scheme, what, activation, tensors, layers, data)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,6 +113,6 @@ class PopulationResult(ReportedResult, Population):
             sections=SECTIONS,
             metrics=set().union(*(member.metrics for member in self.members)),
             runs=len(self.members),
-            now_ms=int(time.time() * 1000),
+            now_ms=runs.now_ms(),
         )
         self.run.set_experiment_tag(key, value)

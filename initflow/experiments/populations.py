@@ -260,7 +260,7 @@ def train_all(
 def _close(parts: Sequence[Stack]) -> None:
     """End the runs that workers have left open."""
     for run in {part.run.id: part.run for part in parts}.values():
-        for found in run.found({runs.PARENT: run.id}):
+        for found in run.below():
             if found.status == "RUNNING":
                 run.mark_orphaned(found)
 

@@ -12,7 +12,6 @@ import initflow
 from initflow.core import machine, paths
 from initflow.core.configurations import VerifyConfig
 from initflow.core.progress import Progress
-from initflow.core.secrets import without_credentials
 from initflow.errors import ReplayError, SettingError
 from initflow.experiments import command_run
 from initflow.experiments.public import public
@@ -187,8 +186,7 @@ def _of_run(run_id: str) -> Evidence:
     """What the run recorded, if it is one that can be trained again."""
     run = runs.read_run(run_id)
     if run is None:
-        where = without_credentials(connection.uri())
-        raise ReplayError(f"there is no run {run_id} in MLflow at '{where}'")
+        raise ReplayError(f"there is no run {run_id} in MLflow at '{connection.shown()}'")
     run_id = run.id
     if run.lifecycle != "active":
         raise ReplayError(
@@ -243,11 +241,7 @@ def _below(run: runs.Found) -> list[runs.Found]:
     found: list[runs.Found] = []
     above = [run.id]
     for _ in range(DEPTH):
-        level = [
-            one
-            for parent in above
-            for one in runs.Run(parent, run.experiment_id, ()).found({runs.PARENT: parent})
-        ]
+        level = [one for parent in above for one in runs.Run(parent, run.experiment_id).below()]
         found += level
         above = [one.id for one in level if "initflow.initial_weights_sha256" not in one.tags]
     return found

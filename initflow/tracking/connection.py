@@ -55,9 +55,9 @@ def is_served(where: str = "") -> bool:
     return (where or uri()).startswith(("http://", "https://"))
 
 
-def is_there(where: str) -> bool:
+def is_there(where: str = "") -> bool:
     """False for a store whose file is missing, which asking would make."""
-    store = store_file(where)
+    store = store_file(where or uri())
     return not store or os.path.exists(store)  # noqa: PTH110 - never raises
 
 

@@ -71,8 +71,9 @@ _made_again: set[str] = set()  # runs that may have a twin
 _senders: dict[tuple[int, str], Sender] = {}
 
 
-def sender(uri: str) -> Sender:
-    """Of this process, to the server or store at ``uri``."""
+def sender(where: str = "") -> Sender:
+    """Of this process, to the server or store ``where``, by default where the runs are kept."""
+    uri = where or connection.uri()
     of_here = os.getpid(), uri
     if of_here not in _senders:
         _senders[of_here] = Sender(way(uri))
@@ -274,7 +275,7 @@ def _file(client: mlflow.MlflowClient, entry: Entry) -> None:
 
 @functools.lru_cache(maxsize=1_000)
 def _artifact_root(uri: str, run: str) -> str:
-    return str(mlflow.MlflowClient(uri).get_run(run).info.artifact_uri)
+    return str(connection.client(uri).get_run(run).info.artifact_uri)
 
 
 def _data(client: mlflow.MlflowClient, entry: Entry) -> None:

@@ -47,7 +47,7 @@ INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
     """Around a question to MLflow, whose answer must know of all that was written before."""
-    sender = delivery.sender(connection.uri())
+    sender = delivery.sender()
     if sender.waiting() and not sender.flush(unsent.CLOSING_PATIENCE_S, as_it_goes=True):
         raise OutageError(f"MLflow at '{sender.tracking}' failed: {sender.reason}")
     with translated():
@@ -57,12 +57,12 @@ def reading() -> Iterator[None]:
 def send(entry: Entry) -> None:
     """Write it now or, where MLflow does not answer, later."""
     with translated():
-        delivery.sender(connection.uri()).send(entry, needs_id=entry.kind in ("create", "model"))
+        delivery.sender().send(entry, needs_id=entry.kind in ("create", "model"))
 
 
 def with_ids(text: str) -> str:
     """``text`` with the ids that the server has given by now to what has keys in it."""
-    known = delivery.sender(connection.uri()).known
+    known = delivery.sender().known
     return outbox.KEYS.sub(lambda key: known.get(key[0]) or key[0], text)
 
 
@@ -94,7 +94,7 @@ class Run:
         MLflow itself would give them to the model by reading each of them again. Its
         page compares runs by what was logged first: that is the accuracy.
         """
-        now = _now()
+        now = now_ms()
         metrics = [
             (_key(key), float(value), now, step, None if left else model_id)
             for key, points in sorted(
@@ -161,7 +161,7 @@ class Run:
         self._write("experiment_tag", experiment_id=self.experiment_id, key=key, value=value)
 
     def end(self, status: str) -> None:
-        self._write("status", status=status, ended=_now())
+        self._write("status", status=status, ended=now_ms())
         open_runs.closed(connection.shown(), self.id)
 
     @contextlib.contextmanager
@@ -210,6 +210,10 @@ class Run:
         )
         return [Found.of(run) for run in found if run.info.run_id != own]
 
+    def below(self) -> list[Found]:
+        """The runs directly below it."""
+        return self.found({PARENT: self.id})
+
     def mark_orphaned(self, one: Found) -> None:
         """Close a run whose process died and that nobody will go on with, and say so by a tag."""
         lost = Run(one.id, self.experiment_id)
@@ -244,7 +248,7 @@ def read_run(run_id: str) -> Found | None:
     Of a run whose ``run_id`` is a key, as its id was not known then, it has the id. A store that
     is not there is not made.
     """
-    if not connection.is_there(connection.uri()):
+    if not connection.is_there():
         return None
     with reading():
         found = delivery.run_of(connection.client(), run_id)
@@ -366,7 +370,7 @@ def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) ->
     key, tracking = outbox.new_key(), connection.shown()
     opener = open_runs.opened(tracking, key)  # before it is made: we may do nothing after it
     tags = _texts({**tags, OPENER: opener})
-    values = {"name": name, "tags": tags, "started": _now(), **where}
+    values = {"name": name, "tags": tags, "started": now_ms(), **where}
     try:
         send(Entry("create", key, values))
     except TrackingError:
@@ -383,7 +387,7 @@ def _texts(tags: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value) for key, value in tags.items()}
 
 
-def _now() -> int:
+def now_ms() -> int:
     """Milliseconds, as MLflow counts."""
     return int(time.time() * 1000)
 

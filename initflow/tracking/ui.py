@@ -25,7 +25,7 @@ def server(port: int = PORT) -> str:
 
 def page(port: int) -> str:
     """The address of the saved view of the last comparison or, without one, of all experiments."""
-    if connection.is_there(connection.uri()):
+    if connection.is_there():
         close_left_open()
     address = mlflow_page.EXPERIMENTS
     with translated():

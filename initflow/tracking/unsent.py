@@ -15,7 +15,7 @@ from initflow.core import workers
 from initflow.core.progress import warn
 from initflow.errors import OutboxError, TrackingError
 from initflow.tracking import delivery, outbox
-from initflow.tracking.connection import uri, with_credentials
+from initflow.tracking.connection import with_credentials
 from initflow.tracking.outbox import Left
 from initflow.tracking.sender import drained
 
@@ -68,7 +68,7 @@ def waiting_lines(*, send: bool = True) -> Iterator[str]:
     What others have left on this machine is sent now, but for ``send``, as far as that takes no
     longer than a moment.
     """
-    own = delivery.sender(uri())
+    own = delivery.sender()
     only = own.tracking if send and not own.waiting() else ""
     for left in sync(only=only, patience_s=CLOSING_PATIENCE_S).left:
         if left.tracking in ("", own.tracking):
@@ -88,7 +88,7 @@ def waiting_lines(*, send: bool = True) -> Iterator[str]:
 
 def left_lines(left: Left) -> Iterator[str]:
     """What an outbox still holds, in words."""
-    own = delivery.sender(uri())
+    own = delivery.sender()
     is_own = own.place() == left.path
     if left.waiting:
         reason = own.reason if is_own else left.reason
@@ -120,7 +120,7 @@ def flush() -> None:
 
     The command line reports it by itself.
     """
-    own = delivery.sender(uri())
+    own = delivery.sender()
     if own.waiting() and not own.flush(CLOSING_PATIENCE_S):
         for line in waiting_lines(send=False):
             warn(line)
@@ -155,7 +155,7 @@ _of_workers: dict[tuple[str, int], Rest] = {}  # what each reported last, by hos
 
 
 def _of_here() -> Rest:
-    own = delivery.sender(uri())
+    own = delivery.sender()
     unsaved, here = own.unsaved(), (platform.node(), os.getpid())
     waiting, lost = own.waiting() - unsaved, own.lost + unsaved
     return Rest(*here, own.tracking, str(own.place()), waiting, lost, own.reason)

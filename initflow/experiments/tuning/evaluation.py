@@ -17,7 +17,7 @@ from initflow.experiments.tuning.scheme_study import SchemeStudy
 from initflow.experiments.tuning.studies import Study
 from initflow.reporting import trials
 from initflow.reporting.seed_statistics import Outcome
-from initflow.tracking import connection, runs
+from initflow.tracking import connection
 
 TESTED = "initflow.tested"  # under which a study remembers its networks that were tested
 Known = Mapping[str, Mapping[str, Any]]  # what it remembers of each, by its setting and seed
@@ -70,7 +70,7 @@ def evaluate(
 def _runs_below(scheme: SchemeStudy) -> set[str]:
     """The names of the runs there; where MLflow does not answer, of all that it remembers."""
     try:
-        found = scheme.run.found({runs.PARENT: scheme.run.id})
+        found = scheme.run.below()
     except OutageError:
         return tested_runs(scheme.study)
     return set().union(*(one.names for one in found))

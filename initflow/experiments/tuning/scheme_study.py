@@ -38,7 +38,7 @@ class SchemeStudy:
     def runs_below(self) -> list[runs.Found]:
         """Those below its own; none where MLflow does not answer: the next start sees to them."""
         try:
-            return self.run.found({runs.PARENT: self.run.id})
+            return self.run.below()
         except OutageError:
             return []
 
