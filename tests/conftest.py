@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import struct
+import subprocess
 import sys
 import tempfile
 from importlib import metadata
@@ -193,6 +194,19 @@ def tracked(tmp_path_factory):
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         yield folder
         mlflow.set_tracking_uri(None)
+
+
+def python(program, cwd=ROOT, **environment):
+    """What ``program`` prints in a new Python."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=cwd,
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
 
 
 def idx(array):

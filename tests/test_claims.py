@@ -7,16 +7,15 @@ import functools
 import io
 import itertools
 import re
-import shlex
 
 import pytest
 import torch
 from torch import nn
 
 from docs import claims
-from initflow.cli import commands
-from initflow.core.configurations import DiagnoseConfig, TrainConfig
+from initflow.core.configurations import TrainConfig
 from initflow.training import datasets
+from tests.commands import read
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "claims.md").read_text()
@@ -273,11 +272,9 @@ def test_every_figure_is_of_a_claim_on_the_page():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_page_are_valid(command):
     """Every option and value; they are too long to run here."""
-    name, *options = shlex.split(command)
-    context = commands.cli.commands[name].make_context(name, options)
-    context.params.pop("experiment")
-    settings = {"train": TrainConfig, "diagnose": DiagnoseConfig}[name]
-    config = settings(**context.params)
+    name, words = command.split(" ", 1)
+    config, more = read(name, words)
+    assert more == {"experiment": None}
     for init in [config.init] if name == "train" else config.inits:
         claims.plugins.find(init)
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,13 +14,11 @@ from mlflow.utils.environment import _PythonEnv
 from packaging.requirements import Requirement
 
 from initflow.core.configurations import (
-    CompareConfig,
-    DiagnoseConfig,
-    ReproduceConfig,
     TrainConfig,
-    TuneConfig,
     VerifyConfig,
 )
+from tests.commands import SETTINGS as COMMANDS
+from tests.commands import read
 from tests.conftest import ROOT
 from tests.test_architecture import imports
 
@@ -33,15 +30,8 @@ LOCK = [
     if line and not line.startswith("#")
 ]
 STANDARD = {*sys.stdlib_module_names, "initflow"}
-SETTINGS = {
-    "main": TrainConfig,
-    "train": TrainConfig,
-    "diagnose": DiagnoseConfig,
-    "compare": CompareConfig,
-    "tune": TuneConfig,
-    "reproduce": ReproduceConfig,
-    "verify": VerifyConfig,
-}
+ENTRY_POINTS = ("train", "diagnose", "compare", "tune", "reproduce", "verify")
+SETTINGS = {"main": TrainConfig, **{name: COMMANDS[name] for name in ENTRY_POINTS}}
 REQUIRED = {"verify": ["run_id"]}  # what has no default, and is no option but an argument
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
 
@@ -86,13 +76,11 @@ def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
         given = {"init": "normal:std=0.05"}
     required = dict.fromkeys(REQUIRED.get(name, []), "x y")
     command = entry_point.compute_command(given | required, str(tmp_path))
-    from initflow.cli import commands
-
-    words = shlex.split(command)
-    context = commands.cli.commands[words[3]].make_context(words[3], words[4:])
-    context.params.pop("experiment", None)
-    assert {key: context.params.pop(key) for key in required} == required
-    assert settings(**context.params) == settings(**given)
+    *_, called, words = command.split(" ", 4)
+    config, more = read(called, words)
+    more.pop("experiment", None)
+    assert more == required
+    assert config == settings(**given)
 
 
 def test_the_three_managers_read_the_same_from_conda_yaml():

@@ -2,9 +2,7 @@
 
 import html
 import inspect
-import os
 import shutil
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -19,7 +17,7 @@ from initflow.core.progress import shown, silent
 from initflow.experiments.public import public
 from initflow.reporting import figures
 from initflow.tracking import runs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_TABLE, python
 
 # A name that goes, or comes, is a decision: users hold on to these.
 NAMES = {
@@ -40,7 +38,7 @@ def test_the_public_names_are_frozen():
     assert set(dir(inf)) == set(inf.__all__) == NAMES
     for name in NAMES:
         getattr(inf, name)
-    with pytest.raises(AttributeError, match="wach"):
+    with pytest.raises(AttributeError, match=r"^module 'initflow' has no attribute 'wach'$"):
         inf.wach  # noqa: B018 - it is a slip
 
 
@@ -61,10 +59,7 @@ def test_a_new_python_has_them_by_attribute():
         "assert not {'torch', 'mlflow', 'pandas', 'optuna', 'matplotlib'} & sys.modules.keys()\n"
         "print(inf.theory.mean_field(inf.initializers.ACTIVATIONS['relu'], 2.0, 0.0).chi_1)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert float(done.stdout) == pytest.approx(1.0)
+    assert float(python(program)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", ["train", "compare", "tune", "diagnose", "reproduce", "verify"])
@@ -122,11 +117,7 @@ def test_wrong_settings_are_told(settings, said):
 def results(tracked):
     """One of each, by the command's name."""
     table = tracked / "table.toml"
-    table.write_text(
-        'title = "A table"\nsource = "Made up."\nnotes = []\n[settings]\ndataset = "digits"\n'
-        'hidden = "8"\nepochs = 1\n[[rows]]\nname = "He"\ninit = "he"\nactivation = "relu"\n'
-        "published = { 10 = 85.0 }\n"
-    )
+    table.write_text(SMALL_TABLE)
     grid = {"inits": ["he", "zero"], "activations": ["relu"]}
     trained = inf.train(**SMALL | {"log_model": True}, progress=False)
     return {
@@ -144,7 +135,7 @@ SHOWN = {
     "compare": ("<Comparison: 64-8-10 networks on digits, 2 seeds>", {"accuracies"}),
     "tune": ("<Tuning: 64-8-10 networks with relu on digits, tuned>", {"rates_and_accuracies"}),
     "diagnose": ("<Diagnosis: untrained 64-100x2-10 networks on digits>", {"schemes_by_layer"}),
-    "reproduce": ("<Reproduction: A table, 2 seeds>", {"published_and_ours"}),
+    "reproduce": ("<Reproduction: A small table, 2 seeds>", {"published_and_ours"}),
     "verify": ("<Verification: run ", set()),
 }
 
@@ -247,18 +238,9 @@ def test_what_failed_is_said(tracked, caplog, monkeypatch):
 
 
 def test_it_is_light_whatever_the_environment_says():
-    """EAGER_IMPORT, which some set for other packages, changes nothing; nor does a zip file."""
+    """EAGER_IMPORT, which some set for other packages, changes nothing."""
     program = "import sys, initflow; print(initflow.SettingError.__name__, 'torch' in sys.modules)"
-    env = os.environ | {"EAGER_IMPORT": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=env,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "SettingError False\n"
+    assert python(program, EAGER_IMPORT="1") == "SettingError False\n"
 
 
 def test_it_can_be_imported_from_a_zip_file(tmp_path):
@@ -268,10 +250,7 @@ def test_it_can_be_imported_from_a_zip_file(tmp_path):
         f"import sys; sys.path.insert(0, {packed!r})\n"
         "import initflow as inf; print(inf.__file__, inf.theory.mean_field.__name__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    assert done.stdout == f"{packed}/initflow/__init__.py mean_field\n"
+    assert python(program, tmp_path) == f"{packed}/initflow/__init__.py mean_field\n"
 
 
 # Progress.

@@ -22,20 +22,15 @@ from initflow.core.configurations import (
     ACTIVATION_NAMES,
     DATASET_NAMES,
     VERDICTS,
-    CompareConfig,
-    DiagnoseConfig,
-    NetworkConfig,
-    PluginsConfig,
-    ReproduceConfig,
     TrainConfig,
-    TuneConfig,
-    VerifyConfig,
 )
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.plugins import load_all
 from initflow.testing import assert_initializer_contract
 from initflow.tracking import ui
+from tests.commands import SETTINGS, read
 from tests.conftest import ROOT
+from tests.test_claims import COMMANDS as OF_CLAIMS
 from tests.test_end_to_end import environment, free_port, run, runs
 
 README = (ROOT / "README.md").read_text()
@@ -121,11 +116,7 @@ IN_TESTS = {
     "make claims": "test_figures_are_drawn_of_what_is_measured",
 }
 # On MNIST, and too long to run: that page's own test holds their options and values.
-CLAIMS = {
-    command: "test_the_commands_of_the_page_are_valid"
-    for command in commands(PAGES["claims.md"])
-    if command.startswith("initflow ")
-}
+CLAIMS = {f"initflow {words}": "test_the_commands_of_the_page_are_valid" for words in OF_CLAIMS}
 # On several machines: what does the same on one, in tests/cluster.py or a test.
 ON_A_CLUSTER = {
     "pip install 'initflow[ray,postgresql]'": "test_on_a_ray_cluster",
@@ -167,10 +158,9 @@ def test_every_command_is_run_somewhere():
 @pytest.mark.parametrize("command", [c for c in ON_A_CLUSTER if c.startswith("initflow ")])
 def test_the_commands_of_a_cluster_are_valid(command):
     """Every option and value."""
-    _, name, *options = shlex.split(command)
-    context = cli.commands[name].make_context(name, options)
-    context.params.pop("experiment")
-    settings = SETTINGS[name](**context.params)
+    _, name, words = command.split(" ", 2)
+    settings, more = read(name, words)
+    assert more == {"experiment": None}
     assert (settings.backend, settings.workers) == ("ray", 16)
 
 
@@ -296,18 +286,6 @@ def test_the_page_about_any_model_has_the_same_example():
 def test_the_page_of_parameters_is_what_the_script_writes():
     """To the letter, so that no table is kept by hand."""
     assert PAGES["parameters.md"] == script.page(), "run: python docs/parameters.py"
-
-
-SETTINGS = {
-    "train": TrainConfig,
-    "diagnose": DiagnoseConfig,
-    "compare": CompareConfig,
-    "reproduce": ReproduceConfig,
-    "tune": TuneConfig,
-    "verify": VerifyConfig,
-    "schemes": NetworkConfig,
-    "plugins": PluginsConfig,
-}
 
 
 def test_every_command_has_its_parameters():

@@ -22,6 +22,7 @@ from initflow.core.configurations import (
     TuneConfig,
     VerifyConfig,
 )
+from tests.commands import SETTINGS, read
 from tests.initializers.test_finder import project
 
 QUICK = ["--dataset", "digits", "--log-model", "false", "--probe", "0"]
@@ -104,20 +105,11 @@ def test_help_has_examples(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    ("command", "settings"),
-    [
-        (commands.train, TrainConfig),
-        (commands.diagnose, DiagnoseConfig),
-        (commands.compare, CompareConfig),
-        (commands.reproduce, ReproduceConfig),
-        (commands.tune, TuneConfig),
-        (commands.schemes, NetworkConfig),
-        (commands.verify, VerifyConfig),
-    ],
-    ids=["train", "diagnose", "compare", "reproduce", "tune", "schemes", "verify"],
+    "name", ["train", "diagnose", "compare", "reproduce", "tune", "schemes", "verify"]
 )
-def test_every_setting_is_an_option_with_its_default_and_meaning(command, settings):
+def test_every_setting_is_an_option_with_its_default_and_meaning(name):
     """The options come from the configuration."""
+    command, settings = commands.cli.commands[name], SETTINGS[name]
     options = {option.name: option for option in command.params}
     defaults = settings().as_text()
     for setting in fields(settings):
@@ -132,23 +124,14 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(command, settin
 
 def test_help_examples_are_valid(capsys):
     """Every example in a help text is a command line that would run."""
-    settings = {
-        "train": TrainConfig,
-        "diagnose": DiagnoseConfig,
-        "compare": CompareConfig,
-        "reproduce": ReproduceConfig,
-        "tune": TuneConfig,
-        "verify": VerifyConfig,
-    }
-    for arguments in (["--help"], *([name, "--help"] for name in settings)):
+    names = ("train", "diagnose", "compare", "reproduce", "tune", "verify")
+    for arguments in (["--help"], *([name, "--help"] for name in names)):
         _, out, _ = run(capsys, *arguments)
-        examples = re.findall(rf"^ +initflow ({'|'.join(settings)}) (.*)$", out, re.MULTILINE)
+        examples = re.findall(rf"^ +initflow ({'|'.join(names)}) (.*)$", out, re.MULTILINE)
         assert examples
         for name, example in examples:
-            context = commands.cli.commands[name].make_context(name, shlex.split(example))
-            for more in ("experiment", "run_id"):
-                context.params.pop(more, None)
-            settings[name](**context.params)
+            _, more = read(name, example)
+            assert more.keys() <= {"experiment", "run_id"}
 
 
 @pytest.mark.parametrize("name", ["compare", "reproduce", "tune", "verify"])
@@ -353,9 +336,9 @@ def test_the_next_command_is_another_scheme_with_the_same_settings():
         "mlflow run . --env-manager local --experiment-name 'my own' "
         "-P init=xavier -P activation=tanh"
     )
-    context = commands.train.make_context("train", shlex.split(config.command("train"))[2:])
-    context.params.pop("experiment")
-    assert TrainConfig(**context.params) == config
+    assert config.command("train").startswith("initflow train ")
+    same, more = read("train", config.command("train").removeprefix("initflow train "))
+    assert (same, more) == (config, {"experiment": None})
 
 
 @pytest.mark.parametrize("name", ["with [/old] brackets", "plain"])

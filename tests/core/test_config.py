@@ -25,41 +25,20 @@ from initflow.core.configurations import (
 from initflow.core.kinds import format_widths, parse_widths
 from initflow.errors import SettingError
 
-
-def test_defaults_are_the_contracts():
-    """The defaults users hold on to, as text."""
-    assert TrainConfig().as_text() == {
-        "init": "he",
-        "plugins_dir": "none",
-        "activation": "relu",
-        "dataset": "mnist",
-        "data_dir": "none",
-        "hidden": "100",
-        "epochs": "5",
-        "batch_size": "100",
-        "lr": "0.1",
-        "gamma": "0.96",
-        "momentum": "0.9",
-        "nesterov": "true",
-        "bias_init": "pytorch",
-        "normalize": "unit",
-        "validation": "0",
-        "eval_every": "500",
-        "probe": "1000",
-        "seed": "0",
-        "device": "auto",
-        "threads": "auto",
-        "log_model": "true",
-    }
-
-
-def test_a_run_is_verified_as_it_was_by_default():
-    """What may be another is what another machine lacks."""
-    names = ("init", "plugins_dir", "data_dir", "device")
-    assert VerifyConfig().as_text() == dict.fromkeys(names, "recorded")
-    assert VerifyConfig(data_dir="recorded").data_dir is None
-
-
+NETWORK = {
+    "dataset": "mnist",
+    "hidden": "100",
+    "epochs": "5",
+    "batch_size": "100",
+    "lr": "0.1",
+    "gamma": "0.96",
+    "momentum": "0.9",
+    "nesterov": "true",
+    "bias_init": "pytorch",
+    "normalize": "unit",
+    "validation": "0",
+    "eval_every": "500",
+}  # what trains a network, alone or in a comparison
 TRAINED = {
     "plugins_dir": "none",
     "data_dir": "none",
@@ -71,28 +50,29 @@ TRAINED = {
 }  # what all that train share, whatever sets the rest
 
 
+def test_defaults_are_the_contracts():
+    """The defaults users hold on to, as text."""
+    assert TrainConfig().as_text() == {"init": "he", "activation": "relu", **NETWORK, **TRAINED}
+
+
+def test_a_run_is_verified_as_it_was_by_default():
+    """What may be another is what another machine lacks."""
+    names = ("init", "plugins_dir", "data_dir", "device")
+    assert VerifyConfig().as_text() == dict.fromkeys(names, "recorded")
+    assert VerifyConfig(data_dir="recorded").data_dir is None
+
+
 def test_defaults_of_a_comparison_are_the_contracts():
     """Its own parameters, and those shared by all that train."""
     assert CompareConfig().as_text() == {
         "inits": "normal,lecun,xavier,he",
         "activations": "tanh,relu",
         "seeds": "5",
-        "dataset": "mnist",
-        "hidden": "100",
-        "epochs": "5",
-        "batch_size": "100",
-        "lr": "0.1",
-        "gamma": "0.96",
-        "momentum": "0.9",
-        "nesterov": "true",
-        "bias_init": "pytorch",
-        "normalize": "unit",
-        "validation": "0",
-        "eval_every": "500",
         "stack": "auto",
         "workers": "1",
         "backend": "local",
         "run_figures": "false",
+        **NETWORK,
         **TRAINED,
     }
     trained = TrainConfig().as_text()

@@ -154,7 +154,7 @@ def test_nothing_is_asked_for_before_the_first_is():
     assert asked == [0]
 
 
-def test_as_many_as_the_crew_are_at_hand():
+def test_as_many_as_the_pool_are_at_hand():
     """The first one through makes room for one more."""
     futures = {}
 

@@ -15,7 +15,7 @@ from initflow import errors
 from initflow.core import environment
 from initflow.tracking import context
 from initflow.tracking.context import AT_WORK, EnvironmentTags
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 from tests.test_architecture import MODULES, imports
 
 TAGS = environment.tags().keys()
@@ -135,11 +135,8 @@ def test_every_module_that_computes_counts_as_use():
 
 def test_what_mlflow_loads_of_its_room_is_nothing():
     """The room's own file imports nothing, and the module nothing heavy."""
-    program = "import sys, initflow.tracking.context; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    ours = {name for name in done.stdout.split() if name.startswith("initflow")}
+    loaded = python("import sys, initflow.tracking.context; print(*sys.modules)").split()
+    ours = {name for name in loaded if name.startswith("initflow")}
     light = {"initflow.core", "initflow.core.lazy", "initflow.errors", "initflow.tracking"}
     assert ours <= light | {"initflow", "initflow.tracking.context"}
 

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from initflow.errors import OutageError
 from initflow.tracking import delivery, open_runs, outbox, runs
-from tests.conftest import ROOT
+from tests.conftest import python
 from tests.test_end_to_end import TIMEOUT_S, run, warm_environment
 from tests.test_end_to_end import runs as runs_in
 
@@ -68,10 +67,7 @@ def test_what_a_living_process_has_open_is_its_own():
     program = (
         "from initflow.tracking import open_runs; print([o.runs for o in open_runs.left_open()])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert done.stdout == "[]\n"
+    assert python(program) == "[]\n"
 
 
 def test_a_fork_notes_its_own():

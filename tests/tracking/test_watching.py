@@ -422,13 +422,6 @@ def test_no_active_run(store):
     fails("watch needs an active MLflow run: open one around it, with mlflow.start_run(): …", mlp())
 
 
-def test_public_names():
-    """They are found when asked for, and no others."""
-    assert {"inspect", "watch"} <= set(initflow.__all__)
-    with pytest.raises(AttributeError, match="look"):
-        _ = initflow.look
-
-
 def test_two_models_of_one_run_are_told_apart_by_name(store):
     """As a generator and a discriminator."""
     first, second = (nn.Sequential(nn.Linear(3, 2)) for _ in range(2))

@@ -10,8 +10,6 @@ import http.server
 import os
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -30,8 +28,8 @@ from initflow.core.configurations import CompareConfig, DiagnoseConfig, TrainCon
 from initflow.errors import DataError, SettingError
 from initflow.training import datasets, idx
 from initflow.training.splits import OWN, PUBLISHED, UNCHECKED
-from tests.conftest import ROOT, small_mnist, write_raw
 from tests.conftest import idx as idx_file
+from tests.conftest import python, small_mnist, write_raw
 from tests.serving import QuietServer
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -148,10 +146,7 @@ def test_torchvision_is_not_imported_for_what_is_on_disk(folder):
         f"s = datasets.load(TrainConfig(data_dir={str(folder)!r}));"
         "assert 'torchvision' not in sys.modules; print(s.digest)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == load(folder).digest
+    assert python(program).strip() == load(folder).digest
     assert sorted(folder.rglob("*")) == before
 
 
@@ -632,9 +627,8 @@ def test_nothing_is_downloaded_beside_files_of_the_users_own(server, tmp_path):
         ("t10k-labels-ubyte", "call it t10k-labels-idx1-ubyte"),
     ],
 )
-def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch, name, reason):
+def test_what_looks_like_the_set_and_is_not_taken_is_named(alone, tmp_path, name, reason):
     """With the reason, and nothing is downloaded beside it."""
-    monkeypatch.setattr(datasets, "_download", lambda *_: pytest.fail("it was downloaded"))
     lay(tmp_path, name, b"", place=".")
     lay(tmp_path, "notes.zip", b"", place=".")
     message = f"mnist in '{tmp_path}' is in no form that is read: '{tmp_path / name}' ({reason});"
@@ -645,9 +639,8 @@ def test_what_looks_like_the_set_and_is_not_taken_is_named(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "file", ["MNIST/processed/training.pt", "mnist_png/0/1.png", "MNIST/MNIST/raw/train-images"]
 )
-def test_a_folder_of_the_set_that_is_not_read_is_named(tmp_path, monkeypatch, file):
+def test_a_folder_of_the_set_that_is_not_read_is_named(alone, tmp_path, file):
     """As another program has it; nothing is downloaded beside it."""
-    monkeypatch.setattr(datasets, "_download", lambda *_: pytest.fail("it was downloaded"))
     lay(tmp_path, file, b"", place=".")
     folder = "/".join(file.split("/")[: 2 if file.startswith("MNIST/") else 1])
     with pytest.raises(DataError, match=re.escape(f"'{tmp_path / folder}' (only IDX files are")):

@@ -1,0 +1,34 @@
+"""The commands with their settings, and command lines as the commands read them."""
+
+import shlex
+from dataclasses import fields
+
+from initflow.cli.commands import cli
+from initflow.core.configurations import (
+    CompareConfig,
+    DiagnoseConfig,
+    NetworkConfig,
+    PluginsConfig,
+    ReproduceConfig,
+    TrainConfig,
+    TuneConfig,
+    VerifyConfig,
+)
+
+SETTINGS = {
+    "train": TrainConfig,
+    "diagnose": DiagnoseConfig,
+    "compare": CompareConfig,
+    "reproduce": ReproduceConfig,
+    "tune": TuneConfig,
+    "verify": VerifyConfig,
+    "schemes": NetworkConfig,
+    "plugins": PluginsConfig,
+}
+
+
+def read(name, words):
+    """The configuration that the ``words`` behind a command give it, and what else it is given."""
+    given = cli.commands[name].make_context(name, shlex.split(words)).params
+    config = SETTINGS[name](**{one.name: given.pop(one.name) for one in fields(SETTINGS[name])})
+    return config, given
