@@ -48,8 +48,8 @@ def trained(seeds: Sequence[int], splits: Splits) -> float:
         recipes = [trainer.Recipe.of(config) for config in of_stack]
         starts = [record.start(c, find(c.init), splits).initial for c in of_stack]
         stack = model.Parameters.stack(starts, "cpu")
-        population = trainer.Trainer(stack, recipes, splits.train)
-        checkpoints = population.train(
+        stack_training = trainer.Trainer(stack, recipes, splits.train)
+        checkpoints = stack_training.train(
             batch_size=training.CONFIG.batch_size, eval_every=training.CONFIG.eval_every
         )
         for checkpoint in checkpoints:

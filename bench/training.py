@@ -43,8 +43,8 @@ def usual(state: dict[str, torch.Tensor], orders: list[torch.Tensor]) -> tuple[f
 
 def checkpoints(parameters: model.Parameters, splits: Splits) -> Iterator[trainer.Checkpoint]:
     """initflow's training, stopping where it is evaluated."""
-    population = trainer.Trainer(parameters, [trainer.Recipe.of(CONFIG)], splits.train)
-    return population.train(batch_size=CONFIG.batch_size, eval_every=CONFIG.eval_every)
+    training = trainer.Trainer(parameters, [trainer.Recipe.of(CONFIG)], splits.train)
+    return training.train(batch_size=CONFIG.batch_size, eval_every=CONFIG.eval_every)
 
 
 def ours(initial: model.Parameters, splits: Splits) -> tuple[float, list[float]]:

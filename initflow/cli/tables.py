@@ -14,7 +14,7 @@ from rich.text import Text
 
 from initflow.core.configurations import RECOMMENDED, TrainConfig
 from initflow.reporting import trials
-from initflow.reporting.formats import NONE, interval, percent, whole
+from initflow.reporting.formats import NONE, interval, percent, rounded, whole
 from initflow.reporting.published import explained
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _number(value: float) -> str:
 def _ratio(value: float | None, over: float | None) -> str:
     if value is None or over is None or not (math.isfinite(value) and math.isfinite(over)):
         return "∞"  # of what was measured, only finite numbers are there
-    return f"{value / over:.2g}" if over else "–"
+    return f"{value / over:.2g}" if over else NONE
 
 
 def schemes_table(entries: Sequence[SchemeEntry]) -> Table:
@@ -134,7 +134,7 @@ def schemes_table(entries: Sequence[SchemeEntry]) -> Table:
             Text(entry.name),
             Text(entry.provider),
             _fills(entry),
-            _or_dash(entry.layers[0].stated_variance),
+            rounded(entry.layers[0].stated_variance),
             Text(", ".join(f"{name}={value}" for name, value in entry.arguments.items())),
         )
     return table
@@ -151,7 +151,7 @@ def layers_table(entry: SchemeEntry) -> Table:
     table = _table({"layer": {}, **dict.fromkeys(numbers, NUMBER)})
     for layer in entry.layers:
         stated = None if layer.stated_variance is None else math.sqrt(layer.stated_variance)
-        cells = map(_or_dash, (stated, layer.weight_std, layer.bias_std))
+        cells = map(rounded, (stated, layer.weight_std, layer.bias_std))
         table.add_row(layer.name, str(layer.fan_in), str(layer.fan_out), *cells)
     return table
 
@@ -173,17 +173,13 @@ def _fills(entry: SchemeEntry) -> str:
     )
 
 
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
 def check_table(rows: Sequence[RuleResult]) -> Table:
     """The conformance table; what failed is told below it."""
     table = _table({"": FIXED, "rule": FIXED, "cases": NUMBER, "it …": FOLDED})
     for row in rows:
         mark = Text("✓", style="green") if row.passed else Text("✗", style="red")
         meaning = f"{row.meaning} ({row.note})" if row.note else row.meaning
-        table.add_row(mark, row.rule, str(row.cases) if row.cases else "–", Text(meaning))
+        table.add_row(mark, row.rule, str(row.cases) if row.cases else NONE, Text(meaning))
     return table
 
 
@@ -287,8 +283,8 @@ def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
         "the test images, at that setting and untuned."
     )
     shown: dict[str, Callable[[Tuned], str]] = {
-        "lr": lambda row: trials.rate(row.lr),
-        "gamma": lambda row: trials.rate(row.gamma),
+        "lr": lambda row: rounded(row.lr),
+        "gamma": lambda row: rounded(row.gamma),
         "validation": lambda row: percent(row.accuracy),
         "test": lambda row: percent(row.tested.mean),
         "95 % interval": lambda row: interval(row.tested.low, row.tested.high),

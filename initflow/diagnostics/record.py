@@ -105,10 +105,10 @@ def train_together(
     device = splits.train.images.device
     stack = model.Parameters.stack([record.initial for record in records], str(device))
     probe = measure.probe(splits.train, config.probe) if config.probe else None
-    population = trainer.Trainer(
+    training = trainer.Trainer(
         stack, [trainer.Recipe.of(record.config) for record in records], splits.train
     )
-    exact = population.exact(config.batch_size)
+    exact = training.exact(config.batch_size)
     for member, record in enumerate(records):
         record.is_exact = exact[member]
         if probe:
@@ -119,21 +119,21 @@ def train_together(
             on_measured(record, 0, predicted)
     updates = trainer.iterations(len(splits.train), config.batch_size, config.epochs)
     lap = time.perf_counter()
-    for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
+    for checkpoint in training.train(batch_size=config.batch_size, eval_every=config.eval_every):
         logging = 0.0
         for member in checkpoint.rates:
             record = records[member]
             values = _measure(
                 record, stack.member(member), checkpoint, member, splits=splits, probe=probe
             )
-            if record.diverged_at is not None and member in population.running:
-                population.stop(member)
+            if record.diverged_at is not None and member in training.running:
+                training.stop(member)
             record.add(checkpoint.step, values)
             paused = time.perf_counter()
             on_measured(record, checkpoint.step, values)
-            undecided = member in population.running and checkpoint.step < updates
+            undecided = member in training.running and checkpoint.step < updates
             if undecided and should_stop(record, checkpoint.step, values):
-                population.stop(member)
+                training.stop(member)
                 record.stopped_at = checkpoint.step
             logging += time.perf_counter() - paused
         done = sum(record.step for record in records)

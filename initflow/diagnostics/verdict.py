@@ -55,7 +55,7 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of ``VERDICTS`` for the signal and one for the gradient."""
+    """One of :data:`initflow.core.configurations.VERDICTS` for the signal, one for the gradient."""
 
     forward: str
     backward: str

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from initflow.experiments.failures import noted
 from initflow.experiments.populations import BY_LAYER, Population, by_layer
 from initflow.experiments.results import ReportedResult
+from initflow.reporting.seed_statistics import common_curves
 from initflow.tracking import mlflow_page, runs
 
 _BY_LAYER = tuple(f"by_layer/{quantity}" for quantity in BY_LAYER)
@@ -87,11 +88,11 @@ class PopulationResult(ReportedResult, Population):
         names = runs.key_names(map(str, outcomes))
         history: dict[str, list[tuple[int, float]]] = {}
         for cell, of_seeds in outcomes.items():
-            curves = [dict(o.curve) for o in of_seeds if o.diverged_at is None]
-            steps = sorted(set.intersection(*map(set, curves))) if curves else []
-            history[f"accuracy_by_iteration/{names[str(cell)]}"] = [
-                (step, statistics.fmean(curve[step] for curve in curves)) for step in steps
-            ]
+            steps, curves = common_curves(of_seeds)
+            means = map(statistics.fmean, zip(*curves, strict=True))
+            history[f"accuracy_by_iteration/{names[str(cell)]}"] = list(
+                zip(steps, means, strict=True)
+            )
         for section, quantity in MEAN_BY_LAYER.items():
             for cell, measured in signals.items():
                 layers = zip(*(by_layer(one)[quantity] for one in measured), strict=True)

@@ -21,13 +21,8 @@ from initflow.reporting.published import Check, PublishedTable, explained
 from initflow.reporting.seed_statistics import Cell, Outcome, Row
 from initflow.training import cache
 
-NUMBERS = (
-    webpage.Column("published, %", number=True),
-    webpage.Column("ours, %", number=True),
-    webpage.Column("95 % interval", number=True),
-    webpage.Column("95 % of single seeds", number=True),
-    webpage.Column("explained by the seed"),
-)
+NUMBERS = ("published, %", "ours, %", "95 % interval", "95 % of single seeds")
+EXPLAINED = webpage.Column("explained by the seed")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -167,7 +162,7 @@ def as_json(result: Reproduction) -> dict[str, Any]:
 
 
 def _final_table(result: Reproduction) -> webpage.Table:
-    columns = [webpage.Column("row"), webpage.Column("scheme"), *NUMBERS]
+    columns = [*webpage.columns("row", "scheme", numbers=NUMBERS), EXPLAINED]
     rows = []
     for row in result.table.rows:
         at, theirs = row.published[-1] if row.published else (None, None)
@@ -188,7 +183,7 @@ def _final_table(result: Reproduction) -> webpage.Table:
 
 
 def _curve_tables(result: Reproduction) -> list[webpage.Table]:
-    columns = [webpage.Column("row"), webpage.Column("iteration", number=True), *NUMBERS]
+    columns = [*webpage.columns("row", numbers=("iteration", *NUMBERS)), EXPLAINED]
     rows = [
         [
             name,

@@ -12,7 +12,15 @@ import numpy as np
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Look, Values
-from initflow.reporting.seed_statistics import Cell, Outcome, Outcomes, Row
+from initflow.reporting.seed_statistics import (
+    Cell,
+    Outcome,
+    Outcomes,
+    Row,
+    by_activation,
+    common_curves,
+    finished,
+)
 
 VARIANCES = {
     "preactivation_variance": "signal: variance\nof the pre-activations",
@@ -29,7 +37,7 @@ def comparison_curves(outcomes: Outcomes, title: str) -> Figure:
     line that ends in a cross.
     """
     looks = drawing.looks(outcomes)
-    figure, panels = _panels(list(drawing.by_activation(outcomes)), title, sharey=True)
+    figure, panels = _panels(list(by_activation(outcomes)), title, sharey=True)
     for cell, of in outcomes.items():
         _over_seeds(panels[cell.activation], of, looks[cell.init])
     part = drawing.range_of([a for of in outcomes.values() for a in _curves(of)])
@@ -65,7 +73,7 @@ def signals_by_layer(measured: Mapping[Cell, Sequence[Signals]], title: str) -> 
     ``measured`` holds the signals of each seed; what is 0 or no number is left out of the means
     and bands.
     """
-    looks, activations = drawing.looks(measured), list(drawing.by_activation(measured))
+    looks, activations = drawing.looks(measured), list(by_activation(measured))
     figure = drawing.wide_figure(0.9 + 2.2 * len(activations), title)
     grid = figure.subplots(len(activations), 2, squeeze=False)
     layers: dict[str, list[str]] = {name: [] for name in activations}
@@ -142,11 +150,9 @@ def _panels(names: Sequence[str], title: str, *, sharey: bool) -> tuple[Figure, 
 
 def _over_seeds(axes: Axes, outcomes: Sequence[Outcome], look: Look) -> None:
     """Mean and band of the seeds that finished, and each that diverged until there."""
-    finished = [dict(outcome.curve) for outcome in outcomes if outcome.diverged_at is None]
-    if finished:
-        steps = sorted(set(finished[0]).intersection(*finished))
-        values = np.array([[curve[step] for step in steps] for curve in finished])
-        _mean_and_band(axes, steps, values, look)
+    steps, curves = common_curves(outcomes)
+    if curves:
+        _mean_and_band(axes, steps, np.array(curves), look)
     thin = {**look, "linewidth": 0.8, "marker": "x", "markevery": [-1]}
     for outcome in outcomes:
         if outcome.diverged_at is not None and outcome.curve:
@@ -180,7 +186,7 @@ def _curves_key(drawn: Iterable[Sequence[Outcome]]) -> str:
 
 def _fewer(init: str, outcomes: Outcomes) -> str:
     """Of a scheme whose seeds did not all finish, how many did; by activation, of several."""
-    several = len(drawing.by_activation(outcomes)) > 1
+    several = len(by_activation(outcomes)) > 1
     told = []
     for cell, of in outcomes.items():
         n = len(_accuracies(of))
@@ -190,7 +196,7 @@ def _fewer(init: str, outcomes: Outcomes) -> str:
 
 
 def _accuracies(outcomes: Sequence[Outcome]) -> list[float]:
-    return [outcome.accuracy for outcome in outcomes if outcome.accuracy is not None]
+    return list(finished(outcomes).values())
 
 
 def _curves(outcomes: Sequence[Outcome]) -> list[float]:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from initflow.reporting.seed_statistics import Cell, Row
+from initflow.reporting.seed_statistics import Cell, Row, by_activation
 
 __all__ = ["Axes", "Figure"]  # matplotlib's, for those that draw with this module
 
@@ -132,14 +132,6 @@ def png_by_pyplot(draw: Callable[[], Axes | npt.NDArray[np.object_]]) -> bytes:
         finally:
             plt.close(figure)
     return file.getvalue()
-
-
-def by_activation(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Of each activation function the cells, in their order."""
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(cell.activation, []).append(cell)
-    return found
 
 
 def looks(cells: Iterable[Cell]) -> dict[str, Look]:

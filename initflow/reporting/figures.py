@@ -108,13 +108,13 @@ def weight_histograms(
     return figure
 
 
-def _bins(values: Values, n: int = 61) -> Values:
-    """Edges of ``n`` bins over ``values``, also where all are equal, or none is there."""
+def _bins(values: Values) -> Values:
+    """Edges of 61 bins over ``values``, also where all are equal, or none is there."""
     low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = abs(low) / 2 or 0.5
         low, high = low - margin, high + margin
-    return np.linspace(low, high, n + 1)
+    return np.linspace(low, high, 62)
 
 
 def _finite(weights: Tensor) -> Values:

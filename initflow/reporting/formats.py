@@ -57,6 +57,11 @@ def whole(number: int | None) -> str:
     return NONE if number is None else f"{number:,}"
 
 
+def rounded(number: float | None) -> str:
+    """To three digits."""
+    return NONE if number is None else f"{number:.3g}"
+
+
 def p_value(p: float) -> str:
     """To three decimals, of larger ones to two."""
     if math.isnan(p):

@@ -20,7 +20,7 @@ from initflow.core import paths
 from initflow.core.configurations import ReproduceConfig, TrainConfig, training
 from initflow.errors import SettingError, first_line, unknown
 from initflow.reporting.formats import EXACT, NONE
-from initflow.reporting.seed_statistics import CONFIDENCE, Outcome
+from initflow.reporting.seed_statistics import Outcome, t_quantile
 
 FOLDER = "tables"
 
@@ -170,9 +170,7 @@ def _check(iteration: int, published: float, ours: Sequence[float]) -> Check:
     n, mean = len(ours), statistics.mean(ours)
     if n == 1:
         return Check(iteration, published, n, mean, None, None, None, None)
-    from scipy.special import stdtrit  # noqa: PLC0415 - scipy takes half a second to import
-
-    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(ours)
+    reach = t_quantile(n) * statistics.stdev(ours)
     of_mean, of_one = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
     return Check(
         iteration,

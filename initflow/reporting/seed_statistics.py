@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -165,11 +165,16 @@ def _median_iteration(level: float, outcomes: Sequence[Outcome]) -> int | None:
     return None if math.isinf(median) else int(median)
 
 
-def _half_width(n: int, std: float) -> float:
-    """Of the t-interval of a mean over ``n`` values of standard deviation ``std``."""
+def t_quantile(n: int) -> float:
+    """How many standard errors half of the 95 % t-interval from ``n`` values is wide."""
     from scipy.special import stdtrit  # noqa: PLC0415 - scipy takes a second to import
 
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(n)
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+
+
+def _half_width(n: int, std: float) -> float:
+    """Of the t-interval of a mean over ``n`` values of standard deviation ``std``."""
+    return t_quantile(n) * std / math.sqrt(n)
 
 
 def differences(outcomes: Outcomes) -> list[Difference]:
@@ -178,14 +183,14 @@ def differences(outcomes: Outcomes) -> list[Difference]:
     In the order of ``outcomes``, activation by activation; so are two that do equally well.
     """
     found: list[Difference] = []
-    for activation, by_init in by_activation(outcomes).items():
-        accuracies = {init: finished(of_cell) for init, of_cell in by_init.items()}
-        for one, other in combinations(accuracies, 2):
+    for activation, cells in by_activation(outcomes).items():
+        accuracies = {cell: finished(outcomes[cell]) for cell in cells}
+        for one, other in combinations(cells, 2):
             shared = accuracies[one].keys() & accuracies[other].keys()
             above = [accuracies[one][seed] - accuracies[other][seed] for seed in shared]
             if len(above) > 1:
-                images = min((of.images for of in by_init[one] if of.images), default=None)
-                found.append(_difference(activation, one, other, above, images))
+                images = min((of.images for of in outcomes[one] if of.images), default=None)
+                found.append(_difference(activation, one.init, other.init, above, images))
     corrected = _holm([difference.p for difference in found])
     return [
         replace(difference, p_holm=p_holm)
@@ -193,12 +198,19 @@ def differences(outcomes: Outcomes) -> list[Difference]:
     ]
 
 
-def by_activation(outcomes: Outcomes) -> dict[str, dict[str, Sequence[Outcome]]]:
-    """Of each activation, the outcomes by scheme."""
-    found: dict[str, dict[str, Sequence[Outcome]]] = {}
-    for cell, of_cell in outcomes.items():
-        found.setdefault(cell.activation, {})[cell.init] = of_cell
+def by_activation(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Of each activation function the cells, in their order."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.activation, []).append(cell)
     return found
+
+
+def common_curves(outcomes: Sequence[Outcome]) -> tuple[list[int], list[list[float]]]:
+    """The iterations at which all seeds that finished were measured; there, each one's accuracy."""
+    curves = [dict(outcome.curve) for outcome in outcomes if outcome.diverged_at is None]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    return steps, [[curve[step] for step in steps] for curve in curves]
 
 
 def _difference(

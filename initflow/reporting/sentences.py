@@ -42,7 +42,7 @@ def comparison_sentences(outcomes: Outcomes, opening: str = "") -> list[str]:
     said = []
     for activation in sorted(tables, key=settled, reverse=True):
         table = _Table(
-            tables[activation],
+            {cell.init: outcomes[cell] for cell in tables[activation]},
             [row for row in found if row.cell.activation == activation],
             [pair for pair in pairs if pair.activation == activation],
         )

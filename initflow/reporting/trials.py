@@ -213,14 +213,9 @@ def _values(tuned: Tuned) -> dict[str, Any]:
     }
 
 
-def rate(value: float | None) -> str:
-    """A learning rate or gamma, to three digits."""
-    return formats.NONE if value is None else f"{value:.3g}"
-
-
 def tolerated(tolerance: tuple[float, float] | None) -> str:
     """``0.02 to 0.3 (×15)``."""
     if tolerance is None:
         return formats.NONE
     low, high = tolerance
-    return f"{rate(low)} to {rate(high)} (×{float(f'{high / low:.2g}'):.15g})"
+    return f"{formats.rounded(low)} to {formats.rounded(high)} (×{float(f'{high / low:.2g}'):.15g})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Look
-from initflow.reporting.seed_statistics import Cell, Row
+from initflow.reporting.seed_statistics import Cell, Row, by_activation
 from initflow.reporting.trials import WITHIN, Trial, best, tolerance
 
 PANEL = 3.2  # inches, of the trials with one activation function
@@ -38,7 +38,7 @@ def rates_and_accuracies(trials: Mapping[Cell, Sequence[Trial]], title: str) -> 
     looks = drawing.looks(trials)
     names = {cell: drawing.wrapped(cell.init, 22) for cell in trials}
     high = {cell: 0.1 + 0.17 * (1 + name.count("\n")) for cell, name in names.items()}  # inches
-    blocks = drawing.by_activation(trials)
+    blocks = by_activation(trials)
     heights = [
         height for block in blocks.values() for height in (PANEL, sum(high[cell] for cell in block))
     ]

@@ -1,6 +1,6 @@
 """The training loop: initial parameters and recipes in, trained parameters out.
 
-One network is a population of one; many train together as one stack, whatever their seeds,
+One network is a stack of one; many train together as one stack, whatever their seeds,
 rates and activation functions, and each as it would alone.
 """
 

@@ -20,7 +20,6 @@ from initflow.reporting.trials import (
     as_csv,
     as_json,
     best,
-    rate,
     tolerance,
     tolerated,
 )
@@ -401,5 +400,5 @@ def test_a_tolerance_in_words(near, text):
 @settings(max_examples=30)
 def test_a_rate_has_three_digits(value):
     """None is a dash."""
-    assert math.isclose(float(rate(value)), value, rel_tol=0.005)
-    assert rate(None) == formats.NONE
+    assert math.isclose(float(formats.rounded(value)), value, rel_tol=0.005)
+    assert formats.rounded(None) == formats.NONE

@@ -15,7 +15,7 @@ from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.batches import Spent
 from initflow.experiments.tuning.plan import Plan
 from initflow.reporting import trials, tuning_figures, webpage
-from initflow.reporting.formats import NONE, interval, percent
+from initflow.reporting.formats import NONE, interval, percent, rounded
 from initflow.reporting.seed_statistics import Cell
 from initflow.reporting.trials import OUTCOMES, Trial, Tuned
 from initflow.tracking import mlflow_page, runs
@@ -93,7 +93,7 @@ class Tuning(ReportedResult):
                 lines.append(f"{row.cell}: no trial finished, so there is nothing to test")
             elif _at_edge(self.config, row.best.lr):
                 lines.append(
-                    f"{row.cell}: its best lr, {trials.rate(row.best.lr)}, is at the edge of what "
+                    f"{row.cell}: its best lr, {rounded(row.best.lr)}, is at the edge of what "
                     "was tried; a wider range may have a better one"
                 )
         return lines
@@ -174,8 +174,8 @@ def _accuracy_table(result: Tuning) -> webpage.Table:
     rows = [
         [
             row.cell.init,
-            trials.rate(row.lr),
-            trials.rate(row.gamma),
+            rounded(row.lr),
+            rounded(row.gamma),
             percent(row.accuracy),
             percent(row.tested.mean),
             interval(row.tested.low, row.tested.high),
