@@ -66,8 +66,12 @@ class VerdictError(InitflowError):
 
 def first_line(error: BaseException) -> str:
     """What it says, in one line of bounded length; its type where it says nothing."""
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    return shortened(str(error).strip().partition("\n")[0] or type(error).__name__)
+
+
+def shortened(text: str) -> str:
+    """``text``, cut to a length that a person reads."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def cause(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from initflow.core.progress import Progress, bar
+from initflow.core.progress import LOUD, Progress, bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ def quieten_libraries() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     ours = [] if click.get_current_context().find_root().meta.get("debug") else ["initflow"]
-    for name in ("alembic", "mlflow.store.db.utils", "optuna", *ours):
+    for name in (*LOUD, "optuna", *ours):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -14,6 +14,7 @@ from initflow.core.kinds import (
     BOOLEAN,
     DECAY,
     DEVICE,
+    FIRST_SEED,
     FOLDER,
     MAX_LAYERS,
     MAX_WIDTH,
@@ -21,6 +22,7 @@ from initflow.core.kinds import (
     NAME,
     PROBE,
     RATE,
+    SEEDS,
     STORAGE,
     TEXT,
     WIDTHS,
@@ -165,13 +167,13 @@ class _Grid(Settings):
 class _Seeds(Settings):
     """Networks under several seeds."""
 
-    seeds: int = setting(5, integer(1, 10_000), "networks of each kind, each from another seed")
+    seeds: int = setting(5, SEEDS, "networks of each kind, each from another seed")
 
 
 class _Many(Settings):
     """Many networks, trained as stacks, by several workers."""
 
-    seed: int = setting(0, integer(0, 2**63 - 1 - 10_000), "the first seed; the others follow it")
+    seed: int = setting(0, FIRST_SEED, "the first seed; the others follow it")
     stack: int | None = setting(
         None,
         or_word("auto", integer(1, 100_000)),
@@ -275,7 +277,7 @@ class _Search(Settings):
     lr_high: float = setting(1.0, RATE, "the highest")
     gamma_low: float = setting(0.5, DECAY, "the lowest gamma to try")
     gamma_high: float = setting(1.0, DECAY, "the highest")
-    seeds: int = setting(5, integer(1, 10_000), "fresh seeds under which the best is tested")
+    seeds: int = setting(5, SEEDS, "fresh seeds under which the best is tested")
     study: str | None = setting(
         None,
         or_word("auto", NAME),
@@ -309,9 +311,7 @@ class TuneConfig(_Many, _Measured, _Training, _Search):
         or_word("auto", integer(1)),
         "training images held out to choose by (auto: a sixth, 10,000 of MNIST's)",
     )
-    seed: int = setting(
-        0, integer(0, 2**63 - 1 - 10_000), "seed of the studies and trials; fresh ones follow it"
-    )
+    seed: int = setting(0, FIRST_SEED, "seed of the studies and trials; fresh ones follow it")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ import initflow
 from initflow.core import repository
 from initflow.core.repository import UNKNOWN
 from initflow.core.secrets import without_credentials
-from initflow.errors import LONGEST
+from initflow.errors import LONGEST, shortened
 
 # The only environment variables that are recorded: they choose kernels and how sums are split.
 VARIABLES = (
@@ -306,5 +306,4 @@ def _flag(value: object) -> str:
 def _line(value: object) -> str:
     if not isinstance(value, str):
         return "(no text)"
-    line = "".join(c if c.isprintable() else "�" for c in value[:LONGEST])
-    return line if len(value) <= LONGEST else f"{line}…"
+    return "".join(c if c.isprintable() else "�" for c in shortened(value))

@@ -127,7 +127,7 @@ def parse_widths(value: object) -> tuple[int, ...]:
     if isinstance(value, str) and value.strip() == "none":
         return ()
     if isinstance(value, (list, tuple)):
-        widths = [integer(1).parse(width) for width in value]
+        widths = list(value)
     else:
         widths = []
         for part in str(value).split(","):
@@ -138,9 +138,9 @@ def parse_widths(value: object) -> tuple[int, ...]:
             if not 1 <= count <= MAX_LAYERS - len(widths):
                 raise ValueError
             widths += [width] * count
+    widths = [integer(1, MAX_WIDTH).parse(width) for width in widths]
     weights = sum(fan_in * fan_out for fan_in, fan_out in pairwise(widths))
-    valid = all(1 <= width <= MAX_WIDTH for width in widths)
-    if len(widths) > MAX_LAYERS or weights > MAX_WEIGHTS or not valid:
+    if len(widths) > MAX_LAYERS or weights > MAX_WEIGHTS:
         raise ValueError
     return tuple(widths)
 
@@ -187,4 +187,7 @@ PROBE = number(  # with one image nothing would vary from image to image
 )
 RATE = number("a number above 0 and at most 1e30", lambda x: 0 < x <= 1e30)
 DECAY = number("a number above 0 and at most 1", lambda x: 0 < x <= 1)
+MAX_SEEDS = 10_000
+SEEDS = integer(1, MAX_SEEDS)
+FIRST_SEED = integer(0, 2**63 - 1 - MAX_SEEDS)  # the others follow it
 MOMENTUM = number("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Called with what is being done and how much of it is done: (what, done, of).
 Progress = Callable[[str, int, int], None]
+LOUD = ("alembic", "mlflow.store.db.utils")  # which log each step of making MLflow's database
 _logger = logging.getLogger("initflow")
 
 
@@ -90,7 +91,7 @@ def warn(text: str, *, error: bool = False) -> None:
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Without what MLflow logs of each step of making its database."""
-    loud = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    loud = [logging.getLogger(name) for name in LOUD]
     before = [logger.level for logger in loud]
     for logger in loud:
         logger.setLevel(max(logger.level, logging.WARNING))

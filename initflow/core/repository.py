@@ -31,7 +31,7 @@ class Repository(NamedTuple):
 
 
 def current() -> Repository:
-    """As it was at the first call; empty where the working folder is in none.
+    """As it was at the first call; ``none``, and no diff, where the working folder is in none.
 
     Of the diff, credentials in addresses are left out, and what is beyond :data:`DIFF_LIMIT`, which
     a last line says. Files that git does not track are not in it.

@@ -17,7 +17,7 @@ from initflow.core.secrets import without_credentials
 from initflow.diagnostics import hooks, layers
 from initflow.diagnostics.recorder import Recorder, harmless, is_traced
 from initflow.diagnostics.signals import QUANTITIES, Signals
-from initflow.errors import LONGEST, SettingError, cause, unknown
+from initflow.errors import SettingError, cause, shortened, unknown
 from initflow.tracking import context, runs, unsent
 
 TAG = "initflow.nonfinite"  # what was not finite, and how often
@@ -234,8 +234,7 @@ def _listed(parts: Iterable[str]) -> str:
     """One line of a length that a person reads."""
     first = [" ".join(part.split()) for part in itertools.islice(parts, NAMED + 1)]
     text = ", ".join([*first[:NAMED], *["…" for _ in first[NAMED:]]])
-    text = text.encode(errors="replace").decode()
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return shortened(text.encode(errors="replace").decode())
 
 
 def _known(quantities: Iterable[str] | None) -> frozenset[str]:
