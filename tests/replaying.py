@@ -41,7 +41,7 @@ def evidence(*configs, member=0, **options):
     """That of one of the networks of a stack."""
     records, splits = trained(*configs, **options)
     with machine.threads(1):
-        return provenance.of(records[member], splits, "cpu", 1)
+        return provenance.of(records[member], splits, machine.Resolved("cpu", 1))
 
 
 def reader(files):

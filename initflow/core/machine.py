@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,18 @@ def device(requested: str) -> str:
             " here"
         )
     return f"cuda:{index}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What ``auto`` became: a device (cpu, cuda:N) and a number of CPU threads."""
+
+    device: str
+    threads: int
+
+    def as_text(self) -> dict[str, str]:
+        """As the params of a run say it."""
+        return {"resolved.device": self.device, "resolved.threads": str(self.threads)}
 
 
 def working_memory(device: str) -> int:

@@ -13,11 +13,6 @@ from initflow.tracking import runs
 from initflow.training.splits import Splits
 
 
-def resolved_params(device: str, threads: int) -> dict[str, str]:
-    """What ``auto`` became."""
-    return {"resolved.device": device, "resolved.threads": str(threads)}
-
-
 @contextlib.contextmanager
 def opened(
     config: Settings,

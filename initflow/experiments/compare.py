@@ -12,10 +12,11 @@ from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import PopulationResult
-from initflow.experiments.populations import seeds_of, trained_population
+from initflow.experiments.populations import trained_population
 from initflow.experiments.public import public
 from initflow.experiments.results import Drawings
 from initflow.reporting import comparison_figures, seed_statistics, webpage
+from initflow.reporting.formats import counted
 from initflow.reporting.seed_statistics import Difference, Row
 from initflow.reporting.sentences import comparison_sentences
 from initflow.training import cache, datasets
@@ -33,8 +34,8 @@ class Comparison(PopulationResult):
 
     @property
     def title(self) -> str:
-        config = self.config
-        return f"{_shape(config)} networks on {config.dataset}, {seeds_of(config.seeds)}"
+        config, seeds = self.config, counted(self.config.seeds, "seed")
+        return f"{_shape(config)} networks on {config.dataset}, {seeds}"
 
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each scheme with each activation."""
@@ -74,15 +75,12 @@ def compare(
         for init in config.inits
     ]
     names = ", ".join(scheme.spec for scheme in schemes.values())
-    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    seeds, epochs = counted(config.seeds, "seed"), counted(config.epochs, "epoch")
     summary = (
         f"{len(configs)} {_shape(config)} networks on {config.dataset}: {names} with "
-        f"{', '.join(config.activations)}, {seeds_of(config.seeds)}, {epochs}."
+        f"{', '.join(config.activations)}, {seeds}, {epochs}."
     )
-    name = (
-        f"compare {','.join(config.activations)} {config.dataset} {len(schemes)} schemes "
-        f"{seeds_of(config.seeds)}"
-    )
+    name = f"compare {','.join(config.activations)} {config.dataset} {len(schemes)} schemes {seeds}"
     with trained_population(
         config, configs, name=name, summary=summary, experiment=experiment, progress=progress
     ) as population:

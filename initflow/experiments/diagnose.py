@@ -104,10 +104,10 @@ def diagnose(
     for cell in cells:  # a scheme that fails, does so before a run is made
         initialized(cell)
     with machine.threads(config.threads) as threads:
-        resolved = command_run.resolved_params(device, threads)
+        resolved = machine.Resolved(device, threads)
         name = f"diagnose {shape} {config.dataset} seed {config.seed}"
         with command_run.opened(
-            config, splits, resolved, name=name, summary=summary, experiment=experiment
+            config, splits, resolved.as_text(), name=name, summary=summary, experiment=experiment
         ) as run:
             result = Diagnosis(config, run, shape, {}, splits.remark)
             for done, cell in enumerate(cells):

@@ -10,6 +10,7 @@ from functools import partial
 import initflow
 from initflow.core.configurations import TrainConfig
 from initflow.core.kinds import format_shape
+from initflow.core.machine import Resolved
 from initflow.diagnostics.reading import Reading, as_json
 from initflow.diagnostics.record import History, Record
 from initflow.diagnostics.verdict import Verdict
@@ -21,6 +22,7 @@ from initflow.experiments.replay import provenance
 from initflow.experiments.results import Drawings
 from initflow.initializers.scheme import Scheme
 from initflow.reporting import figures
+from initflow.reporting.formats import counted
 from initflow.tracking import runs
 from initflow.training import model
 from initflow.training.splits import Splits
@@ -62,7 +64,7 @@ def log_network(
     splits: Splits,
     *,
     name: str,
-    resolved: Mapping[str, str],
+    resolved: Resolved,
     tags: Mapping[str, object],
     history: History | None = None,
     run_figures: bool = False,
@@ -77,7 +79,7 @@ def log_network(
     with parent.nested(
         name=name,
         description=description(record, splits),
-        params=record.config.as_text() | dict(resolved),
+        params=record.config.as_text() | resolved.as_text(),
         tags=start_tags(record.scheme, record.initial, splits)
         | result_tags(record)
         | exact
@@ -86,7 +88,7 @@ def log_network(
     ) as run:
         model_id = None
         try:
-            log_settings(run, record.config, splits, resolved)
+            log_settings(run, record.config, splits, resolved.as_text())
             model_id = log_trained(run, record, splits, resolved, failed)
         finally:  # also of what fails here, or is interrupted; the metrics are the model's too
             run.log_history(record.history | (history or {}), model_id)
@@ -101,7 +103,7 @@ def log_failed(
     error: InitflowError,
     *,
     name: str,
-    resolved: Mapping[str, str],
+    resolved: Resolved,
     tags: Mapping[str, object],
 ) -> None:
     """A network that never came to be, as a failed run below ``parent``."""
@@ -110,10 +112,35 @@ def log_failed(
         parent.nested(
             name=name,
             description=f"Not trained: {cause(error)}",
-            params=config.as_text() | dict(resolved),
+            params=config.as_text() | resolved.as_text(),
             tags={"initflow.outcome": "failed", **tags},
         ),
     ):
+        raise error
+
+
+def log_cut_off(
+    parent: runs.Run,
+    record: Record,
+    splits: Splits,
+    error: BaseException,
+    *,
+    name: str,
+    resolved: Resolved,
+    tags: Mapping[str, object],
+) -> None:
+    """What was measured of a network until ``error`` ended its training, as a run that says so."""
+    with (
+        contextlib.suppress(type(error), InitflowError),
+        parent.nested(
+            name=name,
+            description=splits.described(summary(record, splits)),
+            params=record.config.as_text() | resolved.as_text(),
+            tags=start_tags(record.scheme, record.initial, splits) | dict(tags),
+        ) as run,
+    ):
+        run.log_history(record.history)
+        log_settings(run, record.config, splits, resolved.as_text())
         raise error
 
 
@@ -121,7 +148,7 @@ def log_trained(
     run: runs.Run,
     record: Record,
     splits: Splits,
-    resolved: Mapping[str, str],
+    resolved: Resolved,
     failed: Failures,
 ) -> str | None:
     """What it takes to train it again and compare, and the table of the signals.
@@ -129,8 +156,7 @@ def log_trained(
     And, unless the training diverged, the model, whose id is returned; why it could not be made
     is in ``failed``.
     """
-    device, threads = resolved["resolved.device"], int(resolved["resolved.threads"])
-    evidence = provenance.of(record, splits, device, threads)
+    evidence = provenance.of(record, splits, resolved)
     for name, content in provenance.files(evidence).items():
         run.log_bytes(name, content)
     if record.reading:
@@ -191,7 +217,7 @@ def drawings(record: Record) -> Drawings:
 def summary(record: Record, splits: Splits) -> str:
     """The settings as a sentence."""
     config = record.config
-    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    epochs = counted(config.epochs, "epoch")
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     return (
         f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "

@@ -136,10 +136,6 @@ def stacks(
         yield from (of_shape[i : i + size] for i in range(0, len(of_shape), size))
 
 
-def seeds_of(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
-
-
 @dataclass(frozen=True)
 class Stack:
     """Networks to be trained together, each to be a run below ``run``: all a worker must know.
@@ -190,7 +186,7 @@ def trained_population(
             scheme = cache.scheme(config.init, config.plugins_dir)
             cache.check_elsewhere([scheme], pool)
             start(config, scheme, splits)
-        resolved = command_run.resolved_params(device, pool.threads)
+        resolved = machine.Resolved(device, pool.threads).as_text()
         with command_run.opened(
             settings, splits, resolved, name=name, summary=summary, experiment=experiment
         ) as run:
@@ -292,8 +288,7 @@ class _Writer:
         self.trained = Trained()
         self._stack = stack
         self._splits = cache.splits(stack.configs[0])
-        threads = torch.get_num_threads()
-        self._resolved = command_run.resolved_params(stack.device, threads)
+        self._resolved = machine.Resolved(stack.device, torch.get_num_threads())
 
     def start(self) -> list[Record]:
         """The untrained networks; of one that cannot be there is a run that says why."""
@@ -371,21 +366,15 @@ class _Writer:
         return {STACK: self._stack.id, **self._stack.tags[cell]}
 
     def _write_cut_off(self, record: Record, error: BaseException) -> None:
-        """What was measured until ``error`` ended the training."""
-        cell = Cell(record.scheme.spec, record.config.activation)
-        with (
-            contextlib.suppress(type(error), InitflowError),
-            self._stack.run.nested(
-                name=self._stack.name(record.config),
-                description=self._splits.described(network_run.summary(record, self._splits)),
-                params=record.config.as_text() | self._resolved,
-                tags=network_run.start_tags(record.scheme, record.initial, self._splits)
-                | self._tags(cell),
-            ) as run,
-        ):
-            run.log_history(record.history)
-            command_run.log_settings(run, record.config, self._splits, self._resolved)
-            raise error
+        network_run.log_cut_off(
+            self._stack.run,
+            record,
+            self._splits,
+            error,
+            name=self._stack.name(record.config),
+            resolved=self._resolved,
+            tags=self._tags(Cell(record.scheme.spec, record.config.activation)),
+        )
 
 
 def forget(record: Record, *_: object) -> None:

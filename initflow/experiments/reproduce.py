@@ -12,11 +12,11 @@ from initflow.core.progress import Progress
 from initflow.errors import SettingError
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import PopulationResult
-from initflow.experiments.populations import seeds_of, trained_population
+from initflow.experiments.populations import trained_population
 from initflow.experiments.public import public
 from initflow.experiments.results import Drawings
 from initflow.reporting import comparison_figures, published, seed_statistics, webpage
-from initflow.reporting.formats import NONE, interval, percent, whole
+from initflow.reporting.formats import NONE, counted, interval, percent, whole
 from initflow.reporting.published import Check, PublishedTable, explained
 from initflow.reporting.seed_statistics import Cell, Outcome, Row
 from initflow.training import cache
@@ -39,7 +39,7 @@ class Reproduction(PopulationResult):
 
     @property
     def title(self) -> str:
-        return f"{self.table.title}, {seeds_of(self.config.seeds)}"
+        return f"{self.table.title}, {counted(self.config.seeds, 'seed')}"
 
     def configuration(self) -> dict[str, str]:
         return self.config.as_text() | {k: str(v) for k, v in self.table.settings.items()}
@@ -107,8 +107,8 @@ def reproduce(
         for seed in range(config.seed, config.seed + config.seeds)
         for row in table.rows
     ]
-    name = f"reproduce {table.name} {seeds_of(config.seeds)}"
-    summary = f"{table.title}, {seeds_of(config.seeds)}."
+    name = f"reproduce {table.name} {counted(config.seeds, 'seed')}"
+    summary = f"{table.title}, {counted(config.seeds, 'seed')}."
     with trained_population(
         config, configs, name=name, summary=summary, experiment=experiment, progress=progress
     ) as population:

@@ -66,11 +66,11 @@ def train(config: TrainConfig, *, experiment: str | None = None, progress: Progr
 
     with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
         record = start(config, scheme, splits)
-        resolved = command_run.resolved_params(device, threads)
+        resolved = machine.Resolved(device, threads)
         with command_run.opened(
             config,
             splits,
-            resolved,
+            resolved.as_text(),
             name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
             summary=network_run.summary(record, splits),
             experiment=experiment,

@@ -13,7 +13,6 @@ from initflow.core import machine, paths
 from initflow.core.configurations import VerifyConfig
 from initflow.core.progress import Progress
 from initflow.errors import ReplayError, SettingError
-from initflow.experiments import command_run
 from initflow.experiments.public import public
 from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, UNCOMMITTED, Evidence, Provenance
@@ -264,11 +263,11 @@ def _uncommitted(run_id: str) -> bytes | None:
 def _log(result: Verification, what: str, config: VerifyConfig, device: str) -> None:
     """Into the run that ``mlflow run`` has made."""
     found = result.replay
-    resolved = command_run.resolved_params(device, found.provenance.threads)
+    resolved = machine.Resolved(device, found.provenance.threads)
     with runs.start(
         name=f"verify {what}",
         description=sentence(found, result.what),
-        params={"run_id": what} | config.as_text() | resolved,
+        params={"run_id": what} | config.as_text() | resolved.as_text(),
         tags={"initflow.version": initflow.__version__},
     ) as run:
         run.set_tags({"initflow.verified": what, "initflow.replay": found.verdict})

@@ -57,6 +57,11 @@ def whole(number: int | None) -> str:
     return NONE if number is None else f"{number:,}"
 
 
+def counted(n: int, what: str) -> str:
+    """``1 seed``, ``5 seeds``."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def rounded(number: float | None) -> str:
     """To three digits."""
     return NONE if number is None else f"{number:.3g}"

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from initflow.core.kinds import format_shape
+from initflow.core.machine import Resolved
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.experiments.replay import recorded
 from initflow.experiments.replay.provenance import (
@@ -253,8 +254,8 @@ def _lead(past: Provenance, shape: str, history: History) -> list[str]:
 
 
 def _settings(past: Provenance, run_id: str) -> dict[str, str]:
-    resolved = {"resolved.device": past.device, "resolved.threads": str(past.threads)}
-    return past.config.as_text() | resolved | {"provider": past.provider, "run": run_id}
+    resolved = Resolved(past.device, past.threads)
+    return past.config.as_text() | resolved.as_text() | {"provider": past.provider, "run": run_id}
 
 
 def _hashes(past: Provenance) -> dict[str, str]:

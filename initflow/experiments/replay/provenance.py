@@ -20,6 +20,7 @@ from torch import Tensor
 
 from initflow.core import environment
 from initflow.core.configurations import TrainConfig
+from initflow.core.machine import Resolved
 from initflow.diagnostics.record import Record
 from initflow.initializers.finder import NOTEBOOK
 from initflow.initializers.scheme import Scheme
@@ -113,14 +114,14 @@ class Evidence:
     final: State | None = None
 
 
-def of(record: Record, splits: Splits, device: str, threads: int) -> Evidence:
+def of(record: Record, splits: Splits, resolved: Resolved) -> Evidence:
     """That of a trained network."""
     initial, final = record.initial.state(), record.trained
     losses = torch.tensor(record.losses, dtype=torch.float32)
     provenance = Provenance(
         config=record.config,
-        device=device,
-        threads=threads,
+        device=resolved.device,
+        threads=resolved.threads,
         digest=splits.digest,
         pixels=splits.pixels,
         images=len(splits.train),
@@ -134,7 +135,7 @@ def of(record: Record, splits: Splits, device: str, threads: int) -> Evidence:
         initial=model.weights_sha256(initial),
         final=model.weights_sha256(final),
         losses=losses_sha256(record.losses),
-        environment=environment.current(device).as_json(),
+        environment=environment.current(resolved.device).as_json(),
     )
     kept = record.config.log_model
     return Evidence(provenance, losses, initial if kept else None, final if kept else None)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from initflow.core.configurations import TrainConfig
+from initflow.core.machine import Resolved
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.errors import GivenUpError, InitflowError, cause
-from initflow.experiments import command_run, network_run, populations
+from initflow.experiments import network_run, populations
 from initflow.experiments.tuning.running import RunningTrials
 from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.tracking import connection, runs
@@ -84,7 +85,7 @@ class _Worker:
         self._splits = splits
         self._running = running
         self._progress = progress
-        self._resolved = command_run.resolved_params(batch.device, torch.get_num_threads())
+        self._resolved = Resolved(batch.device, torch.get_num_threads())
 
     def carry_out(self, trials: Sequence[tuple[PendingTrial, TrainConfig]]) -> None:
         started = time.perf_counter()

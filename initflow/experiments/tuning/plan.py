@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from initflow.core import machine
 from initflow.core.configurations import TrainConfig, TuneConfig
 from initflow.core.kinds import format_shape
-from initflow.experiments.populations import seeds_of
 from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.experiments.tuning.studies import Study
+from initflow.reporting.formats import counted
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import connection, runs
 from initflow.training import cache, datasets, trainer
@@ -98,12 +98,12 @@ class Plan:
     def summary(self) -> str:
         """The settings as a sentence."""
         config = self.config
-        settings = "1 setting" if config.trials == 1 else f"{config.trials} settings"
+        settings, seeds = counted(config.trials, "setting"), counted(config.seeds, "seed")
         return (
             f"{settings} tried for each scheme, lr from {config.lr_low:g} to {config.lr_high:g} "
             f"and gamma from {config.gamma_low:g} to {config.gamma_high:g}, for {self.title}; "
             f"chosen by {self.validation:,} validation images, tested under "
-            f"{seeds_of(config.seeds)}."
+            f"{seeds}."
         )
 
     @property

@@ -9,13 +9,12 @@ from typing import ClassVar
 
 from initflow.core.configurations import TuneConfig
 from initflow.experiments.failures import Failures, noted
-from initflow.experiments.populations import seeds_of
 from initflow.experiments.results import Drawings, ReportedResult
 from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.batches import Spent
 from initflow.experiments.tuning.plan import Plan
 from initflow.reporting import trials, tuning_figures, webpage
-from initflow.reporting.formats import NONE, interval, percent, rounded
+from initflow.reporting.formats import NONE, counted, interval, percent, rounded
 from initflow.reporting.seed_statistics import Cell
 from initflow.reporting.trials import OUTCOMES, Trial, Tuned
 from initflow.tracking import mlflow_page, runs
@@ -189,7 +188,7 @@ def _accuracy_table(result: Tuning) -> webpage.Table:
         webpage.columns("scheme", numbers=names),
         rows,
         f"Chosen by {result.plan.validation:,} validation images, then trained on all images under "
-        f"{seeds_of(result.config.seeds)} that no trial had, and tested once; untuned: "
+        f"{counted(result.config.seeds, 'seed')} that no trial had, and tested once; untuned: "
         f"{result.plan.untuned}. {NONE} where there is nothing to tell.",
     )
 

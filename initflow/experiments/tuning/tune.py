@@ -9,15 +9,18 @@ from collections.abc import Mapping, Sequence
 
 from initflow.core import workers
 from initflow.core.configurations import TuneConfig
+from initflow.core.machine import Resolved
 from initflow.core.progress import Progress
 from initflow.diagnostics.record import start
 from initflow.errors import InitflowError, SettingError, WorkError
 from initflow.experiments import command_run
 from initflow.experiments.failures import noted
+from initflow.experiments.populations import Trained
 from initflow.experiments.public import public
 from initflow.experiments.tuning import batches, evaluation, running, samplers, storages, studies
 from initflow.experiments.tuning import plan as plans
 from initflow.experiments.tuning.batches import Batch, Spent
+from initflow.experiments.tuning.evaluation import Tests
 from initflow.experiments.tuning.plan import Plan
 from initflow.experiments.tuning.registration import registered
 from initflow.experiments.tuning.report import Tuning
@@ -91,39 +94,49 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
                         scheme.interrupt(list(scheme.running))
                 raise
             progress("drawing and logging", 1, 1)
-            of_trials = {scheme.cell: scheme.study.trials(config.trials) for scheme in studied}
-            of_tests = dict(zip(of_trials, tests, strict=True))
-            result = Tuning(
-                plan=plan,
-                run=run,
-                rows=[
-                    trials.tuned(cell, of_trials[cell], one.tuned, one.untuned)
-                    for cell, one in of_tests.items()
-                ],
-                trials=of_trials,
-                sentences=trials.tuning_sentences(
-                    {cell: one.tuned for cell, one in of_tests.items()},
-                    {cell: one.untuned for cell, one in of_tests.items()},
-                    plan.untuned,
-                ),
-                seconds=seconds,
-                spent=spent,
-                failed=trained.failed,
-                failures=trained.failures,
-            )
-            result.log_table()
-            with noted(result.failures, "the versions in the registry"):
-                result.versions, result.unregistered = registered(
-                    plan, studied, of_tests, of_trials
-                )
-            result.log_description()
-            for scheme, row in zip(studied, result.rows, strict=True):
-                with noted(result.failures, f"the run of {scheme.cell}"):
-                    scheme.log_course(row, of_trials[scheme.cell])
-                with noted(result.failures, f"Optuna's figures of {scheme.cell}"):
-                    scheme.log_figures()
-            result.log_report()
-            return result
+            return _logged(plan, run, studied, tests, trained, seconds=seconds, spent=spent)
+
+
+def _logged(
+    plan: Plan,
+    run: runs.Run,
+    studied: Sequence[SchemeStudy],
+    tests: Sequence[Tests],
+    trained: Trained,
+    *,
+    seconds: float,
+    spent: Spent,
+) -> Tuning:
+    """What came of the studies, in the run above them and in theirs: numbers first."""
+    of_trials = {scheme.cell: scheme.study.trials(plan.config.trials) for scheme in studied}
+    of_tests = dict(zip(of_trials, tests, strict=True))
+    tuned = {cell: one.tuned for cell, one in of_tests.items()}
+    untuned = {cell: one.untuned for cell, one in of_tests.items()}
+    result = Tuning(
+        plan=plan,
+        run=run,
+        rows=[
+            trials.tuned(cell, found, tuned[cell], untuned[cell])
+            for cell, found in of_trials.items()
+        ],
+        trials=of_trials,
+        sentences=trials.tuning_sentences(tuned, untuned, plan.untuned),
+        seconds=seconds,
+        spent=spent,
+        failed=trained.failed,
+        failures=trained.failures,
+    )
+    result.log_table()
+    with noted(result.failures, "the versions in the registry"):
+        result.versions, result.unregistered = registered(plan, studied, of_tests, of_trials)
+    result.log_description()
+    for scheme, row in zip(studied, result.rows, strict=True):
+        with noted(result.failures, f"the run of {scheme.cell}"):
+            scheme.log_course(row, of_trials[scheme.cell])
+        with noted(result.failures, f"Optuna's figures of {scheme.cell}"):
+            scheme.log_figures()
+    result.log_report()
+    return result
 
 
 def _check_storage(plan: Plan) -> None:
@@ -157,7 +170,7 @@ def _opened(plan: Plan, schemes: Mapping[str, Scheme]) -> dict[Cell, Study]:
 def _resolved(plan: Plan, pool: workers.WorkerPool) -> dict[str, str]:
     """What ``auto`` became."""
     return {
-        **command_run.resolved_params(plan.device, pool.threads),
+        **Resolved(plan.device, pool.threads).as_text(),
         "resolved.validation": str(plan.validation),
         "resolved.study": plan.study,
         "resolved.storage": storages.shown(plan.storage),
