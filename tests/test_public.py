@@ -243,6 +243,12 @@ def test_it_is_light_whatever_the_environment_says():
     assert python(program, EAGER_IMPORT="1") == "SettingError False\n"
 
 
+def test_the_folder_above_the_checkout_does_not_hide_it(tmp_path):
+    """There, the checkout itself is a folder `initflow` that is no package."""
+    (tmp_path / "initflow").mkdir()
+    assert python("import initflow; print(initflow.train)", tmp_path).startswith("<function train")
+
+
 def test_it_can_be_imported_from_a_zip_file(tmp_path):
     """As some clusters send packages."""
     packed = shutil.make_archive(str(tmp_path / "it"), "zip", ROOT, "initflow")
