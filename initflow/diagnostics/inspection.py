@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect as introspection
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from initflow.diagnostics import hooks, layers
+from initflow.diagnostics import hooks
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import Signals
 from initflow.errors import SettingError, cause
+from initflow.models import batches, layers
 
 
 def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Signals:
@@ -38,7 +38,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         raise SettingError(f"model must have parameters; {kind} has none")
     if not layers.named(model):
         raise SettingError(f"model must hold a Linear or a convolution; {kind} has none")
-    given = _given(model, batch)
+    given = batches.given(model, batch)
     recorder = Recorder(model)
     gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with (
@@ -53,12 +53,12 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         if isinstance(model, nn.DataParallel):  # it calls its own module then, and no copies of it
             afterwards.callback(setattr, model, "device_ids", model.device_ids)
             model.device_ids = model.device_ids[:1]
-        with _refused(f"model takes no batch of {given.form}"):
+        with batches.refused(f"model takes no batch of {given.form}"):
             outputs = model(*given.arguments, **given.by_name)
-        with _refused(f"loss takes no outputs of {_form(outputs)}{given.against}"):
+        with batches.refused(f"loss takes no outputs of {batches.form(outputs)}{given.against}"):
             value = loss(outputs, *given.targets, **given.targets_by_name)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise SettingError(f"loss must give one number as a tensor, not {_form(value)}")
+            raise SettingError(f"loss must give one number as a tensor, not {batches.form(value)}")
         if not value.requires_grad or not trained:
             raise SettingError("loss must have a gradient by the model's parameters")
         torch.autograd.grad(value, trained, allow_unused=True)  # touches no parameter's .grad
@@ -70,63 +70,6 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
     if found is None:
         raise SettingError("loss must depend on a Linear or a convolution that the model calls")
     return replace(found, not_measured=layers.not_measured(model))
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What the model and the loss get of a batch; ``form`` is the inputs' in words."""
-
-    form: str
-    arguments: tuple[object, ...] = ()
-    by_name: Mapping[str, object] = field(default_factory=dict)
-    targets: tuple[object, ...] = ()
-    targets_by_name: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def against(self) -> str:
-        """The targets in words."""
-        forms = list(map(_form, self.targets))
-        forms += [f"{name} ({_form(value)})" for name, value in self.targets_by_name.items()]
-        return f" with targets of {', '.join(forms)}" if forms else ""
-
-
-def _given(model: nn.Module, batch: object) -> _Given:
-    if isinstance(batch, Mapping) and _has_names(batch):
-        taken = _taken(model, batch)
-        others = {name: value for name, value in batch.items() if name not in taken}
-        return _Given(_form(taken), by_name=taken, targets_by_name=others)
-    if isinstance(batch, Tensor):
-        return _Given(_form(batch), (batch,))
-    if not isinstance(batch, (tuple, list)) or not batch:
-        raise SettingError(
-            "batch must be a tensor, a tuple or list (inputs, *targets) or a mapping of names, "
-            f"not {_form(batch)}"
-        )
-    inputs, *targets = batch
-    if isinstance(inputs, Mapping) and _has_names(inputs):
-        return _Given(_form(inputs), by_name=inputs, targets=tuple(targets))
-    # A tuple of a type of its own, a PackedSequence for one, is a single argument.
-    arguments = inputs if type(inputs) is tuple else (inputs,)
-    return _Given(_form(inputs), arguments, targets=tuple(targets))
-
-
-def _has_names(batch: Mapping[object, object]) -> bool:
-    return all(isinstance(name, str) for name in batch)
-
-
-def _taken(model: nn.Module, batch: Mapping[str, object]) -> dict[str, object]:
-    """The entries of ``batch`` that the model's forward has parameters for."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module  # they pass on whatever they get
-    parameters = introspection.signature(model.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return dict(batch)
-    named = {
-        name
-        for name, p in parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-    return {name: value for name, value in batch.items() if name in named}
 
 
 @contextlib.contextmanager
@@ -144,23 +87,3 @@ def _buffers_apart(model: nn.Module) -> Iterator[None]:
         for module, its in own.items():
             module._buffers.clear()  # noqa: SLF001
             module._buffers.update(its)  # noqa: SLF001
-
-
-def _form(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"shape {tuple(value.shape)}"
-    if isinstance(value, (tuple, list)):
-        return f"{type(value).__name__} of {len(value)}"
-    if isinstance(value, Mapping):
-        return f"{type(value).__name__} of {', '.join(map(str, value)) or 'nothing'}"
-    return type(value).__name__
-
-
-@contextlib.contextmanager
-def _refused(what: str) -> Iterator[None]:
-    """Raise what a model or a loss makes of a wrong batch as one line that names it."""
-    try:
-        yield
-    except Exception as error:  # a module may refuse a batch in any way
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise SettingError(f"{what}: {reason}") from error

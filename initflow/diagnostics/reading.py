@@ -15,10 +15,10 @@ from initflow.diagnostics import measure
 from initflow.diagnostics.signals import QUANTITIES, Signals
 from initflow.diagnostics.verdict import Verdict, advice, judge
 from initflow.initializers.activations import Activation
-from initflow.initializers.scheme import Scheme
+from initflow.initializers.scheme import Scheme, places
 from initflow.theory.infinite_width import MeanField, mean_field
-from initflow.theory.prediction import Ends, Interval, Prediction, layers_of, predict
-from initflow.training.model import Parameters
+from initflow.theory.prediction import Ends, Interval, LayerStatistics, Prediction, predict
+from initflow.training.model import Parameters, bias_bound
 from initflow.training.splits import Split
 
 
@@ -87,6 +87,28 @@ def read(
         advice(verdict, activation, scheme.name),
         seen.preactivations,
     )
+
+
+def layers_of(
+    scheme: Scheme, parameters: Parameters, activation: Activation, bias_init: str
+) -> list[LayerStatistics]:
+    """The layers of ``parameters`` (a stack of one), drawn by ``scheme``.
+
+    Their variances are those that the scheme states or, where it states none, the sample's;
+    of biases that it does not set, those of ``bias_init``.
+    """
+    found = []
+    layers_at = places(parameters.widths, activation)
+    for at, weights, biases in zip(layers_at, parameters.weights, parameters.biases, strict=True):
+        variance, bias_variance = scheme.variance(at), scheme.bias_variance(at)
+        if variance is None:
+            variance = weights[0].double().var(correction=0).item()
+        if not scheme.fills_biases:
+            bias_variance = bias_bound(bias_init, at.fan_in) ** 2 / 3
+        elif bias_variance is None:
+            bias_variance = biases[0].double().square().mean().item()
+        found.append(LayerStatistics(at.fan_in, at.fan_out, variance, bias_variance))
+    return found
 
 
 def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[str, Any]:

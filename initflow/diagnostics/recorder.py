@@ -1,6 +1,6 @@
 """What the layers of any ``nn.Module`` do over a step, recorded while it runs.
 
-Measured are those of its :mod:`initflow.diagnostics.layers` that are called. A layer's activation
+Measured are those of its :mod:`initflow.models.layers` that are called. A layer's activation
 is the first of :data:`ACTIVATIONS` that is applied to what the layer gave, as a module, function or
 method, in place or not, at once or after what :data:`BETWEEN` names.
 
@@ -33,8 +33,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from initflow.diagnostics import hooks, layers
+from initflow.diagnostics import hooks
 from initflow.diagnostics.signals import Firing, Layer, Moments, Signals, signals
+from initflow.models import layers
 
 PRODUCT = re.compile(r"linear|conv(_transpose)?[123]d")
 # Names in torch, torch.nn.functional and Tensor; elementwise functions without chance.

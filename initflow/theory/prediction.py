@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from initflow.initializers.activations import Activation
-from initflow.initializers.scheme import Scheme, places
 from initflow.theory import finite_width
 from initflow.theory.finite_width import FLOOR, log_factor, log_mean_factor, own_variance
 from initflow.theory.integrals import (
@@ -38,7 +37,6 @@ from initflow.theory.integrals import (
     slope_moment,
     slope_product_moment,
 )
-from initflow.training.model import Parameters, bias_bound
 
 IMAGE_GROUPS = 32
 BAND = (0.025, 0.975)
@@ -55,28 +53,6 @@ class LayerStatistics:
     fan_out: int
     weight_variance: float
     bias_variance: float
-
-
-def layers_of(
-    scheme: Scheme, parameters: Parameters, activation: Activation, bias_init: str
-) -> list[LayerStatistics]:
-    """The layers of ``parameters`` (a stack of one), drawn by ``scheme``.
-
-    Their variances are those that the scheme states or, where it states none, the sample's;
-    of biases that it does not set, those of ``bias_init``.
-    """
-    found = []
-    layers_at = places(parameters.widths, activation)
-    for at, weights, biases in zip(layers_at, parameters.weights, parameters.biases, strict=True):
-        variance, bias_variance = scheme.variance(at), scheme.bias_variance(at)
-        if variance is None:
-            variance = weights[0].double().var(correction=0).item()
-        if not scheme.fills_biases:
-            bias_variance = bias_bound(bias_init, at.fan_in) ** 2 / 3
-        elif bias_variance is None:
-            bias_variance = biases[0].double().square().mean().item()
-        found.append(LayerStatistics(at.fan_in, at.fan_out, variance, bias_variance))
-    return found
 
 
 @dataclass(frozen=True)

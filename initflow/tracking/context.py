@@ -15,10 +15,11 @@ SWITCH = "INITFLOW_CONTEXT_TAGS"
 # Whatever computes something imports one of these; and all of them import torch.
 AT_WORK = (
     "diagnostics.hooks",
-    "diagnostics.layers",
     "diagnostics.signals",
     "experiments.tuning.studies",
     "initializers.activations",
+    "models.batches",
+    "models.layers",
     "training.splits",
 )
 

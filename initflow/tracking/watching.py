@@ -14,10 +14,11 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from initflow.core import environment
 from initflow.core.progress import warn
 from initflow.core.secrets import without_credentials
-from initflow.diagnostics import hooks, layers
+from initflow.diagnostics import hooks
 from initflow.diagnostics.recorder import Recorder, harmless, is_traced
 from initflow.diagnostics.signals import QUANTITIES, Signals
 from initflow.errors import SettingError, cause, shortened, unknown
+from initflow.models import layers
 from initflow.tracking import context, runs, unsent
 
 TAG = "initflow.nonfinite"  # what was not finite, and how often

@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 import initflow
 from initflow.diagnostics import hooks, measure
-from initflow.diagnostics.layers import rows_by_unit
 from initflow.diagnostics.recorder import ACTIVATIONS as KNOWN
 from initflow.diagnostics.signals import QUANTITIES, Moments
 from initflow.errors import SettingError
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
+from initflow.models.layers import rows_by_unit
 from initflow.training import model
 from initflow.training.splits import Split
 

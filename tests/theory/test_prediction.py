@@ -9,6 +9,7 @@ import torch
 
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
+from initflow.diagnostics.reading import layers_of
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.initializers.scheme import Place, Scheme, fans
@@ -17,7 +18,6 @@ from initflow.theory.prediction import (
     Ends,
     Interval,
     LayerStatistics,
-    layers_of,
     predict,
 )
 from initflow.training import datasets, model

@@ -1,0 +1,89 @@
+"""What a DataLoader gives, as a model and a loss take it; what they refuse becomes one line."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from initflow.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model and the loss get of a batch; ``form`` is the inputs' in words."""
+
+    form: str
+    arguments: tuple[object, ...] = ()
+    by_name: Mapping[str, object] = field(default_factory=dict)
+    targets: tuple[object, ...] = ()
+    targets_by_name: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def against(self) -> str:
+        """The targets in words."""
+        forms = list(map(form, self.targets))
+        forms += [f"{name} ({form(value)})" for name, value in self.targets_by_name.items()]
+        return f" with targets of {', '.join(forms)}" if forms else ""
+
+
+def given(model: nn.Module, batch: object) -> Batch:
+    if isinstance(batch, Mapping) and _has_names(batch):
+        taken = _taken(model, batch)
+        others = {name: value for name, value in batch.items() if name not in taken}
+        return Batch(form(taken), by_name=taken, targets_by_name=others)
+    if isinstance(batch, Tensor):
+        return Batch(form(batch), (batch,))
+    if not isinstance(batch, (tuple, list)) or not batch:
+        raise SettingError(
+            "batch must be a tensor, a tuple or list (inputs, *targets) or a mapping of names, "
+            f"not {form(batch)}"
+        )
+    inputs, *targets = batch
+    if isinstance(inputs, Mapping) and _has_names(inputs):
+        return Batch(form(inputs), by_name=inputs, targets=tuple(targets))
+    # A tuple of a type of its own, a PackedSequence for one, is a single argument.
+    arguments = inputs if type(inputs) is tuple else (inputs,)
+    return Batch(form(inputs), arguments, targets=tuple(targets))
+
+
+def _has_names(batch: Mapping[object, object]) -> bool:
+    return all(isinstance(name, str) for name in batch)
+
+
+def _taken(model: nn.Module, batch: Mapping[str, object]) -> dict[str, object]:
+    """The entries of ``batch`` that the model's forward has parameters for."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module  # they pass on whatever they get
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(batch)
+    named = {
+        name
+        for name, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    return {name: value for name, value in batch.items() if name in named}
+
+
+def form(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} of {', '.join(map(str, value)) or 'nothing'}"
+    return type(value).__name__
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Raise what a model or a loss makes of a wrong batch as one line that names it."""
+    try:
+        yield
+    except Exception as error:  # a module may refuse a batch in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise SettingError(f"{what}: {reason}") from error
