@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -40,12 +40,9 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         raise SettingError(f"model must hold a Linear or a convolution; {kind} has none")
     given = batches.given(model, batch)
     recorder = Recorder(model)
-    gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with (
-        torch.random.fork_rng(gpus),
-        torch.inference_mode(mode=False),
+        batches.undisturbed(model),
         torch.enable_grad(),
-        _buffers_apart(model),
         contextlib.ExitStack() as afterwards,
         contextlib.closing(recorder),
         hooks.forwards([(model, recorder.begin)]),
@@ -70,20 +67,3 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
     if found is None:
         raise SettingError("loss must depend on a Linear or a convolution that the model calls")
     return replace(found, not_measured=layers.not_measured(model))
-
-
-@contextlib.contextmanager
-def _buffers_apart(model: nn.Module) -> Iterator[None]:
-    """Let ``model`` work on copies of its buffers meanwhile; one that is shared stays so."""
-    own = {module: dict(module._buffers) for module in model.modules()}  # noqa: SLF001
-    buffers = {id(b): b for of in own.values() for b in of.values() if b is not None}
-    copies = {key: buffer.detach().clone() for key, buffer in buffers.items()}
-    try:
-        for module, its in own.items():
-            for name, buffer in its.items():
-                module._buffers[name] = copies.get(id(buffer))  # noqa: SLF001
-        yield
-    finally:
-        for module, its in own.items():
-            module._buffers.clear()  # noqa: SLF001
-            module._buffers.update(its)  # noqa: SLF001

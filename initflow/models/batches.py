@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from initflow.errors import SettingError
@@ -67,6 +68,31 @@ def _taken(model: nn.Module, batch: Mapping[str, object]) -> dict[str, object]:
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     return {name: value for name, value in batch.items() if name in named}
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave the model's buffers and torch's random state as they were before the block."""
+    gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(gpus), torch.inference_mode(mode=False), _buffers_apart(model):
+        yield
+
+
+@contextlib.contextmanager
+def _buffers_apart(model: nn.Module) -> Iterator[None]:
+    """Let ``model`` work on copies of its buffers meanwhile; one that is shared stays so."""
+    own = {module: dict(module._buffers) for module in model.modules()}  # noqa: SLF001
+    buffers = {id(b): b for of in own.values() for b in of.values() if b is not None}
+    copies = {key: buffer.detach().clone() for key, buffer in buffers.items()}
+    try:
+        for module, its in own.items():
+            for name, buffer in its.items():
+                module._buffers[name] = copies.get(id(buffer))  # noqa: SLF001
+        yield
+    finally:
+        for module, its in own.items():
+            module._buffers.clear()  # noqa: SLF001
+            module._buffers.update(its)  # noqa: SLF001
 
 
 def form(value: object) -> str:
