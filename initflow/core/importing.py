@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from importlib.metadata import distribution, packages_distributions
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from initflow.core import paths
 from initflow.core.isolation import left_alone
 from initflow.errors import PluginError, cause
 
@@ -21,6 +26,12 @@ LIMIT_S = 30.0
 BESIDE = {"build", "conftest", "docs", "examples", "scripts", "setup", "tests", "test"}
 
 T = TypeVar("T")
+
+
+class NoSuchFileError(Exception):
+    """There is no file of the name that was given."""
+
+
 _importing = threading.RLock()  # of the path, of sys.modules, and of what follows
 _used_in_place: set[Path] = set()  # where modules were imported from
 
@@ -100,6 +111,40 @@ def module_of_file(file: Path, content: bytes, name: str) -> ModuleType:
                 if Path(getattr(sys.modules[new], "__file__", None) or "").parent == file.parent:
                     del sys.modules[new]
     return made
+
+
+def by_place(place: str) -> tuple[object, str]:
+    """What ``file.py:name`` or ``package.module:name`` names, and whose it is, in which version.
+
+    Raises :class:`NoSuchFileError` where there is no such file, and whatever the code does.
+    """
+    where, _, name = place.rpartition(":")
+    if not where.endswith(".py"):
+        found = module(where)
+        return attrgetter(name)(found), _provider(found)
+    file = paths.own_or_of_project(where)
+    if not os.path.isfile(file):  # noqa: PTH113 - never raises
+        raise NoSuchFileError(f"there is no file '{where}'")
+    content = file.read_bytes()
+    found = module_of_file(file.resolve(), content, f"initflow_file_{digest(content)}")
+    return attrgetter(name)(found), f"{where} sha256:{digest(content)}"
+
+
+def _provider(module: ModuleType) -> str:
+    """Distribution and version of an importable module or, where it is of none, its digest."""
+    if not getattr(module, "__file__", None):  # a notebook has none
+        return module.__name__
+    file = Path(str(module.__file__))
+    for name in packages_distributions().get(module.__name__.partition(".")[0], ()):
+        installed = distribution(name)
+        if any(Path(str(installed.locate_file(f))) == file for f in installed.files or ()):
+            return f"{name} {installed.version}"
+    return f"{module.__name__} sha256:{digest(file.read_bytes())}"
+
+
+def digest(content: bytes) -> str:
+    """Enough of the SHA-256 to tell versions apart."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _forget(source: Path) -> None:

@@ -6,15 +6,12 @@ place, ``path/to/file.py:function`` or ``package.module:function``.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, distribution, packages_distributions
+from importlib.metadata import EntryPoint
 from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
 
-from initflow.core import importing, paths
+from initflow.core import importing
 from initflow.errors import PluginError, SettingError, cause, unknown
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.finder import GROUP, Plugin, found, found_in_notebook
@@ -41,7 +38,8 @@ def load(plugin: Plugin) -> Scheme:
                 point.module, source, installed_too=plugin.installed_too
             )
             if not plugin.version and module.__file__:
-                provider = f"{provider} sha256:{_digest(Path(module.__file__).read_bytes())}"
+                digest = importing.digest(Path(module.__file__).read_bytes())
+                provider = f"{provider} sha256:{digest}"
         return Scheme.of(attrgetter(point.attr)(module), plugin.name, provider)
     except Exception as error:  # a plugin's code may raise anything
         raise PluginError(f"{who}: {cause(error)}") from error
@@ -49,39 +47,13 @@ def load(plugin: Plugin) -> Scheme:
 
 def _by_place(place: str) -> Scheme:
     """The function that ``file.py:function`` or ``package.module:function`` names."""
-    where, _, name = place.rpartition(":")
-    file = paths.own_or_of_project(where) if where.endswith(".py") else None
-    if file and not os.path.isfile(file):  # noqa: PTH113 - never raises
-        raise SettingError(f"init '{place}': there is no file '{where}'")
     try:
-        if file:
-            content = file.read_bytes()
-            digest = _digest(content)
-            module = importing.module_of_file(file.resolve(), content, f"initflow_file_{digest}")
-            provider = f"{where} sha256:{digest}"
-        else:
-            module = importing.module(where)
-            provider = _provider(module)
-        return Scheme.of(attrgetter(name)(module), place, provider)
+        function, provider = importing.by_place(place)
+        return Scheme.of(function, place, provider)
+    except importing.NoSuchFileError as error:
+        raise SettingError(f"init '{place}': {error}") from None
     except Exception as error:  # the code may raise anything
         raise PluginError(f"init '{place}': {cause(error)}") from error
-
-
-def _provider(module: ModuleType) -> str:
-    """Distribution and version of an importable module or, where it is of none, its digest."""
-    if not module.__file__:
-        return module.__name__
-    file = Path(module.__file__)
-    for name in packages_distributions().get(module.__name__.partition(".")[0], ()):
-        installed = distribution(name)
-        if any(Path(str(installed.locate_file(f))) == file for f in installed.files or ()):
-            return f"{name} {installed.version}"
-    return f"{module.__name__} sha256:{_digest(file.read_bytes())}"
-
-
-def _digest(content: bytes) -> str:
-    """Enough of the SHA-256 to tell versions apart."""
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def find(spec: str, plugins_dir: Path | None = None) -> Scheme:

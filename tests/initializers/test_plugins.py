@@ -20,7 +20,6 @@ from initflow.core import importing
 from initflow.core.configurations import DiagnoseConfig
 from initflow.errors import InitflowError, PluginError, SettingError
 from initflow.experiments.train import train
-from initflow.initializers import plugins
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.plugins import find, load_all
@@ -91,14 +90,14 @@ def test_a_function_is_named_by_its_place(place, monkeypatch, spec):
     assert scheme.spec == spec.replace("gain=2", "gain=2.0")
     assert find(scheme.spec).values == scheme.values
     content = (place / "here" / "inits.py").read_bytes()
-    assert scheme.provider.endswith(f" sha256:{plugins._digest(content)}")
+    assert scheme.provider.endswith(f" sha256:{importing.digest(content)}")
 
 
 def test_a_function_of_an_installed_module_has_its_distribution(place):
     """And its version."""
     with pytest.raises(PluginError, match="an initializer asks for 'weight', or for 'network'"):
         find("rich.pretty:pprint")
-    provider = plugins._provider(importlib.import_module("rich.pretty"))
+    provider = importing._provider(importlib.import_module("rich.pretty"))
     assert provider == f"rich {importlib.metadata.version('rich')}"
 
 
@@ -161,7 +160,7 @@ def test_a_plugin_without_a_version_has_that_of_its_content(place):
     toml = home / "pyproject.toml"
     toml.write_text(toml.read_text().replace('version = "1.0"', 'dynamic = ["version"]'))
     content = (home / "src" / "dynamic.py").read_bytes()
-    assert find("dynamic").provider == f"dynamic sha256:{plugins._digest(content)}"
+    assert find("dynamic").provider == f"dynamic sha256:{importing.digest(content)}"
 
 
 def test_arguments_of_partial_functions_and_callable_objects(place):
@@ -436,7 +435,7 @@ def test_what_an_activation_cannot_have_is_refused_before_a_run_is_made(place, s
         "        raise ValueError('picky is not for tanh')\n"
         "    weight.zero_()\n",
     )
-    from initflow.experiments.diagnose import diagnose
+    from initflow.experiments.untrained.diagnose import diagnose
 
     before = Path(place / "mlflow.db").read_bytes()
     for run in (
@@ -473,7 +472,7 @@ def test_a_diagnosis_takes_functions_by_their_place(place, store):
     """Beside built-in schemes; its metrics have keys that MLflow takes."""
     import mlflow
 
-    from initflow.experiments.diagnose import diagnose
+    from initflow.experiments.untrained.diagnose import diagnose
 
     (place / "inits.py").write_text(CODE)
     (place / ("long" * 50)).mkdir()
