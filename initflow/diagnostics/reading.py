@@ -72,9 +72,8 @@ def read(
     middle = layers[(len(layers) - 1) // 2]
     verdict = judge(
         seen.signals,
-        activation,
-        parameters.widths,
         images.double().var(0, correction=0).mean().item(),
+        seen.signals.layers if activation.saturates else (),
     )
     with machine.threads(1):  # theory is many small steps, which only wait for a second one
         predicted = predict(layers, activation, Ends.of(images, seen.output_gradient))

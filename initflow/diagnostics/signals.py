@@ -163,16 +163,25 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large a layer is: its ``units``, and the ``numbers`` that it gave in all."""
+
+    units: int
+    numbers: int
+
+
+@dataclass(frozen=True)
 class Signals:
     """The quantities of each layer, in forward order, where they are finite numbers.
 
-    ``nonfinite`` counts the entries that are NaN or infinite, by ``tensor/layer``
-    (``preactivation/fc3``). ``not_measured`` are the modules that hold weights and are no layers
-    of those measured, by name with their type.
+    ``sizes`` are those of the layers, by name. ``nonfinite`` counts the entries that are NaN or
+    infinite, by ``tensor/layer`` (``preactivation/fc3``). ``not_measured`` are the modules that
+    hold weights and are no layers of those measured, by name with their type.
     """
 
     layers: Mapping[str, Mapping[str, float]]
     nonfinite: Mapping[str, int]
+    sizes: Mapping[str, Size] = field(default_factory=dict)
     not_measured: Mapping[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
@@ -221,4 +230,8 @@ def signals(layers: Mapping[str, Layer]) -> Signals:
             for quantity in QUANTITIES
             if quantity in values and math.isfinite(values[quantity])
         }
-    return Signals(found, nonfinite)
+    sizes = {
+        name: Size(units := len(layer.preactivation.mean), units * layer.preactivation.count)
+        for name, layer in layers.items()
+    }
+    return Signals(found, nonfinite, sizes)

@@ -25,7 +25,7 @@ Backward, the first that holds:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from initflow.core.configurations import RECOMMENDED
@@ -64,46 +64,52 @@ class Verdict:
         return f"{self.forward} forward, {self.backward} backward"
 
 
-def judge(
-    signals: Signals, activation: Activation, widths: Sequence[int], pixel_variance: float
-) -> Verdict:
-    """The verdict on a network of ``widths`` (pixels, hidden, …, classes).
+def judge(signals: Signals, before: float | None, saturating: Collection[str]) -> Verdict:
+    """The verdict on a network with these ``signals``.
 
-    ``pixel_variance`` is the variance of a pixel from image to image, in the mean over them.
+    ``before`` is the variance of an input from image to image, in the mean over the inputs; None
+    where there are no such numbers, for which the first layer's stand then. ``saturating`` are the
+    layers whose activation function is flat on both sides.
     """
-    forward = _forward(signals, activation, widths, pixel_variance)
-    return Verdict(forward, _backward(signals, widths, forward))
+    forward = _forward(signals, before, saturating)
+    return Verdict(forward, _backward(signals, forward))
 
 
-def _forward(
-    signals: Signals, activation: Activation, widths: Sequence[int], pixel_variance: float
-) -> str:
-    if _all_copies(signals, "distinct_fraction", widths):
+def _forward(signals: Signals, before: float | None, saturating: Collection[str]) -> str:
+    if _all_copies(signals, "distinct_fraction"):
         return "symmetric"
-    if _reaches(DEAD, signals, "dead_fraction"):
+    if any(share >= DEAD for share in _shares(signals, "dead_fraction").values()):
         return "dead"
-    if activation.saturates and _reaches(SATURATED, signals, "saturated_fraction"):
+    shares = _shares(signals, "saturated_fraction")
+    if any(shares.get(layer, 0.0) >= SATURATED for layer in saturating):
         return "saturated"
-    change = _change(pixel_variance, signals.by_layer("signal_variance")[-1])
-    return "stable" if change == "vanishing" and len(widths) == 2 else change
+    variances = signals.by_layer("signal_variance")
+    change = _change(variances[0] if before is None else before, variances[-1])
+    return "stable" if change == "vanishing" and len(variances) == 1 else change
 
 
-def _backward(signals: Signals, widths: Sequence[int], forward: str) -> str:
-    if forward == "symmetric" and _all_copies(signals, "distinct_gradient_fraction", widths):
+def _backward(signals: Signals, forward: str) -> str:
+    if forward == "symmetric" and _all_copies(signals, "distinct_gradient_fraction"):
         return "symmetric"
-    gradients = signals.by_layer("gradient_second_moment")
-    lengths = [m and m * units for m, units in zip(gradients, widths[1:], strict=True)]
+    gradients = zip(signals.by_layer("gradient_second_moment"), signals.sizes.values(), strict=True)
+    lengths = [moment and moment * size.numbers for moment, size in gradients]
     change = _change(lengths[-1], lengths[0])
     return forward if change == "vanishing" and forward in ("dead", "saturated") else change
 
 
-def _all_copies(signals: Signals, quantity: str, widths: Sequence[int]) -> bool:
-    hidden = zip(signals.by_layer(quantity), widths[1:-1], strict=False)
-    return any(units > 1 and share is not None and share * units < 1.5 for share, units in hidden)
+def _all_copies(signals: Signals, quantity: str) -> bool:
+    """Whether they are in a hidden layer; one that is added to a trunk may start as copies."""
+    for name in [*signals.layers][:-1]:
+        values, units = signals.layers[name], signals.sizes[name].units
+        is_added = "branch_ratio" in values
+        if units > 1 and not is_added and values.get(quantity, 1.0) * units < 1.5:
+            return True
+    return False
 
 
-def _reaches(limit: float, signals: Signals, quantity: str) -> bool:
-    return any(share is not None and share >= limit for share in signals.by_layer(quantity))
+def _shares(signals: Signals, quantity: str) -> dict[str, float]:
+    layers = signals.layers.items()
+    return {name: values[quantity] for name, values in layers if quantity in values}
 
 
 def _change(before: float | None, after: float | None) -> str:

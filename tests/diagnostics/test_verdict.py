@@ -4,7 +4,7 @@ import pytest
 
 from initflow.core.configurations import VERDICTS, TrainConfig
 from initflow.diagnostics import measure
-from initflow.diagnostics.signals import Signals
+from initflow.diagnostics.signals import Signals, Size
 from initflow.diagnostics.verdict import Verdict, advice, judge
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.built_in import BUILT_IN
@@ -21,7 +21,8 @@ def verdict(init, activation, hidden, bias_init="pytorch"):
     )
     (seen,) = measure.observe(parameters, ACTIVATIONS[activation], probe)
     variance = probe.images.double().var(0, correction=0).mean().item()
-    return judge(seen.signals, ACTIVATIONS[activation], widths, variance)
+    saturating = seen.signals.layers if ACTIVATIONS[activation].saturates else ()
+    return judge(seen.signals, variance, saturating)
 
 
 DEEP, ONE = [100] * 20, [100]
@@ -73,8 +74,10 @@ def test_the_cause_of_a_vanishing_gradient_is_told(quantity, activation, found):
     """Units that are dead or saturated let none pass, whatever the weights' size."""
     after = {"signal_variance": 1.0, "gradient_second_moment": 1.0}
     first = {"signal_variance": 1.0, "gradient_second_moment": 1e-9, quantity: 0.95}
-    signals = Signals({"fc1": first, "fc2": after}, {})
-    assert judge(signals, ACTIVATIONS[activation], (5, 4, 3), 1.0) == Verdict(found, found)
+    sizes = {"fc1": Size(4, 4), "fc2": Size(3, 3)}
+    signals = Signals({"fc1": first, "fc2": after}, {}, sizes)
+    saturating = ["fc1"] if ACTIVATIONS[activation].saturates else []
+    assert judge(signals, 1.0, saturating) == Verdict(found, found)
 
 
 def test_a_single_unit_is_not_a_copy():
