@@ -1,3 +1,4 @@
+from .gains import gain
 from .infinite_width import MeanField, correlation_map, fixed_point, mean_field, variance_map
 from .integrals import (
     expectation,
@@ -13,6 +14,7 @@ __all__ = [
     "correlation_map",
     "expectation",
     "fixed_point",
+    "gain",
     "mean_field",
     "pair_expectation",
     "product_moment",

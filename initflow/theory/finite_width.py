@@ -94,7 +94,7 @@ def along_activations(activation: Activation, q: Tensor) -> tuple[Tensor, Tensor
     f, d = activation.function, activation.derivative
     q = q.clamp(FLOOR, 1 / FLOOR)
     slopes, moments = slope_moment(activation, q), second_moment(activation, q)
-    kept = expectation(lambda x: x * d(x) * f(x), q).square() / (moments * q * slopes)
-    whole = expectation(lambda x: (x * d(x)).square(), q) / (q * slopes)
-    weight = expectation(lambda x: (f(x) * d(x)).square(), q) / (moments * slopes)
+    kept = expectation(lambda x: x * d(x) * f(x), q, activation).square() / (moments * q * slopes)
+    whole = expectation(lambda x: (x * d(x)).square(), q, activation) / (q * slopes)
+    weight = expectation(lambda x: (f(x) * d(x)).square(), q, activation) / (moments * slopes)
     return kept, whole - kept, weight

@@ -1,20 +1,21 @@
 """Means over Gaussian pre-activations: of an activation function, its slope, and of two images.
 
 Closed forms where there is one, and else Gauss-Legendre quadrature, split where the activation
-functions have their kinks, good to 1e-6 or better, in double precision.
+functions have their kinks, good to 1e-6 or better, in double precision. Those of the built-in
+functions are at 0; any other's are looked for, by :mod:`initflow.theory.pieces`.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from initflow.initializers.activations import LEAKY_RELU_SLOPE, Activation
+from initflow.theory.pieces import NODES as OF_A_PIECE
+from initflow.theory.pieces import legendre, octaves, pieces
 
 FAR = 12.0  # standard deviations: what lies beyond weighs less than 1e-32
 SHARP = 30.0  # where every activation function has gone over into its straight tail
@@ -25,16 +26,14 @@ Function = Callable[[Tensor], Tensor]
 RECTIFIERS = {"relu": 0.0, "leaky_relu": LEAKY_RELU_SLOPE, "linear": 1.0}
 
 
-@functools.cache
-def _legendre() -> tuple[Tensor, Tensor]:
-    """:data:`NODES` nodes in [0, 1] and their weights."""
-    x, w = np.polynomial.legendre.leggauss(NODES)
-    return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
+def expectation(function: Function, q: Tensor, kinks: Activation | None = None) -> Tensor:
+    """E[f(√q z)] for each of ``q`` (…); f is smooth but for a kink or step at 0.
 
-
-def expectation(function: Function, q: Tensor) -> Tensor:
-    """E[f(√q z)] for each of ``q`` (…); f is smooth but for a kink or step at 0."""
-    x, w = _legendre()
+    It may also have those of the activation ``kinks`` and of its derivative, wherever they are.
+    """
+    if kinks and not kinks.is_built_in:
+        return _on_pieces(function, q, kinks)
+    x, w = legendre(NODES)
     scale = q.clamp(TINY, HUGE).sqrt().unsqueeze(-1)
     near = (SHARP / scale).clamp(max=FAR / 2)  # where f bends most
     z = torch.cat([near * x, near + (FAR - near) * x], -1)
@@ -43,12 +42,19 @@ def expectation(function: Function, q: Tensor) -> Tensor:
     return (weight * values).sum(-1) / math.sqrt(2 * math.pi)
 
 
-def pair_expectation(function: Function, q: Tensor, c: Tensor) -> Tensor:
+def pair_expectation(
+    function: Function, q: Tensor, c: Tensor, kinks: Activation | None = None
+) -> Tensor:
     """E[f(u₁) f(u₂)], u₁ and u₂ of variance ``q`` and correlation ``c``, for each of both (…).
 
-    In polar coordinates the kinks of f are four fixed angles.
+    f is as in :func:`expectation`. In polar coordinates a kink at 0 is four fixed angles.
     """
-    x, w = _legendre()
+    if kinks and not kinks.is_built_in:
+        pairs = torch.stack([q + 0 * c, c + 0 * q], -1)
+        flat = pairs.view(-1, 2).tolist()
+        found = [_pair_on_pieces(function, q, c, kinks) for q, c in flat]
+        return torch.stack(found).view(pairs.shape[:-1])
+    x, w = legendre(NODES)
     scale = q.clamp(TINY, HUGE).sqrt()[..., None, None]
     angle = torch.arccos(c.clamp(-1, 1)).unsqueeze(-1)
     start, theta, theta_weight = angle - math.pi / 2, [], []
@@ -66,24 +72,72 @@ def pair_expectation(function: Function, q: Tensor, c: Tensor) -> Tensor:
     return (weight * values).sum((-1, -2)) / (2 * math.pi)
 
 
+def _on_pieces(function: Function, q: Tensor, activation: Activation) -> Tensor:
+    """E[f(√q z)] for each of ``q`` (…), on the pieces of the activation."""
+    scale = q.clamp(TINY, HUGE).sqrt().unsqueeze(-1)
+    found = pieces(activation, octaves(FAR * scale.max().item()))
+    z, weight = _normal(found.edges / scale)
+    return (weight * function(scale.unsqueeze(-1) * z)).sum((-1, -2))
+
+
+def _pair_on_pieces(function: Function, q: float, c: float, activation: Activation) -> Tensor:
+    """E[f(u₁) f(u₂)], u₂ = c·u₁ + √(1 − c²)·v, first over v for each u₁.
+
+    The mean over v has no kink, but bends within √(1 − c²) of where u₂ has one.
+    """
+    scale = math.sqrt(min(max(q, TINY), HUGE))
+    reach = octaves(FAR * scale)
+    breaks = pieces(activation, reach).breaks
+    bends = 2.0 ** torch.arange(-4, reach + 1, dtype=torch.float64)
+    places = torch.cat([-bends, breaks, bends]) / scale
+    apart = math.sqrt(max(0.0, 1 - c * c))
+    if apart < 1e-7:
+        z, weight = _normal(torch.cat([places, -places]))
+        return (weight * function(scale * z) * function(math.copysign(scale, c) * z)).sum()
+    edges = [places]
+    if abs(c) > 0.5:
+        around = places.new_tensor([-6, -3, -1.5, -0.75, 0, 0.75, 1.5, 3, 6]) * apart
+        edges.append(((breaks / scale)[:, None] + around).flatten() / c)
+    z, weight = _normal(torch.cat(edges))
+    first, first_weight = z.flatten(), weight.flatten()
+    v, v_weight = _normal((places - c * first.unsqueeze(-1)) / apart)
+    second = c * first[:, None, None] + apart * v
+    inner = (v_weight * function(scale * second)).sum((-1, -2))
+    return (first_weight * function(scale * first) * inner).sum()
+
+
+def _normal(edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes of N(0, 1) on the pieces between ``edges`` (…, k), and their weights: (…, k + 24, n).
+
+    No piece is wider than a standard deviation.
+    """
+    x, w = legendre(OF_A_PIECE)
+    even = torch.linspace(-FAR, FAR, round(2 * FAR) + 1, dtype=torch.float64)
+    edges = torch.cat([edges.clamp(-FAR, FAR), even.expand(*edges.shape[:-1], -1)], -1)
+    edges = edges.sort(-1).values.unsqueeze(-1)
+    low, width = edges[..., :-1, :], edges.diff(dim=-2)
+    z = low + width * x
+    return z, width * w * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+
+
 def second_moment(activation: Activation, q: Tensor) -> Tensor:
     """E[φ(√q z)²] for each of ``q``; in closed form for rectifiers and gelu."""
-    if activation.name in RECTIFIERS:
+    if _is_rectifier(activation):
         return q * (1 + RECTIFIERS[activation.name] ** 2) / 2
-    if activation.name == "gelu":
+    if activation.is_built_in and activation.name == "gelu":
         cumulative, density = _normal_moments(q)  # x·Φ(x): Stein's lemma twice
         return q * (cumulative + 2 * q / (1 + q) * density)
-    return expectation(lambda x: activation.function(x).square(), q)
+    return expectation(lambda x: activation.function(x).square(), q, activation)
 
 
 def slope_moment(activation: Activation, q: Tensor) -> Tensor:
     """E[φ′(√q z)²] for each of ``q``; in closed form for rectifiers and gelu."""
-    if activation.name in RECTIFIERS:
+    if _is_rectifier(activation):
         return torch.full_like(q, (1 + RECTIFIERS[activation.name] ** 2) / 2)
-    if activation.name == "gelu":
+    if activation.is_built_in and activation.name == "gelu":
         cumulative, density = _normal_moments(q)
         return cumulative + density * (2 * q / (1 + q) + q / (1 + 2 * q))
-    return expectation(lambda x: activation.derivative(x).square(), q)
+    return expectation(lambda x: activation.derivative(x).square(), q, activation)
 
 
 def _normal_moments(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,20 +151,24 @@ def product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
 
     Cho and Saul 2009, "Kernel Methods for Deep Learning" (arc-cosine kernels).
     """
-    if activation.name in RECTIFIERS:  # φ(x) = even · |x| + odd · x
+    if _is_rectifier(activation):  # φ(x) = even · |x| + odd · x
         odd, even = _odd_and_even(activation)
         c = c.clamp(-1, 1)
         absolute = 2 / math.pi * ((1 - c.square()).sqrt() + c * torch.arcsin(c))
         return q * (odd**2 * c + even**2 * absolute)
-    return pair_expectation(activation.function, q, c)
+    return pair_expectation(activation.function, q, c, activation)
 
 
 def slope_product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
     """E[φ′(u₁) φ′(u₂)] at variance ``q`` and correlation ``c``; closed form for rectifiers."""
-    if activation.name in RECTIFIERS:
+    if _is_rectifier(activation):
         odd, even = _odd_and_even(activation)
         return odd**2 + even**2 * 2 / math.pi * torch.arcsin(c.clamp(-1, 1)) + 0 * q
-    return pair_expectation(activation.derivative, q, c)
+    return pair_expectation(activation.derivative, q, c, activation)
+
+
+def _is_rectifier(activation: Activation) -> bool:
+    return activation.is_built_in and activation.name in RECTIFIERS
 
 
 def _odd_and_even(activation: Activation) -> tuple[float, float]:

@@ -174,11 +174,11 @@ def _forward(
             share = log_factors.new_tensor(from_inputs)
             log_factors = torch.logaddexp(share.log() + log_factors, (-share).log1p())
         moment = second_moment(activation, mean)
-        unevenness = _unevenness(activation.function, moment, mean, alignment)
+        unevenness = _unevenness(activation, activation.function, moment, mean, alignment)
         own *= from_inputs**2
         own_q = own + own_variance(2, 2 * alignment**2, layer.fan_out)
         own *= log_slope(lambda q: second_moment(activation, q), mean).item() ** 2
-        of_one = _unevenness(activation.function, moment, mean, 1.0)
+        of_one = _unevenness(activation, activation.function, moment, mean, 1.0)
         own += own_variance(of_one - 1, unevenness - 1, layer.fan_out)
 
         moments = second_moment(activation, q)
@@ -214,7 +214,7 @@ def _backward(
     for layer, after, at, draw in reversed(list(backward)):
         slopes = slope_moment(activation, at.mean)
         gradient = gradient * slope_moment(activation, at.q) * after.fan_out * after.weight_variance
-        unevenness = _unevenness(activation.derivative, slopes, at.mean, at.alignment)
+        unevenness = _unevenness(activation, activation.derivative, slopes, at.mean, at.alignment)
         unevenness *= 1 + 2 * alignment**2
         possible, by_network = finite_width.grid(at.mean, at.log_factors)
         parts = finite_width.along_activations(activation, possible)
@@ -223,7 +223,7 @@ def _backward(
         log_factors = log_factors + by_network((slope_moment(activation, possible) / slopes).log())
         log_factors = log_factors + excess.log()
         log_factors = log_factors + log_factor((unevenness - 1) / layer.fan_out, draw)
-        of_one = _unevenness(activation.derivative, slopes, at.mean, 1.0)
+        of_one = _unevenness(activation, activation.derivative, slopes, at.mean, 1.0)
         own += own_variance(3 * of_one - 1, unevenness - 1, layer.fan_out)
         found.append(Interval.of(gradient, log_factors, own, ends.images))
         along = (along * kept + received) / excess
@@ -233,7 +233,12 @@ def _backward(
     return found[::-1]
 
 
-def _unevenness(function: Function, moment: Tensor, q: Tensor, c: float) -> float:
-    """E[f(u₁)² f(u₂)²]/E[f²]² at variance ``q`` and correlation ``c``; ``moment`` is E[f²]."""
-    product = pair_expectation(lambda x: function(x).square(), q, q.new_tensor(c))
+def _unevenness(
+    activation: Activation, function: Function, moment: Tensor, q: Tensor, c: float
+) -> float:
+    """E[f(u₁)² f(u₂)²]/E[f²]² at variance ``q`` and correlation ``c``; ``moment`` is E[f²].
+
+    f is the ``activation``'s function or its derivative.
+    """
+    product = pair_expectation(lambda x: function(x).square(), q, q.new_tensor(c), activation)
     return (product / moment.square()).item()

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from bench.reference import MODULES
 from initflow.core.configurations import ACTIVATION_NAMES
-from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.activations import ACTIVATIONS, Activation
 
 ALL = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 
@@ -77,3 +78,50 @@ def test_selu_keeps_the_second_moment():
     density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     moment = torch.trapezoid(ACTIVATIONS["selu"].function(z) ** 2 * density, z).item()
     assert moment == pytest.approx(1, abs=1e-6)
+
+
+@ALL
+def test_an_activation_of_any_function_is_pytorchs(activation):
+    """Of PyTorch's module: function, forward, derivative and backward have the built-in's bits."""
+    ours = Activation.of(MODULES[activation.name]())
+    x = 5 * torch.randn(1_000, generator=torch.Generator().manual_seed(0))
+    grad = torch.randn(1_000, generator=torch.Generator().manual_seed(1))
+    y = activation.function(x)
+    assert torch.equal(ours.function(x), y)
+    assert torch.equal(ours.forward(x, torch.empty_like(x)), y)
+    assert torch.equal(ours.derivative(x), activation.derivative(x))
+    out = activation.backward(grad, x, y, torch.empty_like(x))
+    assert torch.equal(ours.backward(grad, x, y, torch.empty_like(x)), out)
+    assert (ours.is_built_in, activation.is_built_in) == (False, True)
+    assert ours.steepest == activation.steepest
+    assert ours.saturates == activation.saturates
+
+
+def test_an_activation_is_named_after_its_function():
+    """Or as one is told."""
+    assert Activation.of(torch.relu).name == "relu"
+    assert Activation.of(nn.Hardtanh(-2, 2)).name == "Hardtanh(min_val=-2, max_val=2)"
+    assert Activation.of(lambda x: x, name="mine").name == "mine"
+
+
+def test_an_activation_of_a_module_is_the_module_as_it_was():
+    """In any precision, what becomes of it later, and without a trace in it."""
+    module = nn.PReLU(init=0.5)
+    ours = Activation.of(module)
+    with torch.no_grad():
+        module.weight.fill_(7)
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor([-2.0, 3.0], dtype=dtype)
+        assert torch.equal(ours.function(x), torch.tensor([-1.0, 3.0], dtype=dtype))
+        with torch.inference_mode():
+            assert torch.equal(ours.derivative(x), torch.tensor([0.5, 1.0], dtype=dtype))
+    assert module.weight.dtype == torch.float32
+    assert module.weight.grad is None
+
+
+def test_a_function_may_write_into_what_it_is_given():
+    """A copy of it."""
+    x = torch.tensor([-1.0, 2.0])
+    assert Activation.of(torch.relu_).function(x).tolist() == [0, 2]
+    assert Activation.of(torch.relu_).derivative(x).tolist() == [0, 1]
+    assert x.tolist() == [-1, 2]
