@@ -9,7 +9,6 @@ from .core.configurations import (
     TuneConfig,
     VerifyConfig,
 )
-from .diagnostics.inspection import inspect
 from .errors import (
     DataError,
     GivenUpError,
@@ -27,6 +26,7 @@ from .errors import (
 )
 from .experiments.compare import compare
 from .experiments.diagnose import diagnose
+from .experiments.inspect import inspect
 from .experiments.reproduce import reproduce
 from .experiments.train import train
 from .experiments.tuning.tune import tune

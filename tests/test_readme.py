@@ -279,8 +279,18 @@ def test_the_example_with_any_model(tmp_path):
 
 def test_the_page_about_any_model_has_the_same_example():
     """As it is run above."""
-    (theirs,) = re.findall(r"```python\n(.*?)```", PAGES["watching.md"], re.DOTALL)
+    theirs, *_ = re.findall(r"```python\n(.*?)```", PAGES["watching.md"], re.DOTALL)
     assert theirs == example(README, "## Any PyTorch model")
+
+
+def test_the_example_of_looking_into_a_model(tmp_path, monkeypatch, capsys):
+    """It prints how the signal travels, and leaves its figure."""
+    monkeypatch.chdir(tmp_path)
+    exec(example(PAGES["watching.md"], "## inspect"), {})  # noqa: S102 - our own
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "<Inspection: Sequential, 3 layers>"
+    assert printed[1].startswith("From 0 to 4, the pre-activations' mean square goes from ")
+    assert (tmp_path / "signals_by_layer.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_page_of_parameters_is_what_the_script_writes():

@@ -17,20 +17,7 @@ from initflow.models import batches, layers
 
 
 def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Signals:
-    r"""The quantities of each layer of ``model`` on ``batch``, with the gradients of ``loss``.
-
-    ``batch`` is what a DataLoader gives:
-
-    - a tensor: the loss is ``loss(model(batch))``;
-    - a tuple or list (inputs, \*targets): it is ``loss(model(inputs), *targets)``. Inputs that
-      are a tuple themselves are the model's arguments, one by one, and those that are a mapping
-      its arguments by name;
-    - a mapping: the entries that ``model.forward`` has parameters for are given to it by name,
-      and the others to the loss, ``loss(model(...), **others)``.
-
-    The model is measured in the mode that it is in, training or evaluation; its parameters,
-    their gradients, its buffers and torch's random state are left as they were.
-    """
+    """The quantities of each layer of ``model``, as :func:`initflow.inspect` gives them."""
     layers.check(model)
     kind = type(model).__name__
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

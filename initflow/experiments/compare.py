@@ -14,9 +14,9 @@ from initflow.experiments.failures import noted
 from initflow.experiments.overview import PopulationResult
 from initflow.experiments.populations import trained_population
 from initflow.experiments.public import public
-from initflow.experiments.results import Drawings
 from initflow.reporting import comparison_figures, seed_statistics, webpage
 from initflow.reporting.formats import counted
+from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Difference, Row
 from initflow.reporting.sentences import comparison_sentences
 from initflow.training import cache, datasets

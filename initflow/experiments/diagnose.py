@@ -19,9 +19,10 @@ from initflow.experiments import command_run, failures
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.network_run import start_tags, verdict_sentence, verdict_tags
 from initflow.experiments.public import public
-from initflow.experiments.results import Drawings, TrackedResult
+from initflow.experiments.results import TrackedResult
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting import figures
+from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import runs
 from initflow.training import cache, datasets, model

@@ -19,10 +19,10 @@ from initflow.experiments import failures
 from initflow.experiments.command_run import log_settings
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.replay import provenance
-from initflow.experiments.results import Drawings
 from initflow.initializers.scheme import Scheme
 from initflow.reporting import figures
 from initflow.reporting.formats import counted
+from initflow.reporting.results import Drawings
 from initflow.tracking import runs
 from initflow.training import model
 from initflow.training.splits import Splits

@@ -14,10 +14,10 @@ from initflow.experiments.failures import noted
 from initflow.experiments.overview import PopulationResult
 from initflow.experiments.populations import trained_population
 from initflow.experiments.public import public
-from initflow.experiments.results import Drawings
 from initflow.reporting import comparison_figures, published, seed_statistics, webpage
 from initflow.reporting.formats import NONE, counted, interval, percent, whole
 from initflow.reporting.published import Check, PublishedTable, explained
+from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Cell, Outcome, Row
 from initflow.training import cache
 

@@ -1,70 +1,20 @@
-"""What every result can show: in a terminal, in a notebook, as figures, to pandas, as a report."""
+"""What the results of the commands can show besides: their run in MLflow, and a report of it."""
 
 from __future__ import annotations
 
-import html
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 from initflow.core import environment
 from initflow.core.settings import Settings
 from initflow.experiments import failures
 from initflow.experiments.failures import Failures, noted
 from initflow.reporting import webpage
-from initflow.reporting.drawing import Figure
-from initflow.reporting.formats import NONE
+from initflow.reporting.results import Result
 from initflow.tracking import mlflow_page, runs, ui
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 READABLE = 300  # characters of an address; a longer one is for clicking, not for reading
-Drawings = Mapping[str, Callable[[], Figure]]  # how each figure is drawn, by its name
-
-
-class Result(ABC):
-    """``title`` says what it is of, and ``conclusions`` are sentences on what came of it."""
-
-    @property
-    @abstractmethod
-    def title(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def conclusions(self) -> Sequence[str]: ...
-
-    @abstractmethod
-    def numbers(self) -> Iterable[Mapping[str, object]]:
-        """The rows of :meth:`to_pandas`, each by the names of its columns."""
-
-    def to_pandas(self) -> pd.DataFrame:
-        """The numbers as a table; accuracies are fractions."""
-        import pandas as pd  # noqa: PLC0415 - takes half a second
-
-        return pd.DataFrame(self.numbers())
-
-    def problems(self) -> list[str]:
-        """What is not as one would expect, or could not be made."""
-        return []
-
-    def drawings(self) -> Drawings:
-        return {}
-
-    def figures(self) -> dict[str, Figure]:
-        """Its figures, drawn anew, by the names that they have in MLflow."""
-        return {name: draw() for name, draw in self.drawings().items()}
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.title}>"
-
-    def _repr_html_(self) -> str:
-        shown = dict.fromkeys([*self.conclusions, *self.problems()])
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in shown)
-        numbers = self.to_pandas()
-        written = numbers.astype(object).where(numbers.notna(), NONE)
-        table = written.to_html(max_rows=60, max_cols=20, border=0, index=False)
-        return f"<h4>{html.escape(self.title)}</h4>{lines}{table}"
 
 
 class TrackedResult(Result):

@@ -14,8 +14,9 @@ from initflow.diagnostics.record import Record, start, train_together
 from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
 from initflow.experiments.public import public
-from initflow.experiments.results import Drawings, TrackedResult
+from initflow.experiments.results import TrackedResult
 from initflow.initializers import plugins
+from initflow.reporting.results import Drawings
 from initflow.tracking import runs
 from initflow.training import datasets
 

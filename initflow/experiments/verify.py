@@ -17,10 +17,11 @@ from initflow.experiments.public import public
 from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, UNCOMMITTED, Evidence, Provenance
 from initflow.experiments.replay.retraining import Replay, replay, sentence
-from initflow.experiments.results import Result, TrackedResult
+from initflow.experiments.results import TrackedResult
 from initflow.initializers import finder, plugins
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, parse
+from initflow.reporting.results import Result
 from initflow.tracking import connection, runs
 from initflow.training import datasets
 

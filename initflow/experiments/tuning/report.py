@@ -9,12 +9,13 @@ from typing import ClassVar
 
 from initflow.core.configurations import TuneConfig
 from initflow.experiments.failures import Failures, noted
-from initflow.experiments.results import Drawings, ReportedResult
+from initflow.experiments.results import ReportedResult
 from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.batches import Spent
 from initflow.experiments.tuning.plan import Plan
 from initflow.reporting import trials, tuning_figures, webpage
 from initflow.reporting.formats import NONE, counted, interval, percent, rounded
+from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Cell
 from initflow.reporting.trials import OUTCOMES, Trial, Tuned
 from initflow.tracking import mlflow_page, runs

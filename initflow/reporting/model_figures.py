@@ -1,0 +1,136 @@
+"""The figure of any model: what was measured of its layers, which stand below each other.
+
+A model has many layers, with long names: each is a line that can be read, as in a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from initflow.diagnostics.signals import Signals
+from initflow.reporting import drawing
+from initflow.reporting.drawing import Axes, Figure, Look
+
+LINE = 0.165  # inches that a layer is high
+LEAST = 1.2  # inches of all layers, also of few
+AROUND = 1.9  # inches of the title, the axes' numbers and the legends
+HIGHEST = 24.0  # inches of all layers; more of them stand closer, and not all are named
+LONGEST = 42  # letters of a name; the end of it is what tells layers apart
+ODD = "#D55E00"
+BLUE, GREEN, RED, PINK = "#0072B2", "#009E73", "#D55E00", "#CC79A7"  # of the palette in ``drawing``
+PANELS: Mapping[str, Mapping[str, tuple[str, Look]]] = {
+    "signal, forward ↓": {
+        "preactivation_second_moment": (
+            "mean square of the pre-activations",
+            {"color": BLUE, "marker": "o"},
+        ),
+        "signal_variance": (
+            "their variance from input to input",
+            {"color": BLUE, "marker": "o", "markerfacecolor": "white", "linestyle": ":"},
+        ),
+        "activation_second_moment": (
+            "mean square of the activations",
+            {"color": GREEN, "marker": "s"},
+        ),
+    },
+    "gradient, backward ↑": {
+        "gradient_second_moment": (
+            "mean square by the pre-activations",
+            {"color": RED, "marker": "o"},
+        ),
+        "weight_gradient_variance": (
+            "variance by the weights",
+            {"color": RED, "marker": "s", "markerfacecolor": "white", "linestyle": ":"},
+        ),
+    },
+    "shares": {
+        "dead_fraction": ("dead units", {"color": "black", "marker": "X", "linestyle": ""}),
+        "saturated_fraction": (
+            "saturated activations",
+            {"color": PINK, "marker": "o", "markerfacecolor": "none", "linestyle": ""},
+        ),
+    },
+}
+
+
+def signals_by_layer(measured: Signals, title: str) -> Figure:
+    """Signal, gradient, and dead and saturated shares: a panel each, a line of it each layer.
+
+    The names of layers with values that are NaN or infinite are coloured. What is 0, or was not
+    measured, has no mark.
+    """
+    layers = list(measured.layers)
+    high = min(max(LINE * len(layers), LEAST), HIGHEST)
+    figure = drawing.figure(11.5, AROUND + high, drawing.wrapped(title, 110))
+    grid = figure.subplots(1, len(PANELS), sharey=True, width_ratios=[5, 5, 3])
+    for axes, (name, quantities) in zip(grid, PANELS.items(), strict=True):
+        axes.set_title(name, fontsize=10)
+        for quantity, (label, look) in quantities.items():
+            values = np.array(measured.by_layer(quantity), dtype=float)
+            if name != "shares":
+                values = drawing.positive(values)
+            _draw(axes, values, label, look)
+        if name == "shares":
+            axes.set_xlim(-0.06, 1.06)
+            axes.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
+        else:
+            _logarithmic(axes)
+        axes.tick_params(axis="x", labelsize=7.5)
+        axes.tick_params(axis="y", length=0)
+        drawing.tidy(axes)
+        if axes.lines:
+            below = (0.5, -0.3 / high)  # the axis's numbers
+            axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=below)
+        else:
+            axes.set_xticks([])
+            axes.set_xlabel("nothing measured that can be drawn", fontsize=8)
+    _name_layers(grid[0], measured, high)
+    return figure
+
+
+def _draw(axes: Axes, values: drawing.Values, label: str, look: Look) -> None:
+    """A mark for each layer that has a value, joined from one to the next that has one."""
+    at = np.arange(len(values))
+    known = np.isfinite(values)
+    if known.any():
+        axes.plot(
+            values[known],
+            at[known],
+            label=label,
+            linewidth=0.9,
+            markersize=4.2,
+            markeredgewidth=0.8,
+            **look,
+        )
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Also where all values are nearly the same, with numbers that have room."""
+    if not axes.lines:
+        return
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high / low < 20:
+        middle = (low * high) ** 0.5
+        axes.set_xlim(middle / 20**0.5, middle * 20**0.5)
+    drawing.log_scale(axes, name="x")
+
+
+def _name_layers(axes: Axes, measured: Signals, high: float) -> None:
+    layers = list(measured.layers)
+    at = drawing.evenly(len(layers), max(2, int(high / (0.75 * LINE))))
+    axes.set_yticks(at, [_shortened(layers[i]) for i in at], fontsize=7.5)
+    axes.set_ylim(len(layers) - 0.5, -0.5)  # downwards, as the signal goes
+    odd = {key.split("/", 1)[1] for key in measured.nonfinite}
+    for i, label in zip(at, axes.get_yticklabels(), strict=True):
+        if layers[i] in odd:
+            label.set_color(ODD)
+    if odd:
+        axes.set_ylabel("coloured: NaN or infinite values", color=ODD, fontsize=8)
+
+
+def _shortened(name: str) -> str:
+    short = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+    return short.replace("$", r"\$")
