@@ -25,11 +25,11 @@ from .errors import (
     WorkError,
 )
 from .experiments.compare import compare
-from .experiments.diagnose import diagnose
-from .experiments.inspect import inspect
 from .experiments.reproduce import reproduce
 from .experiments.train import train
 from .experiments.tuning.tune import tune
+from .experiments.untrained.diagnose import diagnose
+from .experiments.untrained.inspect import inspect
 from .experiments.verify import export, verify
 from .initializers.scheme import initializer
 from .tracking.watching import watch

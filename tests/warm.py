@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 IMPORTED = (
-    *("initflow.cli.process", "initflow.cli.tables", "initflow.experiments.diagnose"),
+    *("initflow.cli.process", "initflow.cli.tables", "initflow.experiments.untrained.diagnose"),
     *(
         "initflow.experiments.reproduce",
         "initflow.experiments.tuning.tune",

@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from initflow.core.environment import Change
     from initflow.diagnostics.catalogue import SchemeEntry
     from initflow.diagnostics.reading import Reading
-    from initflow.experiments.diagnose import Diagnosis
     from initflow.experiments.replay.retraining import Part, Replay
     from initflow.experiments.reproduce import Reproduction
     from initflow.experiments.train import Training
+    from initflow.experiments.untrained.diagnosis import Diagnosis
     from initflow.reporting.seed_statistics import Row as ComparisonRow
     from initflow.reporting.trials import Tuned
     from initflow.testing import RuleResult
 
+OF_MLP = (
+    "Theory of such layers: q* the variance they lead to, χ₁ the gradient's factor per layer, ξ_c "
+    "the number of layers over which the correlation of two images comes e-fold nearer to its "
+    "limit."
+)
+OF_MODEL = "outside: layers that lie outside of their band, where 95 % of further draws lie."
 FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
 NAME = 20  # letters of a name that are not folded for what stands beside it
@@ -70,27 +76,34 @@ def diagnosis_table(diagnosis: Diagnosis, columns: int) -> Table:
     """The verdict and the numbers of each network, with what was predicted if there is room."""
     wide = columns >= WIDE
     bracketed = "; in brackets, predicted" if wide else ""
+    is_of_mlp = all(reading.mean_field for reading in diagnosis.readings.values())
+    hidden, ending = (" hidden", OF_MLP) if is_of_mlp else ("", OF_MODEL)
+    numbers = ["signal", "gradient", *(("q*", "χ₁", "ξ_c") if is_of_mlp else ("outside",))]
     caption = (
-        "signal: the mean square of the pre-activations at the last hidden layer, over the first "
-        f"one's; gradient: at the first, over the last one's{bracketed}. Theory of such layers: q* "
-        "the variance they lead to, χ₁ the gradient's factor per layer, ξ_c the number of layers "
-        "over which the correlation of two images comes e-fold nearer to its limit."
+        f"signal: the mean square of the pre-activations at the last{hidden} layer, over the first "
+        f"one's; gradient: at the first, over the last one's{bracketed}. {ending}"
     )
-    words = dict.fromkeys(("activation", "forward", "backward"), FIXED)
-    numbers = dict.fromkeys(("signal", "gradient", "q*", "χ₁", "ξ_c"), NUMBER)
-    table = _table({"scheme": FOLDED, **words, **numbers}, caption)
+    words = dict.fromkeys(("activation" if is_of_mlp else "model", "forward", "backward"), FIXED)
+    table = _table({"scheme": FOLDED, **words, **dict.fromkeys(numbers, NUMBER)}, caption)
     for (init, activation), reading in diagnosis.readings.items():
-        theory = reading.mean_field
+        theory, last = reading.mean_field, -2 if is_of_mlp else -1
         table.add_row(
             Text(init),
             activation,
             _coloured(reading.verdict.forward),
             _coloured(reading.verdict.backward),
-            _factor(reading, "preactivation_second_moment", -2, 0, wide=wide),
-            _factor(reading, "gradient_second_moment", 0, -2, wide=wide),
-            *map(_number, (theory.q_star, theory.chi_1, theory.xi_c)),
+            _factor(reading, "preactivation_second_moment", last, 0, wide=wide),
+            _factor(reading, "gradient_second_moment", 0, last, wide=wide),
+            *(map(_number, (theory.q_star, theory.chi_1, theory.xi_c)) if theory else ()),
+            *([] if theory else [_outside(reading)]),
         )
     return table
+
+
+def _outside(reading: Reading) -> str:
+    """How many layers are outside of the band of a quantity, of all that have one."""
+    outside = {layer for layers in reading.outside().values() for layer in layers}
+    return f"{len(outside)} of {len(reading.signals.layers)}"
 
 
 def _coloured(verdict: str) -> Text:
@@ -111,6 +124,8 @@ def _number(value: float) -> str:
 
 
 def _ratio(value: float | None, over: float | None) -> str:
+    if value is not None and over is not None and (math.isnan(value) or math.isnan(over)):
+        return NONE  # where nothing is predicted
     if value is None or over is None or not (math.isfinite(value) and math.isfinite(over)):
         return "∞"  # of what was measured, only finite numbers are there
     return f"{value / over:.2g}" if over else NONE

@@ -24,11 +24,15 @@ from initflow.training.splits import Split
 
 @dataclass(frozen=True)
 class Reading:
-    """``mean_field`` is of the middle hidden layer; ``preactivations`` are (n, units) a layer."""
+    """What was read of one network.
+
+    ``mean_field`` is that of the middle hidden layer, where all are alike; ``preactivations`` are
+    (n, units) a layer.
+    """
 
     signals: Signals
     predicted: Prediction
-    mean_field: MeanField
+    mean_field: MeanField | None
     verdict: Verdict
     advice: str
     preactivations: Sequence[Tensor]
@@ -55,7 +59,7 @@ class Reading:
             quantity: [
                 layer
                 for layer, interval in intervals.items()
-                if math.isfinite(interval.expected)
+                if math.isfinite(interval.low)
                 and not interval.holds(self.signals.layers[layer].get(quantity, math.nan))
             ]
             for quantity, intervals in self.by_layer().items()
@@ -115,7 +119,7 @@ def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[st
     return {
         "quantities": dict(QUANTITIES),
         "verdict": dataclasses.asdict(reading.verdict) | {"advice": reading.advice},
-        "mean_field": _finite(reading.mean_field),
+        "mean_field": reading.mean_field and _finite(reading.mean_field),
         "predicted": {
             quantity: {layer: _finite(interval) for layer, interval in intervals.items()}
             for quantity, intervals in reading.by_layer().items()

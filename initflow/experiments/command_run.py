@@ -16,7 +16,7 @@ from initflow.training.splits import Splits
 @contextlib.contextmanager
 def opened(
     config: Settings,
-    splits: Splits,
+    splits: Splits | None,
     resolved: Mapping[str, str],
     *,
     name: str,
@@ -26,13 +26,18 @@ def opened(
 ) -> Iterator[runs.Run]:
     """A run in ``experiment``, closed at the end as :func:`initflow.tracking.runs.start` does.
 
-    ``summary`` is a sentence on the settings, and ``tags`` are its further ones.
+    ``summary`` is a sentence on the settings, and ``tags`` are its further ones. ``splits`` is None
+    where no data set is used.
     """
     with runs.start(
         name=name,
-        description=splits.described(summary),
+        description=splits.described(summary) if splits else summary,
         params={**config.as_text(), **resolved},
-        tags={"initflow.version": initflow.__version__, **splits.tags, **(tags or {})},
+        tags={
+            "initflow.version": initflow.__version__,
+            **(splits.tags if splits else {}),
+            **(tags or {}),
+        },
         experiment=experiment,
     ) as run:
         log_settings(run, config, splits, resolved)
@@ -44,9 +49,10 @@ def opened(
 
 
 def log_settings(
-    run: runs.Run, config: Settings, splits: Splits, resolved: Mapping[str, str]
+    run: runs.Run, config: Settings, splits: Splits | None, resolved: Mapping[str, str]
 ) -> None:
     """The settings of a run, and the data."""
     # Params may hold MLflow's own spelling of what it was given; this is ours.
     run.log_json("config", {**config.as_text(), **resolved})
-    run.log_data(splits)
+    if splits:
+        run.log_data(splits)

@@ -421,7 +421,7 @@ def test_the_table_of_a_diagnosis_fits_the_terminal(store, columns):
     from rich.console import Console
 
     from initflow.cli.tables import diagnosis_table
-    from initflow.experiments.diagnose import diagnose
+    from initflow.experiments.untrained.diagnose import diagnose
 
     config = DiagnoseConfig(
         inits="normal,he_uniform", activations="leaky_relu", depth=30, dataset="digits", probe=50

@@ -15,8 +15,8 @@ from initflow.core.configurations import (
 )
 from initflow.experiments import train
 from initflow.experiments.compare import compare
-from initflow.experiments.diagnose import diagnose
 from initflow.experiments.tuning.tune import tune
+from initflow.experiments.untrained.diagnose import diagnose
 from initflow.experiments.verify import verify
 from tests import elsewhere
 

@@ -12,11 +12,12 @@ from initflow.cli import process
 from initflow.core import repository
 from initflow.core.configurations import CompareConfig, DiagnoseConfig, TuneConfig, VerifyConfig
 from initflow.errors import DataError, InitflowError, ReplayError, SettingError
-from initflow.experiments import compare, diagnose, train, verify
+from initflow.experiments import compare, train, verify
 from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, TRACE, UNCOMMITTED, WEIGHTS
 from initflow.experiments.replay.retraining import IDENTICAL, TOLERABLE
 from initflow.experiments.tuning import tune
+from initflow.experiments.untrained import diagnose
 from initflow.tracking import connection
 from tests.conftest import ROOT
 from tests.experiments.replay.test_bundle import restated

@@ -10,7 +10,7 @@ import pytest
 from initflow.core.configurations import DiagnoseConfig
 from initflow.diagnostics import measure
 from initflow.errors import SettingError
-from initflow.experiments import diagnose
+from initflow.experiments.untrained import diagnose
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.theory.prediction import PREDICTED

@@ -1,0 +1,70 @@
+"""Schemes with activations, untrained: a tracked run with one nested run for each of them."""
+
+from __future__ import annotations
+
+import torch
+
+from initflow.core import machine
+from initflow.core.configurations import DiagnoseConfig
+from initflow.core.kinds import format_shape
+from initflow.core.progress import Progress
+from initflow.diagnostics import measure
+from initflow.diagnostics.reading import read
+from initflow.diagnostics.record import start
+from initflow.experiments.network_run import start_tags
+from initflow.experiments.public import public
+from initflow.experiments.untrained.diagnosis import Diagnosis, Network, Subject, diagnosed
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.reporting.seed_statistics import Cell
+from initflow.training import cache, datasets, model
+
+
+@public(DiagnoseConfig)
+@cache.cleared_after()
+def diagnose(
+    config: DiagnoseConfig, *, experiment: str | None = None, progress: Progress
+) -> Diagnosis:
+    """Measure every scheme with every activation at initialization, beside the prediction.
+
+    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    """
+    device = machine.device(config.device)
+    progress("loading the data, downloaded at its first use", 0, 1)
+    with machine.threads(config.threads) as threads:
+        resolved = machine.Resolved(device, threads)
+        return diagnosed(
+            config,
+            _feed_forward(config, device),
+            resolved,
+            experiment=experiment,
+            progress=progress,
+        )
+
+
+def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
+    found = cache.distinct(config.inits, config.plugins_dir).values()
+    schemes = {scheme.spec: scheme for scheme in found}
+    cells = [Cell(init, activation) for init in schemes for activation in config.activations]
+    splits = datasets.load(config.network(*cells[0]))
+    shape = format_shape(datasets.widths(splits.pixels, config.hidden))
+    probe = measure.probe(splits.train, config.probe).to(torch.device(device))
+
+    def initialized(cell: Cell) -> model.Parameters:
+        return start(config.network(*cell), schemes[cell.init], splits).initial
+
+    def network(cell: Cell) -> Network:
+        scheme, initial = schemes[cell.init], initialized(cell)
+        reading = read(
+            initial.copy_to(device), scheme, ACTIVATIONS[cell.activation], config.bias_init, probe
+        )
+        params = config.network(*cell).as_text()
+        return Network(reading, params, start_tags(scheme, initial, splits))
+
+    for cell in cells:  # a scheme that fails, does so before a run is made
+        initialized(cell)
+    summary = (
+        f"{len(cells)} untrained {shape} networks, {', '.join(schemes)} with "
+        f"{', '.join(config.activations)}, on {len(probe):,} images of {config.dataset}; "
+        f"seed {config.seed}."
+    )
+    return Subject(shape, config.dataset, summary, cells, network, splits)

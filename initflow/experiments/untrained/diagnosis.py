@@ -1,0 +1,167 @@
+"""A diagnosis: networks that are not trained, each read and logged below the run of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from initflow.core.configurations import DiagnoseConfig
+from initflow.core.machine import Resolved
+from initflow.core.progress import Progress
+from initflow.diagnostics.reading import Reading, as_json
+from initflow.experiments import command_run, failures
+from initflow.experiments.failures import Failures, noted
+from initflow.experiments.network_run import verdict_sentence, verdict_tags
+from initflow.experiments.results import TrackedResult
+from initflow.reporting import figures
+from initflow.reporting.results import Drawings
+from initflow.reporting.seed_statistics import Cell
+from initflow.tracking import runs
+from initflow.training.splits import Splits
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the networks: what is read of it, and the params and tags of its run."""
+
+    reading: Reading
+    params: Mapping[str, str]
+    tags: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The networks that a diagnosis is of, one for each of ``cells``.
+
+    Each is read when it is its turn. They are of one ``shape``, such as ``784-100x20-10``, and see
+    ``data``, of ``splits`` where that is a data set. ``summary`` is a sentence on them, and
+    ``remarks`` are for the end.
+    """
+
+    shape: str
+    data: str
+    summary: str
+    cells: Sequence[Cell]
+    read: Callable[[Cell], Network]
+    splits: Splits | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis(TrackedResult):
+    """What was read of each network, by scheme and activation, in the order of the settings.
+
+    ``subject`` is what the networks are.
+    """
+
+    config: DiagnoseConfig
+    run: runs.Run
+    subject: Subject
+    readings: dict[Cell, Reading]
+    remark: str = ""
+    failures: Failures = field(default_factory=dict)
+
+    @property
+    def failed(self) -> dict[Cell, Reading]:
+        """The networks whose verdict, forward or backward, is one to fail on."""
+        unwanted = set(self.config.fail_on or ())
+        return {
+            cell: reading
+            for cell, reading in self.readings.items()
+            if unwanted & {reading.verdict.forward, reading.verdict.backward}
+        }
+
+    @property
+    def title(self) -> str:
+        return f"untrained {self.subject.shape} networks on {self.subject.data}"
+
+    @property
+    def conclusions(self) -> Sequence[str]:
+        """What to try instead, once for all networks that it is said of; and the remark."""
+        said: dict[str, list[str]] = {}
+        for cell, reading in self.readings.items():
+            if reading.advice:
+                said.setdefault(reading.advice, []).append(str(cell))
+        advice = [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
+        return [*advice, *self.subject.remarks, *filter(None, [self.remark])]
+
+    def drawings(self) -> Drawings:
+        networks = {cell: (its.predicted, its.signals) for cell, its in self.readings.items()}
+        return {"schemes_by_layer": partial(figures.schemes_by_layer, networks, self.title)}
+
+    def numbers(self) -> Iterable[Mapping[str, object]]:
+        """A row for each network: its verdicts, and the theory of its middle hidden layer."""
+        for cell, its in self.readings.items():
+            theory = vars(its.mean_field) if its.mean_field else {}
+            yield cell._asdict() | vars(its.verdict) | theory
+
+
+def diagnosed(
+    config: DiagnoseConfig,
+    subject: Subject,
+    resolved: Resolved,
+    *,
+    experiment: str | None,
+    progress: Progress,
+) -> Diagnosis:
+    """Read each network, and log it as a run below that of the diagnosis."""
+    cells, shape, data = subject.cells, subject.shape, subject.data
+    with command_run.opened(
+        config,
+        subject.splits,
+        resolved.as_text(),
+        name=f"diagnose {shape} {data} seed {config.seed}",
+        summary=subject.summary,
+        experiment=experiment,
+    ) as run:
+        remark = subject.splits.remark if subject.splits else ""
+        result = Diagnosis(config, run, subject, {}, remark)
+        for done, cell in enumerate(cells):
+            progress(f"{cell.init} with {cell.activation}", done, len(cells))
+            network = subject.read(cell)
+            # What the layers received is for drawing one training; of a grid it is gigabytes.
+            result.readings[cell] = replace(network.reading, preactivations=())
+            title = f"{cell.init}, {cell.activation}, {shape}, {data}"
+            with run.nested(
+                name=f"{cell} {shape}",
+                description=f"{title}. {verdict_sentence(network.reading)}",
+                params=network.params,
+                tags={**network.tags, **verdict_tags(network.reading.verdict)},
+            ) as nested:
+                _log_network(nested, network.reading, title, result.failures)
+        progress("drawing and logging", len(cells), len(cells))
+        with noted(result.failures, "the numbers by layer"):
+            _log_numbers(run, result.readings)
+        result.log_figures()
+    return result
+
+
+def _log_network(run: runs.Run, reading: Reading, title: str, failed: Failures) -> None:
+    run.log_metrics(0, reading.signals.metrics() | reading.metrics())
+    run.log_json("signals", as_json(reading, [(0, reading.signals)]))
+    name, of_network = "predicted_and_measured", Failures()
+    draw = partial(figures.predicted_and_measured, reading.predicted, reading.signals, title)
+    failures.log_figures(run, {name: draw}, of_network)
+    failed |= failures.of(title, of_network)
+
+
+def _log_numbers(run: runs.Run, readings: Mapping[Cell, Reading]) -> None:
+    """The parent's own: by layer instead of step, so that MLflow's page draws lines of them."""
+    names = runs.key_names(init for init, _ in readings)
+    run.log_history(
+        {
+            f"{quantity}/{names[init]} {activation}": [
+                (layer, value)
+                for layer, value in enumerate(reading.signals.by_layer(quantity), start=1)
+                if value is not None
+            ]
+            for quantity in ("preactivation_second_moment", "gradient_second_moment")
+            for (init, activation), reading in readings.items()
+        }
+    )
+    networks = [
+        {**cell._asdict(), **as_json(reading, [(0, reading.signals)])}
+        for cell, reading in readings.items()
+    ]
+    run.log_json("diagnosis", {"networks": networks})
