@@ -29,6 +29,7 @@ from .experiments.reproduce import reproduce
 from .experiments.train import train
 from .experiments.tuning.tune import tune
 from .experiments.untrained.diagnose import diagnose
+from .experiments.untrained.initialize import initialize
 from .experiments.untrained.inspect import inspect
 from .experiments.verify import export, verify
 from .initializers.scheme import initializer
@@ -59,6 +60,7 @@ __all__ = [
     "compare",
     "diagnose",
     "export",
+    "initialize",
     "initializer",
     "initializers",
     "inspect",

@@ -24,6 +24,7 @@ NAMES = {
     *("train", "compare", "tune", "diagnose", "reproduce", "verify", "export"),
     *("TrainConfig", "CompareConfig", "TuneConfig", "DiagnoseConfig", "ReproduceConfig"),
     *("VerifyConfig", "inspect", "watch", "initializer", "initializers", "theory", "testing"),
+    "initialize",
     *("InitflowError", "SettingError", "PluginError", "DataError", "TrackingError", "OutageError"),
     *("OutboxError", "StudyError", "GivenUpError", "WorkError", "ReplayError", "ReportError"),
     "VerdictError",

@@ -189,19 +189,27 @@ class Scheme:
     @torch.no_grad()
     def fill_network(
         self,
-        network: nn.Sequential,
-        images: Tensor,
-        labels: Tensor,
-        activation: Activation,
+        network: nn.Module,
+        images: object,
+        labels: object,
+        activation: object,
         generator: torch.Generator,
+        *,
+        depth: int | None = None,
     ) -> object:
-        """Fill all of ``network``, seeing ``images`` (n, pixels) and their ``labels`` (n,)."""
+        """Fill all of ``network``, seeing ``images`` (n, pixels) and their ``labels`` (n,).
+
+        Of any other model than ours, ``images`` are what it is called with, and ``depth`` is
+        given; ours has as many layers as it has Linears.
+        """
+        if depth is None:
+            depth = sum(isinstance(module, nn.Linear) for module in network.modules())
         given = {
             "network": network,
             "images": images,
             "labels": labels,
             "activation": activation,
-            "depth": sum(isinstance(module, nn.Linear) for module in network),
+            "depth": depth,
             "generator": generator,
         }
         return ask(self.fill, given, self.values)

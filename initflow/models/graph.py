@@ -85,6 +85,11 @@ class Graph:
     outputs: Sequence[Node]
 
     @functools.cached_property
+    def places(self) -> Mapping[Node, int]:
+        """Where each node stands among the others."""
+        return {node: place for place, node in enumerate(self.nodes)}
+
+    @functools.cached_property
     def users(self) -> Mapping[Node, Sequence[Node]]:
         """The nodes that take what a node gives."""
         found: dict[Node, list[Node]] = {node: [] for node in self.nodes}
@@ -226,7 +231,8 @@ def of_structure(model: nn.Module) -> Graph:
     """
     layers.check(model)
     try:
-        traced = _Tracer().trace(model)
+        with batches.undisturbed(model):
+            traced = _Tracer().trace(model)
     except Exception as error:  # whatever a forward does with what is no tensor
         raise SettingError(
             f"model cannot be traced without a batch, give one: {cause(error)}"
@@ -248,7 +254,7 @@ def of_structure(model: nn.Module) -> Graph:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        return isinstance(m, tuple(LEAVES))
+        return isinstance(m, (*LEAVES, nn.utils.parametrize.ParametrizationList))
 
 
 def _converted(
@@ -266,6 +272,8 @@ def _converted(
     call = target if callable(target) else None
     if node.op == "call_module":
         called = modules[str(target)]
+        if isinstance(called, nn.utils.parametrize.ParametrizationList):
+            return _of_parameters(called)
         name = next(name for kind, name in LEAVES.items() if isinstance(called, kind))
         return Node(name, arguments, keywords, None, str(target), called)
     if not any(True for _ in _nodes((arguments, keywords))) and callable(target):
@@ -274,6 +282,14 @@ def _converted(
     if node.op == "call_method":
         call = getattr(Tensor, str(target), None)
     return Node(name, arguments, dict(keywords), None, module, call)
+
+
+@torch.no_grad()
+def _of_parameters(parametrized: nn.Module) -> Tensor:
+    """The weight that is made, without what its making changes, as a spectral norm's estimate."""
+    with batches.undisturbed(parametrized):
+        weight: Tensor = parametrized()
+    return weight
 
 
 def _fx_replaced(value: Any, nodes: Mapping[fx.Node, Any]) -> Any:

@@ -1,0 +1,223 @@
+"""Branches that are added to a trunk, found on the graph, and how they are to start.
+
+An ``add`` of two tensors is a residual one where both come of one tensor, the fork, and one of
+them by fewer matrices: that is the trunk (the identity, or a projection), the other the branch.
+Names say nothing here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from initflow.errors import SettingError
+from initflow.models import following
+from initflow.models.graph import Graph, Node
+from initflow.models.weights import Matrix
+
+KINDS = ("scaled", "zero", "rezero", "fixup")
+ADD = "add"
+Products = Mapping[Node, Sequence[Matrix]]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """What is added to a trunk.
+
+    ``last`` are the matrices that nothing weighs after, ``layers`` is the largest number of them
+    that a path through the branch goes by. ``norms`` and ``gates`` are parameters that scale what
+    the last ones give: of normalizations, which undo any scale before them, and others.
+    """
+
+    last: Sequence[Matrix]
+    others: Sequence[Matrix]
+    layers: int
+    norms: Sequence[str]
+    gates: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Start:
+    """How branches start: factors on matrices, values of parameters; ``number`` of additions."""
+
+    number: int
+    scales: Mapping[Matrix, float] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+def start(
+    kind: str, model: nn.Module, graph: Graph, products: Products, chosen: Collection[Matrix]
+) -> Start:
+    """What ``residual=kind`` means for ``model``, of which the ``chosen`` matrices are filled.
+
+    - ``scaled``: every branch by 1/√N, N the number of additions, as GPT-2's (Radford et al.
+      2019): 1/√(2·layers) in a transformer.
+    - ``zero`` or ``rezero``: every branch starts at 0 (Bachlechner et al. 2020), by its gate
+      where it has one.
+    - ``fixup``: every branch starts at 0, its other matrices are scaled by N^(−1/(2m−2)), m
+      being its layers, and the head is 0 (Zhang, Dauphin and Ma 2019).
+
+    What a branch is scaled by is the weight of the normalization at its end, where there is one,
+    and else its last matrices.
+    """
+    branches = find(model, graph, products)
+    if not branches:
+        raise SettingError(
+            f"residual='{kind}' needs branches that are added; {type(model).__name__} has none"
+        )
+    number = len(branches)
+    at_end = 1 / math.sqrt(number) if kind == "scaled" else 0.0
+    scales: dict[Matrix, float] = {}
+    values: dict[str, float] = {}
+    branches = [branch for branch in branches if any(m in chosen for m in branch.last)]
+    for branch in branches:
+        if branch.gates and kind != "scaled":
+            values |= dict.fromkeys(branch.gates, at_end)
+        elif branch.norms:
+            values |= dict.fromkeys(branch.norms, at_end)
+        else:
+            scales |= dict.fromkeys(branch.last, at_end)
+    if kind == "fixup":
+        for branch in branches:
+            if branch.layers > 1:
+                factor = number ** (-1 / (2 * branch.layers - 2))
+                scales = dict.fromkeys(branch.others, factor) | scales
+        scales |= dict.fromkeys(_head(graph, products), 0.0)
+    return Start(number, scales, values)
+
+
+def find(model: nn.Module, graph: Graph, products: Products) -> list[Branch]:
+    """All of them, in the order of their additions."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = []
+    for node in graph.nodes:
+        sides = node.sources
+        if node.function == ADD and len(sides) == 2 and sides[0] is not sides[1]:
+            branch = _branch(sides, graph, products)
+            if branch:
+                found.append(_described(branch, model, graph, products, names))
+    return found
+
+
+def _branch(sides: Sequence[Node], graph: Graph, products: Products) -> tuple[Node, Node] | None:
+    """The fork and the side that is the branch."""
+    one, other = (_crossed(side, graph, products) for side in sides)
+    common = [node for node in one if node in other]
+    if not common:
+        return None
+    nearest = min(common, key=lambda n: (min(one[n], other[n]), -graph.places[n]))
+    if one[nearest] == other[nearest]:
+        return None
+    return nearest, sides[0] if one[nearest] > other[nearest] else sides[1]
+
+
+def _crossed(side: Node, graph: Graph, products: Products) -> dict[Node, int]:
+    """The fewest matrices between each node that ``side`` comes of and it, itself included."""
+    distance = {side: 0}
+    ordered = sorted(_ancestors(side), key=graph.places.__getitem__, reverse=True)
+    for node in ordered:
+        through = distance[node] + _layers_of(node, products)
+        for source in node.sources:
+            distance[source] = min(distance.get(source, through), through)
+    return distance
+
+
+def _ancestors(node: Node) -> set[Node]:
+    seen, waiting = {node}, [node]
+    while waiting:
+        for source in waiting.pop().sources:
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return seen
+
+
+def _layers_of(node: Node, products: Products) -> int:
+    """An attention that is not looked into has two, one after the other."""
+    return len(dict.fromkeys(matrix.module for matrix in products.get(node, ())))
+
+
+def _described(
+    branch: tuple[Node, Node],
+    model: nn.Module,
+    graph: Graph,
+    products: Products,
+    names: Mapping[int, str],
+) -> Branch:
+    fork, side = branch
+    inside = _ancestors(side)
+    longest = {fork: 0}
+    for node in sorted(inside, key=graph.places.__getitem__):
+        before = [longest[source] for source in node.sources if source in longest]
+        if node is not fork and before:
+            longest[node] = max(before) + _layers_of(node, products)
+    of_branch = longest.keys() - {fork}
+    inner = [node for node in graph.nodes if node in of_branch]
+    matrices = dict.fromkeys(matrix for node in inner for matrix in products.get(node, ()))
+    last: dict[Matrix, None] = {}
+    norms: dict[str, None] = {}
+    gates: dict[str, None] = {}
+    waiting, seen = [side], {side}
+    while waiting:
+        node = waiting.pop()
+        if node in products:
+            last |= dict.fromkeys(_last_of(products[node]))
+            continue
+        norms |= _norm(node, model, names)
+        if node.function == "mul":
+            gates |= dict.fromkeys(
+                names[id(x)] for x in following.constants(node) if id(x) in names
+            )
+        for source in _weighed(node):
+            if source in of_branch and source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    others = [matrix for matrix in matrices if matrix not in last]
+    return Branch(list(last), others, longest[side], list(norms), list(gates))
+
+
+def _last_of(matrices: Sequence[Matrix]) -> Sequence[Matrix]:
+    """Of an attention that is not looked into, its output's."""
+    modules = list(dict.fromkeys(matrix.module for matrix in matrices))
+    return [matrix for matrix in matrices if matrix.module == modules[-1]]
+
+
+def _weighed(node: Node) -> Iterator[Node]:
+    """What a node takes, but for the gates of a product."""
+    sources = node.sources
+    if node.function == "mul" and len(sources) == 2:
+        one, other = sources
+        if following.is_gate(one, other):
+            sources = [other]
+        elif following.is_gate(other, one):
+            sources = [one]
+    yield from sources
+
+
+def _norm(node: Node, model: nn.Module, names: Mapping[int, str]) -> dict[str, None]:
+    """The weight of a normalization."""
+    if node.function not in following.NORMALIZING or not node.module:
+        return {}
+    weight = getattr(model.get_submodule(node.module), "weight", None)
+    return {names[id(weight)]: None} if id(weight) in names else {}
+
+
+def _head(graph: Graph, products: Products) -> list[Matrix]:
+    """The matrices that give the outputs, where nothing is added between."""
+    found: dict[Matrix, None] = {}
+    waiting, seen = list(graph.outputs), set(graph.outputs)
+    while waiting:
+        node = waiting.pop()
+        if node in products:
+            found |= dict.fromkeys(_last_of(products[node]))
+            continue
+        if node.function == ADD and len(node.sources) > 1:
+            return []
+        for source in node.sources:
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return list(found)
