@@ -1,7 +1,7 @@
 """Calls of modules, and of a ``GradScaler``, observed from outside.
 
 Nothing is put on a module or a scaler, so that they are copied, saved, scripted, exported and
-compiled as if nobody observed them. What observes must not raise.
+compiled as if nobody observed them. What observes must not raise: it is :func:`harmless`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -22,10 +22,43 @@ ForwardObserver = Callable[[], Callable[[object], object] | None]
 # Called with the scaler and what its ``scale`` gave: a tensor, or several.
 ScaleObserver = Callable[[GradScaler, object], object]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _of_modules: dict[int, list[ForwardObserver]] = {}  # by their identity
 _of_scalers: list[ScaleObserver] = []
 _in_place: dict[tuple[type, str], tuple[int, object, object]] = {}  # how often, theirs and ours
 _lock = threading.Lock()
+
+
+def harmless(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R | None]:
+    """A method that runs inside of someone's training, and cannot end it.
+
+    What fails in it is given to ``self.failed``, and the method gives None. Tensors' own functions
+    (``__torch_function__``) and modes for functions are left out of what it computes.
+    """
+
+    @functools.wraps(method)
+    def guarded(self: Any, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            with torch._C.DisableTorchFunction():  # noqa: SLF001
+                return method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self.failed(error)
+            return None
+
+    return guarded  # type: ignore[return-value]  # the name of `self`
+
+
+def is_traced() -> bool:
+    """Whether a forward that runs now is one that is written down, and computes no numbers."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()  # noqa: SLF001
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()  # noqa: SLF001
+        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
+        or torch._guards.active_fake_mode() is not None  # noqa: SLF001
+    )
 
 
 @contextlib.contextmanager

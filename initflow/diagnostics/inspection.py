@@ -24,7 +24,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
     if not any(True for _ in model.parameters()):
         raise SettingError(f"model must have parameters; {kind} has none")
     if not layers.named(model):
-        raise SettingError(f"model must hold a Linear or a convolution; {kind} has none")
+        raise SettingError(f"model must hold a layer that can be measured; {kind} has none")
     given = batches.given(model, batch)
     recorder = Recorder(model)
     with (
@@ -52,5 +52,5 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         ) from recorder.failure
     found = recorder.signals()
     if found is None:
-        raise SettingError("loss must depend on a Linear or a convolution that the model calls")
-    return replace(found, not_measured=layers.not_measured(model))
+        raise SettingError("loss must depend on a layer that the model calls and can be measured")
+    return replace(found, not_measured=layers.not_measured(model) | dict(found.not_measured))

@@ -1,14 +1,17 @@
 """What the layers of any ``nn.Module`` do over a step, recorded while it runs.
 
-Measured are those of its :mod:`initflow.models.layers` that are called. A layer's activation
-is the first of :data:`ACTIVATIONS` that is applied to what the layer gave, as a module, function or
-method, in place or not, at once or after what :data:`BETWEEN` names.
+Measured are those of its :mod:`initflow.models.layers` that are called, with the activation and
+the residual trunk that :mod:`initflow.diagnostics.functions` finds for them.
 
 A layer that is called several times has the moments of all its calls together. Its weights are
 those that it multiplies by, parametrized or not; their gradient is the sum over the step, and
 measured where they are a parameter that is trained. Several backward passes through one call
 count each on its own; a reentrant checkpoint hides its layers' gradients. Gradients are those of
 the loss, also where a ``GradScaler`` scales it.
+
+A gate's weights are those of its inputs and of the hidden state together. Its calls are all time
+steps of all sequences. Hidden states are measured by their place in the sequence, those of a cell
+by how often it was called in the forward before.
 
 Layers that give no plain tensor of real numbers (none, an empty, sparse, quantized, complex or
 meta one, one of a type with rules of its own) are left out.
@@ -18,79 +21,49 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
-import operator
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeGuard, TypeVar
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.overrides import TorchFunctionMode
+from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
-from initflow.diagnostics import hooks
-from initflow.diagnostics.signals import Firing, Layer, Moments, Signals, signals
+from initflow.diagnostics import hooks, recurrent
+from initflow.diagnostics.calls import Call, KeptWeight, Part, added_up, is_plain, tensors
+from initflow.diagnostics.functions import Functions, Inside
+from initflow.diagnostics.hooks import harmless, is_traced
+from initflow.diagnostics.recurrent import Kernel, NotMeasuredError, Unrolled
+from initflow.diagnostics.signals import Hidden, Layer, Moments, MomentsByTime, Signals, signals
 from initflow.models import layers
 
-PRODUCT = re.compile(r"linear|conv(_transpose)?[123]d")
-# Names in torch, torch.nn.functional and Tensor; elementwise functions without chance.
-ACTIVATIONS = {
-    "celu",
-    "elu",
-    "gelu",
-    "hardsigmoid",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "mish",
-    "relu",
-    "relu6",
-    "selu",
-    "sigmoid",
-    "silu",
-    "softplus",
-    "softsign",
-    "tanh",
-}
-# What keeps the units and their axis.
-BETWEEN = re.compile(
-    r"(batch|layer|group|instance|rms|local_response)_norm"
-    r"|(feature_)?(alpha_)?dropout([123]d)?"
-    r"|(adaptive_)?(max|avg)_pool[123]d"
-    r"|contiguous|to|float"
-)
 # Units of all calls that are kept of a step, some 200 bytes each: without an update it would never
 # end, and take all memory.
 MOST_UNITS = 2_000_000
-FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-
-T = TypeVar("T", Moments, Firing)
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
-def harmless(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R | None]:
-    """A method that runs inside of someone's training, and cannot end it.
+@dataclass(eq=False)
+class _ByTime:
+    """The hidden states of one call of a recurrent layer, the first of them at time step ``at``."""
 
-    What fails in it is given to ``self.failed``, and the method gives None. Tensors' own functions
-    (``__torch_function__``) and modes for functions are left out of what it computes.
-    """
+    layer: str
+    at: int
+    state: MomentsByTime
+    gradient: MomentsByTime | None = None
 
-    @functools.wraps(method)
-    def guarded(self: Any, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        try:
-            with torch._C.DisableTorchFunction():  # noqa: SLF001
-                return method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
-            self.failed(error)
-            return None
 
-    return guarded  # type: ignore[return-value]  # the name of `self`
+@dataclass(frozen=True)
+class _Forward:
+    """All calls of one forward of the model."""
+
+    calls: list[Call] = field(default_factory=list)
+    by_time: list[_ByTime] = field(default_factory=list)
+    times: Counter[str] = field(default_factory=Counter)  # that a cell was called
 
 
 class Recorder:
@@ -104,12 +77,14 @@ class Recorder:
         layers.check(model)
         self._failures: list[Exception] = []
         self._layers = layers.named(model)
-        self._forwards: list[list[_Call]] = []
-        self._weights: dict[str, Tensor] = {}
-        self._weight_gradients: dict[str, Tensor] = {}
+        self._forwards: list[_Forward] = []
+        self._weights: dict[str, KeptWeight] = {}
+        self._weight_gradients: dict[int, Tensor] = {}  # by the parameter's identity
+        self._observed: set[int] = set()  # the parameters whose gradients are
+        self._not_measured: dict[str, str] = {}
         self._scales: dict[int, float] = {}  # of the loss, by the backward pass under way
-        self._functions = _Functions(self._failures.append)
-        self._depth, self._thread, self._units = 0, 0, 0
+        self._functions = Functions(weakref.proxy(self))
+        self._depth, self._thread, self._units, self._was_called = 0, 0, 0, False
         self._observing = contextlib.ExitStack()
         self._gradient_hooks = contextlib.ExitStack()
 
@@ -131,13 +106,17 @@ class Recorder:
 
     def _open(self) -> None:
         self._scales.clear()  # of passes that an error ended
-        self._forwards.append([])
-        self._functions = _Functions(self._failures.append)
+        self._forwards.append(_Forward())
+        self._functions = Functions(weakref.proxy(self))
         self._functions.enter()
-        # Before a call of a layer there is nothing to do but to say what is done after it.
-        after = functools.partial(functools.partial, self._called)
-        calls = [(m, functools.partial(after, name, m)) for name, m in self._layers.items()]
+        calls = [(module, self._before(name, module)) for name, module in self._layers.items()]
         self._observing.enter_context(hooks.forwards(calls))
+
+    def _before(self, name: str, module: nn.Module) -> hooks.ForwardObserver:
+        """What is to be called before a call of ``module``, and gives what is after it."""
+        if layers.units_axis(module):
+            return functools.partial(functools.partial, self._called, name, module)
+        return functools.partial(self._enters, name, module)
 
     @harmless
     def _end(self, _output: object) -> None:
@@ -152,7 +131,7 @@ class Recorder:
         if not scaler.is_enabled() or is_traced():
             return
         hook = functools.partial(self._pass_begins, scaler.get_scale())
-        for loss in _tensors(losses):
+        for loss in tensors(losses):
             if loss.requires_grad:
                 self._on_gradient(loss, hook)
 
@@ -177,73 +156,197 @@ class Recorder:
     @property
     def saw_nothing(self) -> bool:
         """Whether the model's layers were called in none of its forwards."""
-        return bool(self._layers and self._forwards and not any(self._forwards))
+        return bool(self._layers and self._forwards) and not self._was_called
 
-    def signals(self) -> Signals | None:
-        """Of the forwards that a gradient came back through; None where there is none."""
-        calls: dict[str, list[_Call]] = {}
+    def signals(self, *, is_updated: bool = False) -> Signals | None:
+        """Of the forwards that a gradient came back through; None where there is none.
+
+        ``is_updated`` says that the weights are by now those after the step's update.
+        """
+        calls: dict[str, list[Call]] = {}
+        hidden: dict[str, list[_ByTime]] = {}
         for forward in self._forwards:
-            if any(call.gradient for call in forward):
-                for call in forward:
+            if any(call.gradient for call in forward.calls):
+                for call in forward.calls:
                     calls.setdefault(call.layer, []).append(call)
+                for one in forward.by_time:
+                    hidden.setdefault(one.layer, []).append(one)
         if not calls:
             return None
-        measured = {
-            name: Layer(
-                weight=self._weights[name],
-                preactivation=functools.reduce(operator.add, [call.preactivation for call in its]),
-                gradient=_sum(call.gradient for call in its),
-                weight_gradient=self._weight_gradients.get(name),
-                activation=_sum(call.activation for call in its),
-                firing=_sum(call.firing for call in its),
-            )
-            for name, its in calls.items()
-        }
-        return signals(measured)
+        found = signals(
+            {name: self._layer(name, its, is_updated) for name, its in calls.items()},
+            {name: _hidden(its) for name, its in hidden.items()},
+        )
+        return replace(found, not_measured=self._not_measured)
+
+    def _layer(self, name: str, calls: list[Call], is_updated: bool) -> Layer:
+        weight = self._weights[name]
+        preactivation = added_up(call.preactivation for call in calls)
+        assert preactivation is not None
+        return Layer(
+            weight=weight.rows,
+            preactivation=preactivation,
+            gradient=added_up(call.gradient for call in calls),
+            weight_gradient=weight.gradient(self._weight_gradients),
+            activation=added_up(call.activation for call in calls),
+            firing=added_up(call.firing for call in calls),
+            branch=added_up(call.branch for call in calls),
+            updated_weight=weight.now() if is_updated and weight.is_trained else None,
+        )
 
     def _is_elsewhere(self) -> bool:
         return threading.get_ident() != self._thread
 
     @harmless
     def _called(self, name: str, module: nn.Module, output: object) -> None:
-        if self._is_elsewhere() or not _is_plain(output) or is_traced():
+        if self._is_elsewhere() or not is_plain(output) or is_traced():
             return
         # A parametrized layer would compute its weight anew when it is read, and might change it.
         own = dict(module.named_parameters(recurse=False)).get("weight")
         weight = self._functions.weights.get(output, own)
         unit = layers.units_axis(module)
-        if not _is_plain(weight) or weight.dim() < 2 or output.dim() < -unit:
+        if not is_plain(weight) or weight.dim() < 2 or output.dim() < -unit:
             return
-        call = _Call(name, unit, Moments.of(output, unit))
-        self._forwards[-1].append(call)
-        self._units += len(call.preactivation.mean)
+        call = Call(name, unit, Moments.of(output, unit))
+        self._keep(call, Part(weight, functools.partial(layers.rows, module)))
         self._functions.calls[output] = call
+        self._functions.gave(call, output)
         if output.requires_grad:
             # A view that is changed in place gets another place in the graph; its base does not.
             base = output._base  # noqa: SLF001
             if base is None or base.squeeze().shape != output.squeeze().shape:
                 base = output
-            self._on_gradient(base, functools.partial(self._gave_back, call))
-        if name not in self._weights:
-            self._weights[name] = layers.rows(module, weight).clone()
-            if weight.is_leaf and weight.requires_grad:
-                hook = functools.partial(self._weight_gave_back, name, module)
-                self._on_gradient(weight, hook)
+            self._on_gradient(base, functools.partial(self._gave_back, [call]))
+
+    @harmless
+    def _enters(self, name: str, module: nn.Module) -> Callable[[object], object] | None:
+        """Before a module whose layers are no modules; what is to be called after it."""
+        if self._is_elsewhere() or is_traced():
+            return None
+        inside = Inside(name, module)
+        self._functions.inside.append(inside)
+        return functools.partial(self._left, inside)
+
+    @harmless
+    def _left(self, inside: Inside, output: object) -> None:
+        self._functions.inside.remove(inside)
+        if output is not None:
+            self._was_called = True
+        if output is not None and not inside.seen:
+            self._missed(inside, "computes in a way of its own")
+
+    def _missed(self, inside: Inside, reason: str) -> None:
+        self._not_measured[inside.name] = f"{type(inside.module).__name__}: {reason}"
+
+    @harmless
+    def projected(self, inside: Inside, weight: Tensor, output: Tensor) -> None:
+        """Measure the projections of an attention that one product gave."""
+        taken = inside.projections.next(weight) if inside.projections else []
+        if not taken:
+            return
+        inside.seen = True
+        if not is_plain(output):
+            self._missed(inside, "gives no plain tensors of real numbers")
+            return
+        calls = []
+        for one, moments in zip(taken, Moments.of_parts(output, len(taken)), strict=True):
+            call = Call(f"{inside.name}.{one.name}", -1, moments)
+            self._keep(call, Part(one.parameter, one.rows))
+            self._functions.gave(call, output)
+            calls.append(call)
+        if len(calls) == 1:
+            self._functions.calls[output] = calls[0]
+        if output.requires_grad:
+            self._on_gradient(output, functools.partial(self._gave_back, calls))
+
+    @harmless
+    def recurred(
+        self,
+        inside: Inside,
+        name: str,
+        args: tuple[Any, ...],
+        outputs: tuple[Tensor, ...],
+        stream: Tensor | None,
+    ) -> None:
+        """Measure the gates of a recurrent module, whose kernel of ``name`` gave ``outputs``."""
+        gates = layers.gates(inside.module)
+        if not gates:
+            return
+        inside.seen = True
+        kernel = Kernel.of(name, args)
+        try:
+            unrolled = recurrent.unroll(kernel, outputs, stream)
+        except NotMeasuredError as reason:
+            self._missed(inside, str(reason))
+            return
+        forward, times, calls, by_time = self._forwards[-1], kernel.times, [], []
+        at = forward.times[inside.name] if kernel.is_cell else 0
+        forward.times[inside.name] += 1
+        names = layers.recurrences(inside.name, inside.module)
+        for one, layer, weights in zip(names, unrolled.layers, kernel.weights, strict=True):
+            n, parts = len(kernel.sizes), layer.preactivations.chunk(len(gates), 1)
+            moments = Moments.of_parts(layer.preactivations, len(gates))
+            functions = recurrent.KERNELS[kernel.name]
+            for gate, (of_gate, x) in enumerate(zip(moments, parts, strict=True)):
+                call = Call(f"{one}.{gates[gate]}", -1, of_gate)
+                call.activated(functions[gate], x)
+                rows = functools.partial(_rows, gate, len(gates))
+                self._keep(call, *(Part(weight, rows) for weight in weights[:2]))
+                calls.append(call)
+            by_time.append(_ByTime(one, at, MomentsByTime.of(torch.cat(layer.hidden), times, n)))
+        forward.by_time.extend(by_time)
+        self._functions.gave(calls[-1], *outputs)
+        observed, turned = kernel.observed(outputs)
+        if all(one.requires_grad for one in observed):
+            back = functools.partial(self._gave_back_through_time, unrolled, turned, calls, by_time)
+            self._gradient_hooks.enter_context(register_multi_grad_hook(observed, back))
+
+    def _keep(self, call: Call, *parts: Part) -> None:
+        """Note ``call``, and the weight of its layer, made of ``parts``."""
+        self._was_called = True
+        self._forwards[-1].calls.append(call)
+        self._units += len(call.preactivation.mean)
+        if call.layer in self._weights:
+            return
+        self._weights[call.layer] = weight = KeptWeight.of(*parts)
+        for part in parts if weight.is_trained else ():
+            key = id(part.tensor)
+            if key not in self._observed:  # of which other layers may have another part
+                self._observed.add(key)
+                hook = functools.partial(self._weight_gave_back, key)
+                self._on_gradient(part.tensor, hook)
 
     def _on_gradient(self, x: Tensor, hook: Callable[[Tensor], None]) -> None:
         handle: RemovableHandle = x.register_hook(hook)  # type: ignore[no-untyped-call]
         self._gradient_hooks.enter_context(handle)
 
     @harmless
-    def _gave_back(self, call: _Call, gradient: Tensor) -> None:
-        moments = Moments.of(self._unscaled(gradient), call.unit)
-        call.gradient = _sum([call.gradient, moments])
+    def _gave_back(self, calls: list[Call], gradient: Tensor) -> None:
+        _add_gradient(calls, self._unscaled(gradient))
 
     @harmless
-    def _weight_gave_back(self, name: str, module: nn.Module, gradient: Tensor) -> None:
-        so_far = self._weight_gradients.get(name)
-        rows = layers.rows(module, self._unscaled(gradient))
-        self._weight_gradients[name] = rows.clone() if so_far is None else so_far + rows
+    def _gave_back_through_time(
+        self,
+        unrolled: Unrolled,
+        turned: bool,
+        calls: list[Call],
+        by_time: list[_ByTime],
+        gradients: list[Tensor | None],
+    ) -> None:
+        received = [None if one is None else self._unscaled(one) for one in gradients]
+        kernel = unrolled.kernel
+        found = unrolled.gradients(kernel.as_unrolled(received, turned=turned))
+        of_layer = len(calls) // len(by_time)
+        for at, (by_gates, by_hidden) in enumerate(found):
+            _add_gradient(calls[at * of_layer : (at + 1) * of_layer], by_gates)
+            moments = MomentsByTime.of(by_hidden, kernel.times, len(kernel.sizes))
+            by_time[at].gradient = added_up([by_time[at].gradient, moments])
+
+    @harmless
+    def _weight_gave_back(self, weight: int, gradient: Tensor) -> None:
+        so_far = self._weight_gradients.get(weight)
+        gradient = self._unscaled(gradient).detach()
+        self._weight_gradients[weight] = gradient.clone() if so_far is None else so_far + gradient
 
     @harmless
     def _pass_begins(self, scale: float, _gradient: Tensor) -> None:
@@ -266,150 +369,20 @@ class Recorder:
         return gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
 
 
-@dataclass(eq=False)
-class _Call:
-    """One call of a layer, whose units lie along axis ``unit``."""
-
-    layer: str
-    unit: int
-    preactivation: Moments
-    gradient: Moments | None = None
-    activation: Moments | None = None
-    firing: Firing | None = None
-
-    def activated(
-        self, function: Callable[..., Tensor], x: Tensor, *args: object, **kwargs: object
-    ) -> None:
-        activations, slopes = _slopes(function, x, *args, **kwargs)
-        steepest = _steepest(function, *args, **kwargs)
-        self.activation = Moments.of(activations, self.unit)
-        self.firing = Firing.of(activations, slopes, steepest, self.unit)
+def _add_gradient(calls: list[Call], gradient: Tensor) -> None:
+    """By the units of all ``calls``, side by side."""
+    found = Moments.of_parts(gradient, len(calls), calls[0].unit)
+    for call, moments in zip(calls, found, strict=True):
+        call.gradient = added_up([call.gradient, moments])
 
 
-class _Functions(TorchFunctionMode):
-    """Sees every torch function: which weights gave a tensor, and whose activation it becomes."""
-
-    def __init__(self, failed: Callable[[Exception], None]) -> None:
-        super().__init__()
-        self.failed = failed
-        self.calls: MutableMapping[Tensor, _Call] = WeakIdKeyDictionary()
-        self.weights: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
-
-    def enter(self) -> None:
-        super().__enter__()  # type: ignore[no-untyped-call]
-
-    def leave(self) -> None:
-        """Take it out of this thread's modes, where others may have come since and stayed."""
-        modes: Any = torch.overrides  # which says nothing of its functions' types
-        stack = modes._get_current_function_mode_stack()  # noqa: SLF001
-        if self in stack:
-            above = stack[stack.index(self) + 1 :]
-            for _mode in (self, *above):
-                modes._pop_mode()  # noqa: SLF001
-            for mode in above:
-                modes._push_mode(mode)  # noqa: SLF001
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # a part of the forward, into one kernel without us
-            return func(*args, **kwargs)
-        call = self._before(func, args, kwargs)
-        result = func(*args, **kwargs)
-        self._after(func, args, call, result)
-        return result
-
-    @harmless
-    def _before(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> _Call | None:
-        """The call whose output ``func`` is applied to; its activation is taken before it is."""
-        first, *others = args or (None,)
-        call = self.calls.get(first) if isinstance(first, Tensor) else None
-        plain = not any(isinstance(value, Tensor) for value in (*others, *kwargs.values()))
-        if call and not call.activation and _name(func) in ACTIVATIONS and plain:
-            call.activated(func, *args, **kwargs)
-        return call
-
-    @harmless
-    def _after(
-        self, func: Callable[..., Any], args: tuple[Any, ...], call: _Call | None, result: object
-    ) -> None:
-        if not isinstance(result, Tensor):
-            return
-        name = _name(func)
-        if PRODUCT.fullmatch(name) and len(args) > 1:
-            self.weights[result] = args[1]
-        elif call and BETWEEN.fullmatch(name):
-            self.calls[result] = call
-        elif call and result is args[0]:  # changed in place into something else
-            del self.calls[result]
+def _rows(gate: int, gates: int, packed: Tensor) -> Tensor:
+    """Those of a gate in what is packed into one."""
+    return packed.detach().chunk(gates)[gate]
 
 
-def is_traced() -> bool:
-    """Whether a forward that runs now is one that is written down, and computes no numbers."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()  # noqa: SLF001
-        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()  # noqa: SLF001
-        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
-        or torch._guards.active_fake_mode() is not None  # noqa: SLF001
-    )
-
-
-def _is_plain(x: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor whose numbers can be taken as of any."""
-    return (
-        isinstance(x, Tensor)
-        and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
-        and x.dtype in FLOATS
-        and x.layout is torch.strided
-        and not (x.is_meta or x.is_nested)
-        and x.numel() > 0
-    )
-
-
-def _tensors(values: object) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-
-
-def _name(func: Callable[..., Any]) -> str:
-    """As torch spells it, without underscores; nothing for a function of anybody else's."""
-    if inspect.isfunction(func) and not func.__module__.startswith("torch."):
-        return ""
-    return str(getattr(func, "__name__", "")).partition(".")[0].rstrip("_")
-
-
-def _slopes(
-    function: Callable[..., Tensor], x: Tensor, *args: object, **kwargs: object
-) -> tuple[Tensor, Tensor]:
-    """φ(x) and φ′(x), elementwise; x is left alone also by a function that works in place."""
-    # Hooks of our own, so that a checkpointed forward does not see what this one saves.
-    own = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved)
-    with torch.enable_grad(), own:
-        at = x.detach().requires_grad_()
-        activations = function(at.clone(), *args, **kwargs)
-        (slopes,) = torch.autograd.grad(activations, at, x.new_ones(()).expand_as(x))
-    return activations.detach(), slopes
-
-
-@functools.lru_cache
-def _steepest(function: Callable[..., Tensor], *args: object, **kwargs: object) -> float:
-    """The largest |φ′(x)| there is."""
-    x = torch.linspace(-20.0, 20.0, 40_001, dtype=torch.float64)
-    return _slopes(function, x, *args, **kwargs)[1].abs().max().item()
-
-
-def _sum(parts: Iterable[T | None]) -> T | None:
-    """Of those that are there."""
-    there = [part for part in parts if part is not None]
-    return functools.reduce(operator.add, there) if there else None
+def _hidden(calls: list[_ByTime]) -> Hidden:
+    state = added_up(one.state.shifted(one.at) for one in calls)
+    assert state is not None
+    gradients = (one.gradient.shifted(one.at) if one.gradient else None for one in calls)
+    return Hidden(state, added_up(gradients))

@@ -1,17 +1,19 @@
 """The quantities measured of a layer: one definition each, for any layer of any network.
 
 A layer is a linear map (a matrix or a convolution) of its inputs, whose outputs are the
-pre-activations, and the activation function that follows it, if one does.
+pre-activations, and the activation function that follows it, if one does. What a recurrent layer
+hands on from time to time is measured by time step besides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # A slope below this share of the activation function's steepest counts as saturated.
 SATURATED_SLOPE = 0.05
@@ -42,7 +44,24 @@ QUANTITIES = {
         "number of different gradients that the units' incoming weights get, as a share of "
         "all units"
     ),
+    "branch_ratio": (
+        "mean square of what a residual branch adds, over that of the trunk that it is added to; "
+        "of the last layer in the branch"
+    ),
+    "update_ratio": (
+        "size of a step's update of the weights over that of the weights before it, each as the "
+        "root of the mean square"
+    ),
 }
+# Of recurrent layers, at each time step.
+BY_TIME = {
+    "hidden_signal_variance": (
+        "variance of a unit's hidden state from sequence to sequence, in the mean over the units"
+    ),
+    "hidden_second_moment": "mean square of the hidden state",
+    "hidden_gradient_second_moment": "mean square of the loss's gradient by the hidden state",
+}
+TIMES = 8  # as many time steps at most have metrics
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,15 @@ class Moments:
         nonfinite = 0 if variance.isfinite().all() else int((~x.isfinite()).sum())
         return cls(count, mean.flatten(), variance, nonfinite)
 
+    @classmethod
+    def of_parts(cls, x: Tensor, n: int, unit: int = -1) -> list[Moments]:
+        """Those of each of ``n`` equal parts of the units, which follow upon one another."""
+        whole = cls.of(x, unit)
+        if whole.nonfinite:
+            return [cls.of(part, unit) for part in x.chunk(n, unit)]
+        parts = zip(whole.mean.chunk(n), whole.variance.chunk(n), strict=True)
+        return [cls(whole.count, mean, variance) for mean, variance in parts]
+
     @property
     def pooled_variance(self) -> float:
         """Of all units' numbers together."""
@@ -95,6 +123,80 @@ class Moments:
             (1 - share) * self.variance + share * other.variance + between,
             self.nonfinite + other.nonfinite,
         )
+
+
+@dataclass(frozen=True)
+class MomentsByTime:
+    """Mean and variance of each unit's numbers at each time step; ``+`` adds two sets up.
+
+    ``mean`` and ``variance``: (times, units) in double precision, over ``count``, (times, 1),
+    sequences, which may be none.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, times: Tensor, n: int) -> MomentsByTime:
+        """Of ``rows``, (numbers, units), each of which is of one of ``n`` ``times``."""
+        x = rows.detach().double()
+        none = x.new_zeros(n, x.shape[1])
+        count = torch.bincount(times, minlength=n).double().unsqueeze(1)
+        mean = none.index_add(0, times, x) / count.clamp(min=1)
+        variance = none.index_add(0, times, (x - mean[times]).square()) / count.clamp(min=1)
+        return cls(count, mean, variance)
+
+    @property
+    def own_variance(self) -> list[float]:
+        """A unit's variance, in the mean over the units, at each time step."""
+        return self._where_any(self.variance)
+
+    @property
+    def second_moment(self) -> list[float]:
+        return self._where_any(self.variance + self.mean.square())
+
+    def _where_any(self, values: Tensor) -> list[float]:
+        there = values.mean(1).where(self.count[:, 0] > 0, torch.nan)
+        return [float(value) for value in there.tolist()]
+
+    def shifted(self, n: int) -> MomentsByTime:
+        """The same, ``n`` time steps later."""
+        earlier = (0, 0, n, 0)
+        return MomentsByTime(
+            *(functional.pad(x, earlier) for x in (self.count, self.mean, self.variance))
+        )
+
+    def __add__(self, other: MomentsByTime) -> MomentsByTime:
+        n = max(len(self.count), len(other.count))
+        (count, mean, variance), (its, its_mean, its_variance) = self._padded(n), other._padded(n)
+        both = count + its
+        share, apart = its / both.clamp(min=1), its_mean - mean
+        between = share * (1 - share) * apart.square()
+        return MomentsByTime(
+            both,
+            mean + share * apart,
+            (1 - share) * variance + share * its_variance + between,
+        )
+
+    def _padded(self, n: int) -> list[Tensor]:
+        more = (0, 0, 0, n - len(self.count))
+        return [functional.pad(x, more) for x in (self.count, self.mean, self.variance)]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Sums of squares of what a branch adds and of its trunk; those of two sets add up by ``+``."""
+
+    added: Tensor
+    trunk: Tensor
+
+    @property
+    def ratio(self) -> float:
+        return (self.added / self.trunk).item()
+
+    def __add__(self, other: Branch) -> Branch:
+        return Branch(self.added + other.added, self.trunk + other.trunk)
 
 
 @dataclass(frozen=True)
@@ -151,7 +253,8 @@ def distinct_fraction(rows: Tensor) -> float:
 class Layer:
     """All that is measured of one layer at one step; what was not there to measure is None.
 
-    ``weight`` and ``weight_gradient`` are (units, …); the output layer has no activation.
+    ``weight``, ``weight_gradient`` and ``updated_weight``, after the step, are (units, …); the
+    output layer has no activation.
     """
 
     weight: Tensor
@@ -160,6 +263,16 @@ class Layer:
     weight_gradient: Tensor | None = None
     activation: Moments | None = None
     firing: Firing | None = None
+    branch: Branch | None = None
+    updated_weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What is measured of a recurrent layer's hidden state at each time step."""
+
+    state: MomentsByTime
+    gradient: MomentsByTime | None = None
 
 
 @dataclass(frozen=True)
@@ -176,29 +289,53 @@ class Signals:
 
     ``sizes`` are those of the layers, by name. ``nonfinite`` counts the entries that are NaN or
     infinite, by ``tensor/layer`` (``preactivation/fc3``). ``not_measured`` are the modules that
-    hold weights and are no layers of those measured, by name with their type.
+    hold weights and are no layers of those measured, by name with their type, or with
+    why. ``by_time`` has the quantities of :data:`BY_TIME` of each recurrent layer (``lstm.l0``), a
+    value for each time step, None where it is not a finite number.
     """
 
     layers: Mapping[str, Mapping[str, float]]
     nonfinite: Mapping[str, int]
     sizes: Mapping[str, Size] = field(default_factory=dict)
     not_measured: Mapping[str, str] = field(default_factory=dict)
+    by_time: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Every value by its metric key, ``quantity/layer``."""
         return {
             f"{quantity}/{layer}": value
-            for layer, values in self.layers.items()
+            for layer, values in self.named().items()
             for quantity, value in values.items()
         }
+
+    def named(self) -> dict[str, dict[str, float]]:
+        """The values by layer and quantity, also of some time steps, evenly chosen.
+
+        These go by how much of the sequence is over in percent, which holds for sequences of any
+        length: ``lstm.l0.time_000`` is the first step, ``lstm.l0.time_100`` the last.
+        """
+        found = {layer: dict(values) for layer, values in self.layers.items()}
+        for layer, series in self.by_time.items():
+            n = max(map(len, series.values()), default=0)
+            chosen = min(n, TIMES)
+            for at in range(chosen):
+                done = at / max(chosen - 1, 1)
+                time = round(done * (n - 1))
+                values = {quantity: of[time] for quantity, of in series.items()}
+                there = {q: value for q, value in values.items() if value is not None}
+                found[f"{layer}.time_{round(100 * done):03}"] = there
+        return found
 
     def by_layer(self, quantity: str) -> list[float | None]:
         """One quantity through the layers that have it measured; None where it is missing."""
         return [values.get(quantity) for values in self.layers.values()]
 
 
-def signals(layers: Mapping[str, Layer]) -> Signals:
-    """The quantities of :data:`QUANTITIES` of ``layers``, by name in forward order."""
+def signals(layers: Mapping[str, Layer], hidden: Mapping[str, Hidden] | None = None) -> Signals:
+    """The quantities of :data:`QUANTITIES` of ``layers``, by name in forward order.
+
+    And those of :data:`BY_TIME` of what is ``hidden``.
+    """
     found: dict[str, dict[str, float]] = {}
     nonfinite: dict[str, int] = {}
     for name, layer in layers.items():
@@ -215,6 +352,10 @@ def signals(layers: Mapping[str, Layer]) -> Signals:
         if layer.weight_gradient is not None:
             moments["weight_gradient"] = Moments.of(layer.weight_gradient)
             values["distinct_gradient_fraction"] = distinct_fraction(layer.weight_gradient)
+        if layer.branch is not None and layer.branch.trunk > 0:
+            values["branch_ratio"] = layer.branch.ratio
+        if layer.updated_weight is not None:
+            values["update_ratio"] = update_ratio(layer.weight, layer.updated_weight)
         if layer.firing is not None and not (layer.activation and layer.activation.nonfinite):
             values["dead_fraction"] = layer.firing.dead_fraction
             values["saturated_fraction"] = layer.firing.saturated_fraction
@@ -234,4 +375,26 @@ def signals(layers: Mapping[str, Layer]) -> Signals:
         name: Size(units := len(layer.preactivation.mean), units * layer.preactivation.count)
         for name, layer in layers.items()
     }
-    return Signals(found, nonfinite, sizes)
+    by_time = {name: _by_time(of) for name, of in (hidden or {}).items()}
+    return Signals(found, nonfinite, sizes, by_time=by_time)
+
+
+def update_ratio(before: Tensor, after: Tensor) -> float:
+    """NaN of weights that were all 0."""
+    exact = torch.promote_types(before.dtype, torch.float32)
+    apart = torch.linalg.vector_norm(after.to(exact) - before.to(exact), dtype=torch.float64)
+    size = torch.linalg.vector_norm(before, dtype=torch.float64)
+    return (apart / size).item() if size > 0 else math.nan
+
+
+def _by_time(hidden: Hidden) -> dict[str, list[float | None]]:
+    values = {
+        "hidden_signal_variance": hidden.state.own_variance,
+        "hidden_second_moment": hidden.state.second_moment,
+    }
+    if hidden.gradient is not None:
+        values["hidden_gradient_second_moment"] = hidden.gradient.second_moment
+    return {
+        quantity: [value if math.isfinite(value) else None for value in series]
+        for quantity, series in values.items()
+    }

@@ -1,9 +1,9 @@
 """The layers of any ``nn.Module``: which they are, what they are called, and how their units lie.
 
-They are its modules of type ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and
-``nn.ConvTranspose1d`` to ``nn.ConvTranspose3d``, by their first names in
-``model.named_modules()``. What else holds weights is named as not measured,
-``nn.MultiheadAttention`` for one, which applies its projections without calling a module.
+They are its modules of the types in :data:`LAYERS`, and Hugging Face's ``Conv1D``, by their first
+names in ``model.named_modules()``. A recurrent module holds one for each gate of each of its
+layers, ``lstm.l0.forget``, and an ``nn.MultiheadAttention`` one for each projection,
+``attention.query``. What else holds weights is named as not measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from initflow.errors import SettingError
 # And the axis of what they give that the units lie along.
 LAYERS: dict[type[nn.Module], int] = {
     nn.Linear: -1,
+    nn.Bilinear: -1,
+    nn.Embedding: -1,
+    nn.EmbeddingBag: -1,
     nn.Conv1d: -2,
     nn.Conv2d: -3,
     nn.Conv3d: -4,
@@ -27,6 +30,18 @@ LAYERS: dict[type[nn.Module], int] = {
     nn.ConvTranspose3d: -4,
 }
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# A recurrent module's gates, in the order in which their rows are packed into its weights.
+GATES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.RNN: ("hidden",),
+    nn.RNNCell: ("hidden",),
+    nn.LSTM: ("input", "forget", "cell", "output"),
+    nn.LSTMCell: ("input", "forget", "cell", "output"),
+    nn.GRU: ("reset", "update", "new"),
+    nn.GRUCell: ("reset", "update", "new"),
+}
+# An attention's; the first three in the order in which their rows are packed into in_proj_weight.
+PROJECTIONS = ("query", "key", "value", "out_proj")
 # Types whose weights scale each unit by itself and mix none: they are no layers, and not missed.
 NORMALIZATION = re.compile(r".*Norm([123]d)?")
 
@@ -35,7 +50,7 @@ def check(model: object) -> None:
     """Raise what a user is to change before a model can be looked into."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if any(map(_is_compiled, model.modules())):
+    if is_compiled(model):
         raise SettingError(
             "model must not be compiled: fused kernels have no layers to look into; give the model "
             "as it was before compiling"
@@ -45,9 +60,48 @@ def check(model: object) -> None:
         raise SettingError(f"model must have its weights; {kind} is lazy: call it on a batch first")
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether it is in any part."""
+    return any(map(_is_compiled, model.modules()))
+
+
 def named(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers by name."""
-    return {name: module for name, module in _modules(model).items() if units_axis(module)}
+    """The modules that are a layer, or hold some that are no modules, by name."""
+    return {name: module for name, module in _modules(model).items() if is_measured(module)}
+
+
+def is_measured(module: nn.Module) -> bool:
+    return bool(units_axis(module) or gates(module)) or isinstance(module, nn.MultiheadAttention)
+
+
+def gates(module: nn.Module) -> tuple[str, ...]:
+    """Nothing for a module that is not recurrent."""
+    return next((names for kind, names in GATES.items() if isinstance(module, kind)), ())
+
+
+def recurrences(name: str, module: nn.Module) -> list[str]:
+    """The layers of a recurrent module of ``name``, each of which has all the gates.
+
+    They are in the order of its weights: ``lstm.l0``, ``lstm.l0_reverse``, ``lstm.l1``. A cell is
+    one by itself.
+    """
+    if not isinstance(module, nn.RNNBase):
+        return [name]
+    directions = ("", "_reverse") if module.bidirectional else ("",)
+    return [f"{name}.l{at}{way}" for at in range(module.num_layers) for way in directions]
+
+
+def names(model: nn.Module) -> list[str]:
+    """Those that what is measured of ``model`` may go by."""
+    found: list[str] = []
+    for name, module in named(model).items():
+        if of := gates(module):
+            found += [f"{one}.{gate}" for one in recurrences(name, module) for gate in of]
+        elif isinstance(module, nn.MultiheadAttention):
+            found += [f"{name}.{projection}" for projection in PROJECTIONS]
+        else:
+            found.append(name)
+    return list(dict.fromkeys(found))
 
 
 def not_measured(model: nn.Module) -> dict[str, str]:
@@ -69,7 +123,7 @@ def not_measured(model: nn.Module) -> dict[str, str]:
 
 def _is_missed(module: nn.Module) -> bool:
     kinds = (kind.__name__ for kind in type(module).__mro__)
-    if units_axis(module) or any(map(NORMALIZATION.fullmatch, kinds)):
+    if is_measured(module) or any(map(NORMALIZATION.fullmatch, kinds)):
         return False
     its = next(module.parameters(recurse=False), None)
     return its is not None or nn.utils.parametrize.is_parametrized(module)
@@ -77,6 +131,8 @@ def _is_missed(module: nn.Module) -> bool:
 
 def units_axis(module: nn.Module) -> int:
     """0 for a module that is no layer."""
+    if _is_conv1d_of_hugging_face(module):
+        return -1
     return next((axis for kind, axis in LAYERS.items() if isinstance(module, kind)), 0)
 
 
@@ -92,7 +148,19 @@ def rows_by_unit(weight: Tensor, groups: int) -> Tensor:
 def rows(module: nn.Module, weight: Tensor) -> Tensor:
     """A layer's weight, or the gradient by it, with the units along the first axis."""
     weight = weight.detach()
-    return rows_by_unit(weight, module.groups) if isinstance(module, TRANSPOSED) else weight
+    if isinstance(module, TRANSPOSED):
+        return rows_by_unit(weight, module.groups)
+    if isinstance(module, EMBEDDINGS) or _is_conv1d_of_hugging_face(module):
+        return (weight.to_dense() if weight.is_sparse else weight).t()
+    return weight
+
+
+def _is_conv1d_of_hugging_face(module: nn.Module) -> bool:
+    """A linear layer whose weight is (in, out), as GPT-2 has it."""
+    if all(kind.__name__ != "Conv1D" for kind in type(module).__mro__) or not hasattr(module, "nf"):
+        return False
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return weight is None or (weight.dim() == 2 and weight.shape[1] == module.nf)
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -15,8 +15,9 @@ from initflow.core import environment
 from initflow.core.progress import warn
 from initflow.core.secrets import without_credentials
 from initflow.diagnostics import hooks
-from initflow.diagnostics.recorder import Recorder, harmless, is_traced
-from initflow.diagnostics.signals import QUANTITIES, Signals
+from initflow.diagnostics.hooks import harmless, is_traced
+from initflow.diagnostics.recorder import Recorder
+from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Signals
 from initflow.errors import SettingError, cause, shortened, unknown
 from initflow.models import layers
 from initflow.tracking import context, runs, unsent
@@ -25,6 +26,7 @@ TAG = "initflow.nonfinite"  # what was not finite, and how often
 STEP_TAG = "initflow.nonfinite_at_step"  # at the first step where something was not
 NOT_MEASURED_TAG = "initflow.not_measured"  # modules with weights that are none of the layers
 FAILED_TAG = "initflow.watch_failed"  # the first step that could not be logged, and why
+ALL = [*QUANTITIES, *BY_TIME]
 NAMED = 10  # as many tensors or modules are named in a tag
 PATIENCE = 3  # steps in a row that fail, after which no other is tried
 
@@ -44,12 +46,16 @@ def watch(
     first is step 0. Forwards without gradients (``torch.no_grad``), and those that no gradient
     comes back through, are left out. A step is logged, under the keys ``quantity/layer``, when
     the next one begins or the ``with`` ends. ``quantities`` are names in
-    :data:`initflow.diagnostics.signals.QUANTITIES`; None stands for all. ``name`` is put before the
-    layers' names (``quantity/name.layer``), where one run has several models, or one model twice.
-    Names that MLflow does not take are changed to some that it does, never to the same for two.
+    :data:`initflow.diagnostics.signals.QUANTITIES` or ``BY_TIME``; None stands for all. What is
+    measured by time step is logged of eight at most, evenly chosen, under keys that end in how much
+    of the sequence is over: ``hidden_second_moment/lstm.l0.time_000`` to ``…time_100``. ``name``
+    is put before the layers' names (``quantity/name.layer``), where one run has several models, or
+    one model twice. Names that MLflow does not take are changed to some that it does, never to the
+    same for two.
 
     The run gets the environment's tags, unless ``INITFLOW_CONTEXT_TAGS`` is false, and
-    ``initflow.not_measured``, the modules that hold weights but are no layers that are measured.
+    ``initflow.not_measured``, the modules that hold weights but are no layers that are measured,
+    and those that turn out not to be, with why.
 
     Values that are not finite are not logged. The first step that has some gets the run two
     tags: ``initflow.nonfinite_at_step`` and ``initflow.nonfinite``, which counts the entries
@@ -60,8 +66,9 @@ def watch(
     Updates are the steps of the parameters' optimizers and other changes in place; one through
     ``parameter.data`` goes unseen. The training's bits and random numbers are left alone, and
     nothing that fails here ends it: a step that cannot be measured or logged is left out, and
-    the first one reported in the log and the tag ``initflow.watch_failed``. Only a wrong call is
-    refused, before the training begins.
+    the first one reported in the log and the tag ``initflow.watch_failed``. A model that was
+    trained and none of whose own forwards were seen, as one of ``torch.compile`` has none, is
+    reported so too. Only a wrong call is refused, before the training begins.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
@@ -98,6 +105,7 @@ class _Steps:
         self._recorder: Recorder | None = None
         self._parameters: dict[int, nn.Parameter] = {}
         self._updates = self._step = self._state = self._failures = 0
+        self._is_seen = False  # any of its forwards
 
     @harmless
     def start(self, *, is_tagged: bool) -> None:
@@ -108,11 +116,12 @@ class _Steps:
         self._state = self._version()
         self._recorder = Recorder(self._model)
         missed = layers.not_measured(self._model)
-        self._log.begin([*layers.named(self._model)], missed, is_tagged=is_tagged)
+        self._log.begin(layers.names(self._model), missed, is_tagged=is_tagged)
 
     @harmless
     def forward(self) -> Callable[[object], object] | None:
         """Before a forward; what is to be called after it, if it is recorded."""
+        self._is_seen = True
         is_busy = self._recorder and self._recorder.is_busy_elsewhere()
         if is_busy or not torch.is_grad_enabled() or is_traced():
             return None
@@ -145,7 +154,8 @@ class _Steps:
             raise recorder.failure
         if recorder and recorder.saw_nothing:
             raise RuntimeError("none of its layers was called: copies of a model have others")
-        found = recorder.signals() if recorder else None
+        is_updated = self._version() != self._state
+        found = recorder.signals(is_updated=is_updated) if recorder else None
         if found:
             self._log(self._step, found)
             self._failures = 0
@@ -154,7 +164,16 @@ class _Steps:
     def end(self) -> None:
         """Log what is recorded, and leave nothing behind."""
         self.finish()
+        self.tell_unseen()
         unsent.flush()
+
+    @harmless
+    def tell_unseen(self) -> None:
+        """Report a training of which nothing, or no more, was seen."""
+        if layers.is_compiled(self._model):
+            raise RuntimeError("the model was compiled meanwhile, and is measured no more")
+        if not self._is_seen and self._version() != self._state:
+            raise RuntimeError("no forward of the model itself was seen: is it compiled?")
 
     def failed(self, error: Exception) -> None:
         """Leave the step out."""
@@ -180,6 +199,7 @@ class _Log:
     def __init__(self, run: runs.Run, quantities: frozenset[str], name: str | None) -> None:
         self._run, self._quantities, self._name = run, quantities, name
         self._names: dict[str, str] = {}  # as MLflow takes them, by those of the modules
+        self._missed: dict[str, str] = {}
         self._is_tagged = self._has_failed = False
 
     @harmless
@@ -187,23 +207,38 @@ class _Log:
         """Choose the names, give the run its tags, and report which modules are not measured."""
         self._take([*measured, *missed])
         tags = environment.tags() if is_tagged else {}
-        if missed:
-            listed = _listed(f"{self._names[name]} ({kind})" for name, kind in missed.items())
-            warn(f"not measured: {listed}")
-            # Each watching of a run has one of its own.
-            key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
-            tags = {**tags, runs.key_names([key])[key]: listed}
+        tags |= self._not_measured(missed)
         if tags:
             self._run.set_tags(tags)
 
+    def _not_measured(self, missed: Mapping[str, str]) -> dict[str, str]:
+        """The tag that names the modules, where some are new; these are reported."""
+        new = {name: kind for name, kind in missed.items() if name not in self._missed}
+        if not new:
+            return {}
+        self._take(new)
+        self._missed |= new
+        told, listed = (
+            _listed(f"{self._names[name]} ({kind})" for name, kind in of.items())
+            for of in (new, self._missed)
+        )
+        warn(f"not measured: {told}")
+        # Each watching of a run has one of its own.
+        key = NOT_MEASURED_TAG if self._name is None else f"{NOT_MEASURED_TAG}.{self._name}"
+        return {runs.key_names([key])[key]: listed}
+
     def __call__(self, step: int, found: Signals) -> None:
-        self._take(found.layers)
+        named = found.named()
+        self._take(named)
         metrics = {
             f"{quantity}/{self._names[layer]}": value
-            for layer, values in found.layers.items()
+            for layer, values in named.items()
             for quantity, value in values.items()
             if quantity in self._quantities
         }
+        tags = self._not_measured(found.not_measured)
+        if tags:
+            self._run.set_tags(tags)
         if metrics:
             self._run.log_metrics(step, metrics)
         if found.nonfinite and not self._is_tagged:
@@ -240,13 +275,13 @@ def _listed(parts: Iterable[str]) -> str:
 
 def _known(quantities: Iterable[str] | None) -> frozenset[str]:
     if quantities is None:
-        return frozenset(QUANTITIES)
+        return frozenset(ALL)
     if isinstance(quantities, str) or not isinstance(quantities, Iterable):
         quantities = [quantities]
     chosen = list(quantities)
     if not chosen:
         raise SettingError("quantities must name at least one, or be None for all")
     for quantity in chosen:
-        if quantity not in QUANTITIES:
-            raise unknown("quantity", quantity, QUANTITIES)
+        if quantity not in ALL:
+            raise unknown("quantity", quantity, ALL)
     return frozenset(chosen)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import initflow
 from initflow.diagnostics import hooks, measure
-from initflow.diagnostics.recorder import ACTIVATIONS as KNOWN
+from initflow.diagnostics.functions import ACTIVATIONS as KNOWN
 from initflow.diagnostics.signals import QUANTITIES, Moments
 from initflow.errors import SettingError
 from initflow.initializers.activations import ACTIVATIONS
@@ -26,6 +26,9 @@ from initflow.models.layers import rows_by_unit
 from initflow.training import model
 from initflow.training.splits import Split
 
+# A layer without a residual has all of these, before any update.
+USUAL = set(QUANTITIES) - {"branch_ratio", "update_ratio"}
+
 
 class Layer:
     """A layer's twin: what it gave and got at each call, its units along the last axis."""
@@ -33,6 +36,7 @@ class Layer:
     def __init__(self, module, unit=-1):
         self.weight, self.unit = module.weight, unit
         self.outputs, self.activations, self.slopes = [], [], []
+        self.branch = None
 
     def gave(self, z, a=None, slope=None):
         """Note ``z``, its gradient later, and the activation with its slope; ``a`` or ``z``."""
@@ -66,10 +70,62 @@ class Layer:
             values["dead_fraction"] = np.mean((tensors["activation"] == 0).all(axis=0))
             flat = np.abs(self.rows(self.slopes)) < 0.05 * steepest
             values["saturated_fraction"] = np.mean(flat)
+        if self.branch is not None:
+            values["branch_ratio"] = self.branch
         for name, entries in tensors.items():
             values[f"{name}_variance"] = np.var(entries)
             values[f"{name}_second_moment"] = np.mean(entries**2)
         return {name: value for name, value in values.items() if name in QUANTITIES}
+
+
+class Part:
+    """Some rows of a weight and of the gradient by it, as a weight; of several, side by side."""
+
+    def __init__(self, start, stop, *packed):
+        self.packed, self.rows = packed, slice(start, stop)
+
+    @property
+    def weight(self):
+        return self
+
+    def detach(self):
+        return torch.cat([packed.detach()[self.rows] for packed in self.packed], 1)
+
+    @property
+    def grad(self):
+        if any(packed.grad is None for packed in self.packed):
+            return None
+        return torch.cat([packed.grad[self.rows] for packed in self.packed], 1)
+
+
+def mean_square(x):
+    return np.mean(x.detach().double().numpy() ** 2)
+
+
+def attention_by_hand(module, query, key, value):
+    """What an attention over a batch gives, by matrices of each head, and its layers."""
+    n, heads = module.embed_dim, module.num_heads
+    packed = module.in_proj_weight
+    weights = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+    parts = [Part(0, n, weight) for weight in weights]
+    if packed is not None:
+        weights, parts = packed.chunk(3), [Part(at, at + n, packed) for at in (0, n, 2 * n)]
+    biases = [0] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    its = {name: Layer(part) for name, part in zip(("query", "key", "value"), parts, strict=True)}
+    split = []
+    for layer, x, w, b in zip(its.values(), (query, key, value), weights, biases, strict=True):
+        z = layer.gave(x @ w.T + b)
+        split.append(z.unflatten(-1, (heads, -1)).transpose(1, 2))
+    q, k, v = split
+    scores = torch.softmax(q @ k.transpose(2, 3) / (n / heads) ** 0.5, -1)
+    if module.dropout and module.training:
+        scores = F.dropout(scores, module.dropout)
+    h = (scores @ v).transpose(1, 2).flatten(2)
+    its["out_proj"] = Layer(module.out_proj)
+    z = h @ module.out_proj.weight.T
+    z = z if module.out_proj.bias is None else z + module.out_proj.bias
+    z = z.transpose(0, 1).contiguous().transpose(0, 1)  # in which order dropout draws for it
+    return its["out_proj"].gave(z), its
 
 
 def distinct(rows):
@@ -115,6 +171,11 @@ def squared(outputs):
     return (outputs**2).mean()
 
 
+def weighted(outputs):
+    """Whose gradient no normalization takes away."""
+    return (outputs * normal(*outputs.shape, seed=9)).sum()
+
+
 def test_mlp():
     """Every quantity of every layer; the output layer has no activation."""
     net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))
@@ -137,7 +198,7 @@ def test_mlp():
     }
     assert matches(found.layers, **expected)
     assert not found.nonfinite
-    assert set(found.layers["0"]) == set(QUANTITIES)
+    assert set(found.layers["0"]) == USUAL
 
 
 def cnn():
@@ -248,7 +309,7 @@ def test_transposed_convolutions(dimensions):
     expected["distinct_fraction"] = 5 / 6
     expected["distinct_gradient_fraction"] = 1.0
     assert matches(found.layers, **{"0": expected})
-    assert set(found.layers["0"]) == set(QUANTITIES)
+    assert set(found.layers["0"]) == USUAL
 
 
 def relu_of(z):
@@ -276,23 +337,28 @@ def test_root_layer():
 
 
 def test_transformer_encoder():
-    """In training, with dropout; the attention's projections are not called."""
+    """In training, with dropout, the attention written out; both its branches join a trunk."""
     block = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, dropout=0.2, batch_first=True)
     net = nn.TransformerEncoder(block, num_layers=2)
     x = normal(3, 5, 8)
     torch.manual_seed(1)
-    found = initflow.inspect(net, x, squared)
+    found = initflow.inspect(net, x, weighted)
     torch.manual_seed(1)
     expected = {}
     for at, block in enumerate(net.layers):
         one, two = Layer(block.linear1), Layer(block.linear2)
-        x = block.norm1(x + block.dropout1(block.self_attn(x, x, x, need_weights=False)[0]))
+        attended, its = attention_by_hand(block.self_attn, x, x, x)
+        branch = block.dropout1(attended)
+        its["out_proj"].branch = mean_square(branch) / mean_square(x)
+        x = block.norm1(x + branch)
         z = F.linear(x, block.linear1.weight, block.linear1.bias)
         h = block.dropout(one.gave(z, *relu(z)))
-        z = two.gave(F.linear(h, block.linear2.weight, block.linear2.bias))
-        x = block.norm2(x + block.dropout2(z))
+        branch = block.dropout2(two.gave(F.linear(h, block.linear2.weight, block.linear2.bias)))
+        two.branch = mean_square(branch) / mean_square(x)
+        x = block.norm2(x + branch)
+        expected |= {f"layers.{at}.self_attn.{name}": layer for name, layer in its.items()}
         expected |= {f"layers.{at}.linear1": one, f"layers.{at}.linear2": two}
-    squared(x).backward()
+    weighted(x).backward()
     expected = {name: layer.quantities() for name, layer in expected.items()}
     assert matches(found.layers, **expected)
 
@@ -378,7 +444,10 @@ def test_no_activation(after):
     net = Net(lambda net, x: after(net.fc(x), normal(30, 6)), fc=fc())
     found = initflow.inspect(net, normal(30, 4), squared).layers["fc"]
     missing = {"activation_variance", "activation_second_moment"}
-    assert set(QUANTITIES) - set(found) == missing | {"dead_fraction", "saturated_fraction"}
+    assert USUAL - set(found) - {"branch_ratio"} == missing | {
+        "dead_fraction",
+        "saturated_fraction",
+    }
 
 
 def test_only_the_first_activation():
@@ -400,13 +469,13 @@ def test_frozen_layers():
     for name in ("conv1", "bn", "fc1"):
         getattr(net, name).requires_grad_(requires_grad=False)
     found = initflow.inspect(net, x, squared).layers
-    assert set(QUANTITIES) - set(found["conv1"]) == {
+    assert USUAL - set(found["conv1"]) == {
         "gradient_variance",
         "gradient_second_moment",
         "weight_gradient_variance",
         "distinct_gradient_fraction",
     }
-    assert set(QUANTITIES) - set(found["fc1"]) == {
+    assert USUAL - set(found["fc1"]) == {
         "weight_gradient_variance",
         "distinct_gradient_fraction",
     }
@@ -633,8 +702,8 @@ def test_a_packed_sequence_is_one_argument():
     packed = nn.utils.rnn.pack_sequence([normal(3, 4), normal(2, 4)])
     net = Net(lambda net, x: net.fc(net.gru(x)[0].data), gru=nn.GRU(4, 3), fc=nn.Linear(3, 2))
     found = initflow.inspect(net, (packed, normal(5, 2)), F.mse_loss)
-    assert list(found.layers) == ["fc"]
-    assert found.not_measured == {"gru": "GRU"}
+    assert list(found.layers) == ["gru.l0.reset", "gru.l0.update", "gru.l0.new", "fc"]
+    assert found.not_measured == {}
 
 
 def test_buffers_that_are_shared_or_replaced_are_left_as_they_were():
@@ -711,7 +780,7 @@ def test_wrong_losses():
     fails(gradient, fc().requires_grad_(requires_grad=False), x.requires_grad_(), squared)
     unused = Net(lambda net, x: x * net.scale.weight, fc=fc(), scale=nn.LayerNorm(4, bias=False))
     fails(
-        "loss must depend on a Linear or a convolution that the model calls",
+        "loss must depend on a layer that the model calls and can be measured",
         *(unused, x.detach(), squared),
     )
 
@@ -730,7 +799,7 @@ def test_models_without_layers_to_look_into():
     for net in (torch.compile(fc()), in_place, torch.jit.script(fc()), nn.Sequential(in_place)):
         fails(compiled, net, x, squared)
     fails("model must have parameters; ReLU has none", nn.ReLU(), x, squared)
-    no_layer = "model must hold a Linear or a convolution; LayerNorm has none"
+    no_layer = "model must hold a layer that can be measured; LayerNorm has none"
     fails(no_layer, nn.LayerNorm(4), x, squared)
     lazy = "model must have its weights; LazyLinear is lazy: call it on a batch first"
     fails(lazy, nn.LazyLinear(3), x, squared)

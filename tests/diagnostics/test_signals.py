@@ -12,7 +12,7 @@ from torch import nn
 
 from bench import reference
 from initflow.diagnostics import measure
-from initflow.diagnostics.signals import QUANTITIES, Firing, Moments, distinct_fraction
+from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Firing, Moments, distinct_fraction
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import model
@@ -109,7 +109,7 @@ def test_the_output_layer_has_no_activation():
     parameters, phi = network()
     (seen,) = measure.observe(parameters, phi, images(40, pixels=12))
     hidden, output = set(seen.signals.layers["fc1"]), set(seen.signals.layers["fc3"])
-    assert hidden == set(QUANTITIES)
+    assert hidden == set(QUANTITIES) - {"branch_ratio", "update_ratio"}
     assert hidden - output == {
         "activation_variance",
         "activation_second_moment",
@@ -124,7 +124,7 @@ def test_the_documented_keys_are_the_emitted_ones():
         (ROOT / "docs" / "signals.md").read_text().partition("## Signals")[2].partition("\n## ")[0]
     )
     rows = dict(row.strip("| ").split(" | ") for row in page.splitlines() if "| `" in row)
-    assert {name.strip("`"): text for name, text in rows.items()} == QUANTITIES
+    assert {name.strip("`"): text for name, text in rows.items()} == {**QUANTITIES, **BY_TIME}
 
 
 def test_zero_weights_leave_one_units_worth():
