@@ -273,7 +273,7 @@ class Recorder:
         if not gates:
             return
         inside.seen = True
-        kernel = Kernel.of(name, args)
+        kernel = Kernel.of(name, args, outputs)
         try:
             unrolled = recurrent.unroll(kernel, outputs, stream)
         except NotMeasuredError as reason:

@@ -11,6 +11,7 @@ the second, as a ``PackedSequence`` has them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,9 @@ class Kernel:
 
     ``x``: (numbers, inputs), ``sizes[t]`` of them at time step t. ``state``: the hidden state,
     and an LSTM's cell state, each (layers, sequences, units). ``weights`` are those of each layer,
-    ``transposed`` says that outputs have the sequences along their first axis.
+    ``transposed`` says that outputs have the sequences along their first axis; ``is_split`` that
+    the hidden state was computed from the cell state in a function of its own, so that this one's
+    gradient has the part that comes through the hidden state.
     """
 
     name: str
@@ -61,11 +64,12 @@ class Kernel:
     ways: int = 1
     is_packed: bool = False
     is_cell: bool = False
+    is_split: bool = False
     transposed: bool = False
 
     @classmethod
-    def of(cls, name: str, args: tuple[Any, ...]) -> Kernel:
-        """``args`` as ``nn.RNNBase`` and ``nn.RNNCellBase`` give them."""
+    def of(cls, name: str, args: tuple[Any, ...], outputs: Sequence[Tensor]) -> Kernel:
+        """``args`` as ``nn.RNNBase`` and ``nn.RNNCellBase`` give them, and what came of them."""
         if name.endswith(CELL):
             x, state, *weights = args
             return cls(
@@ -76,6 +80,7 @@ class Kernel:
                 [[weight for weight in weights if weight is not None]],
                 has_biases=weights[2] is not None,
                 is_cell=True,
+                is_split=outputs[0].grad_fn is not outputs[-1].grad_fn,
             )
         is_packed = not isinstance(args[3], bool)
         if is_packed:
@@ -229,7 +234,8 @@ def _layer(
     gates, hidden = [x] * len(pieces), [x] * len(pieces)
     now = [one[: kernel.sizes[times[0]]] for one in first]
     ended: list[list[Tensor]] = []
-    step, turned, bias = STEPS[kernel.name], of_hidden.t(), biases[1] if biases else None
+    step = functools.partial(_lstm, is_split=True) if kernel.is_split else STEPS[kernel.name]
+    turned, bias = of_hidden.t(), biases[1] if biases else None
     for time in times:
         n, before = kernel.sizes[time], len(now[0])
         if n < before:
@@ -246,11 +252,14 @@ def _layer(
     return Recurrence(received, torch.cat(gates).detach(), hidden), ends
 
 
-def _lstm(x: Tensor, h: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _lstm(
+    x: Tensor, h: Tensor, state: list[Tensor], *, is_split: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     gates = x + h
     i, f, g, o = gates.chunk(4, 1)
     cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-    return gates.detach(), [o.sigmoid() * cell.tanh(), cell]
+    inner = cell.detach() if is_split else cell
+    return gates.detach(), [o.sigmoid() * inner.tanh(), cell]
 
 
 def _gru(x: Tensor, h: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

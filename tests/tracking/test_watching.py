@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import initflow
 from initflow import errors
 from initflow.diagnostics import hooks, recorder
+from initflow.diagnostics import recurrent as unrolling
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Firing, Layer, Moments, signals
 from initflow.tracking import runs, unsent
@@ -207,9 +208,27 @@ def encoder():
     return nn.TransformerEncoder(block, num_layers=2)
 
 
+def recurrent():
+    """With dropout between layers, and a cell."""
+
+    def forward(net, x):
+        h, state = net.gru(net.lstm(x)[0])[0], None
+        for at in range(h.shape[1]):
+            state = net.cell(h[:, at], state)
+        return state[0]
+
+    torch.manual_seed(0)
+    return Net(
+        forward,
+        lstm=nn.LSTM(8, 6, 2, batch_first=True, dropout=0.3, bidirectional=True),
+        gru=nn.GRU(12, 6, batch_first=True),
+        cell=nn.LSTMCell(6, 4),
+    )
+
+
 @pytest.mark.parametrize(
     ("build", "shape"),
-    [(mlp, (8, 4)), (cnn, (5, 1, 8, 8)), (encoder, (3, 5, 8))],
+    [(mlp, (8, 4)), (cnn, (5, 1, 8, 8)), (encoder, (3, 5, 8)), (recurrent, (3, 5, 8))],
 )
 def test_the_training_is_left_alone(logged, build, shape):
     """Weights, statistics and random numbers after it are the same to the bit."""
@@ -222,6 +241,37 @@ def test_the_training_is_left_alone(logged, build, shape):
         ends.append([*net.state_dict().values(), torch.get_rng_state()])
     assert all(map(torch.equal, *ends))
     assert list(steps(logged)) == [0, 2, 4]
+    assert not any(tags for _, tags in logged)
+
+
+def test_hidden_states_over_time(logged):
+    """Some time steps have keys of their own, as chosen, and an update its size."""
+    names = ["hidden_gradient_second_moment", "update_ratio"]
+    with initflow.watch(net := recurrent(), quantities=names, name="α"):
+        train(net, data(2, (3, 15, 8)))
+    (values,) = steps(logged).values()
+    assert {f"{names[0]}/_.gru.l0.time_{at:03}" for at in (0, 14, 29, 43, 57, 71, 86, 100)} == {
+        key for key in values if ".gru" in key and "hidden" in key
+    }
+    assert {f"update_ratio/_.gru.l0.{gate}" for gate in ("reset", "update", "new")} == {
+        key for key in values if ".gru" in key and "update_ratio" in key
+    }
+    assert all(0 < value < 1 for value in values.values())
+
+
+def test_a_module_that_turns_out_not_to_be_measured_is_told_of_once(logged, monkeypatch, caplog):
+    """With why; in one tag with those that are known from the start."""
+    monkeypatch.setitem(unrolling.STEPS, "gru", lambda _, h, state: (h, [0.5 * state[0]]))
+    net = Net(lambda net, x: net.act(net.gru(x)[0]), gru=nn.GRU(4, 4), act=nn.PReLU())
+    net.fc = nn.Linear(4, 4)
+    net._function[0] = lambda net, x: net.fc(net.act(net.gru(x)[0]))
+    with initflow.watch(net, every=1):
+        train(net, data(3))
+    tags = [tag.value for _, tags in logged for tag in tags]
+    assert tags[0] == "act (PReLU)"
+    assert tags[1].startswith("act (PReLU), gru (GRU: unrolled it gives other outputs, ")
+    assert len(tags) == len(caplog.records) == 2
+    assert all("preactivation_variance/fc" in values for values in steps(logged).values())
 
 
 def test_batch_norms_and_dropouts_twin(logged):
@@ -771,6 +821,31 @@ def test_a_model_that_is_compiled_while_it_is_watched(logged):
         train(net, data(3))
     assert net._compiled_call_impl is not None
     assert list(steps(logged)) == [0]
+    assert (
+        told_by(logged) == "RuntimeError: the model was compiled meanwhile, and is measured no more"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
+def test_a_model_whose_compiled_copy_is_trained(logged):
+    """That nothing is measured is told; a model that is not trained has nothing to be told of."""
+    net = mlp()
+    compiled = torch.compile(net, backend="eager")
+    with initflow.watch(net, every=1):
+        compiled(*data())
+    assert not logged
+    with initflow.watch(net, every=1):
+        train(compiled, data(3))
+    assert (
+        told_by(logged) == "RuntimeError: no forward of the model itself was seen: is it compiled?"
+    )
+    assert not steps(logged)
+
+
+def told_by(batches):
+    """The reason why watching failed."""
+    (reason,) = [t.value for _, tags in batches for t in tags if t.key == "initflow.watch_failed"]
+    return reason.partition(": ")[2]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
