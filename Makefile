@@ -83,11 +83,13 @@ screenshots: $(READY) ## the pictures of MLflow's page and of the report in docs
 	INITFLOW_SCREENSHOTS=$(CURDIR)/docs/images OMP_NUM_THREADS=1 python -m pytest tests/test_browser.py
 
 # The CUDA libraries are left out: torch pins its own, and its CPU build needs none of them.
+CUDA := /^(cuda-|nvidia-|triton=)/d
 COMPILE := uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate
 lock: $(READY) ## pin the newest packages that pyproject.toml allows
 	$(COMPILE) pyproject.toml --output-file requirements.lock
-	sed -i -E '/^(cuda-|nvidia-|triton=)/d' requirements.lock
+	sed -i -E '$(CUDA)' requirements.lock
 	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	sed -i -E '$(CUDA)' requirements-dev.lock
 
 clean: ## remove the environment and the tools' caches, keep the runs
 	rm -rf $(VENV) .mlflow-envs .pytest_cache .hypothesis .import_linter_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,9 +1,10 @@
 """initflow: how a network's weights start, measured, compared and reproduced.
 
 What a user needs is here: ``train, compare, tune, diagnose, reproduce, verify, export`` with their
-configurations, ``inspect`` and ``watch`` for any model, ``initializer`` for a scheme of one's own,
-the errors, and the namespaces ``initializers``, ``theory`` and ``testing``. Importing the package
-is light: neither torch nor mlflow, optuna or matplotlib is loaded until something needs it.
+configurations, ``inspect`` and ``watch`` for any model, with ``lightning_callback`` and
+``transformers_callback``, ``initializer`` for a scheme of one's own, the errors, and the namespaces
+``initializers``, ``theory`` and ``testing``. Importing the package is light: neither torch nor
+mlflow, optuna or matplotlib is loaded until something needs it.
 """
 
 from initflow.core.lazy import attach

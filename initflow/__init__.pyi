@@ -33,7 +33,8 @@ from .experiments.untrained.initialize import initialize
 from .experiments.untrained.inspect import inspect
 from .experiments.verify import export, verify
 from .initializers.scheme import initializer
-from .tracking.watching import watch
+from .tracking.watching.callbacks import lightning_callback, transformers_callback
+from .tracking.watching.watch import watch
 
 __version__: str
 
@@ -64,10 +65,12 @@ __all__ = [
     "initializer",
     "initializers",
     "inspect",
+    "lightning_callback",
     "reproduce",
     "testing",
     "theory",
     "train",
+    "transformers_callback",
     "tune",
     "verify",
     "watch",

@@ -95,6 +95,12 @@ def house(tmp_path_factory):
             "matplotlib is imported by reporting.drawing alone",
         ),
         ("core/workers.py", "import ray", "ray, an optional package"),
+        ("tracking/watching/watch.py", "import lightning", "lightning and transformers are"),
+        (
+            "tracking/watching/callbacks.py",
+            "from initflow.tracking.watching import transformers_callback",
+            "callbacks for optional packages are loaded by their name",
+        ),
         ("experiments/compare.py", "import click", "click is imported by cli alone"),
     ],
 )

@@ -25,6 +25,7 @@ NAMES = {
     *("TrainConfig", "CompareConfig", "TuneConfig", "DiagnoseConfig", "ReproduceConfig"),
     *("VerifyConfig", "inspect", "watch", "initializer", "initializers", "theory", "testing"),
     "initialize",
+    *("lightning_callback", "transformers_callback"),
     *("InitflowError", "SettingError", "PluginError", "DataError", "TrackingError", "OutageError"),
     *("OutboxError", "StudyError", "GivenUpError", "WorkError", "ReplayError", "ReportError"),
     "VerdictError",

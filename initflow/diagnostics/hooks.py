@@ -1,13 +1,15 @@
 """Calls of modules, and of a ``GradScaler``, observed from outside.
 
 Nothing is put on a module or a scaler, so that they are copied, saved, scripted, exported and
-compiled as if nobody observed them. What observes must not raise: it is :func:`harmless`.
+compiled as if nobody observed them. A call of what ``torch.compile`` made of a module is one of the
+module. What observes must not raise: it is :func:`harmless`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -15,6 +17,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+
+from initflow.models import layers
 
 # Called before a forward; gives what is to be called after it with its output, if anything: with
 # None where it raised.
@@ -29,6 +33,7 @@ _of_modules: dict[int, list[ForwardObserver]] = {}  # by their identity
 _of_scalers: list[ScaleObserver] = []
 _in_place: dict[tuple[type, str], tuple[int, object, object]] = {}  # how often, theirs and ours
 _lock = threading.Lock()
+COMPILED = "_compiled_call_impl"  # as modules have it
 
 
 def harmless(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R | None]:
@@ -66,7 +71,7 @@ def forwards(observers: Iterable[tuple[nn.Module, ForwardObserver]]) -> Iterator
     """Until the block ends, call each observer at every call of its module itself."""
     observers = list(observers)
     # Where a module's own compiled call stands, which torch makes instead of its usual one.
-    with _replaced(nn.Module, "_compiled_call_impl", lambda _: _Calls()):
+    with _replaced(nn.Module, COMPILED, lambda _: _Calls()):
         for module, observer in observers:
             _of_modules.setdefault(id(module), []).append(observer)
         try:
@@ -77,6 +82,17 @@ def forwards(observers: Iterable[tuple[nn.Module, ForwardObserver]]) -> Iterator
                 its.remove(observer)
                 if not its:
                     del _of_modules[id(module)]
+
+
+@contextlib.contextmanager
+def calls(owner: object, method: str, observer: ForwardObserver) -> Iterator[None]:
+    """Until the block ends, call ``observer`` at every call of a method of ``owner``, no module."""
+    call = getattr(owner, method)
+    setattr(owner, method, functools.partial(_observed, call, (observer,)))
+    try:
+        yield
+    finally:
+        delattr(owner, method)
 
 
 @contextlib.contextmanager
@@ -97,21 +113,69 @@ def _kinds(root: type) -> set[type]:
     return {root}.union(*map(_kinds, root.__subclasses__()))
 
 
-class _Calls:
-    """As an attribute of all modules: None, but for those that are observed."""
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Until the block ends, what ``torch.compile`` made runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
-    def __get__(self, module: object, _kind: object) -> object:
-        return functools.partial(_called, module) if id(module) in _of_modules else None
+
+class _Calls:
+    """As an attribute of all modules: what they have themselves, but for those that are observed.
+
+    It comes before what ``module.compile()`` writes into the module, also later.
+    """
+
+    def __get__(self, module: Any, _kind: object) -> object:
+        if module is None:
+            return None
+        # Every module of the process comes here: most end at once.
+        if id(module) not in _of_modules and type(module).__name__ != layers.COMPILED:
+            return module.__dict__.get(COMPILED)
+        return functools.partial(_called, module) if _observers(module) else _own(module)
+
+    def __set__(self, module: object, value: object) -> None:
+        vars(module)[COMPILED] = value
+
+    def __delete__(self, module: object) -> None:
+        if COMPILED not in vars(module):
+            raise AttributeError(COMPILED)
+        del vars(module)[COMPILED]
+
+
+def _observers(module: Any) -> Iterable[ForwardObserver]:
+    """Its own, or those of what it was compiled from."""
+    its = _of_modules.get(id(module), ())
+    if its or layers.uncompiled(module) is module:
+        return its
+    return next(filter(None, (_of_modules.get(id(one)) for one in layers.bare(module))), ())
+
+
+def _own(module: object) -> Any:
+    """Its compiled call, if it was compiled in place."""
+    return vars(module).get(COMPILED)
 
 
 def _called(module: Any, *args: object, **kwargs: object) -> object:
+    call = _own(module) or module._call_impl  # noqa: SLF001
     if torch.compiler.is_compiling():
-        return module._call_impl(*args, **kwargs)  # noqa: SLF001
-    # One may bring others for this very call.
-    after = [observer() for observer in _of_modules.get(id(module), ())]
+        return call(*args, **kwargs)
+    return _observed(call, _observers(module), *args, **kwargs)
+
+
+def _observed(
+    call: Callable[..., object],
+    observers: Iterable[ForwardObserver],
+    *args: object,
+    **kwargs: object,
+) -> object:
+    after = [observer() for observer in observers]  # one may bring others for this very call
     output = None
     try:
-        output = module._call_impl(*args, **kwargs)  # noqa: SLF001
+        output = call(*args, **kwargs)
         return output
     finally:
         for finish in filter(None, reversed(after)):

@@ -19,6 +19,7 @@ from initflow.models import batches, layers
 def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Signals:
     """The quantities of each layer of ``model``, as :func:`initflow.inspect` gives them."""
     layers.check(model)
+    model = layers.uncompiled(model)
     kind = type(model).__name__
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not any(True for _ in model.parameters()):
@@ -37,7 +38,7 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Sig
         if isinstance(model, nn.DataParallel):  # it calls its own module then, and no copies of it
             afterwards.callback(setattr, model, "device_ids", model.device_ids)
             model.device_ids = model.device_ids[:1]
-        with batches.refused(f"model takes no batch of {given.form}"):
+        with hooks.eagerly(), batches.refused(f"model takes no batch of {given.form}"):
             outputs = model(*given.arguments, **given.by_name)
         with batches.refused(f"loss takes no outputs of {batches.form(outputs)}{given.against}"):
             value = loss(outputs, *given.targets, **given.targets_by_name)

@@ -9,6 +9,7 @@ layers, ``lstm.l0.forget``, and an ``nn.MultiheadAttention`` one for each projec
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,27 +43,27 @@ GATES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 # An attention's; the first three in the order in which their rows are packed into in_proj_weight.
 PROJECTIONS = ("query", "key", "value", "out_proj")
+COMPILED = "OptimizedModule"  # its type's name: importing torch._dynamo takes seconds
+ORIGINAL = "_orig_mod"  # where a compiled module has what it was made of
+AS_COMPILED = re.compile(rf"\.{ORIGINAL}(?=\.|$)")
 # Types whose weights scale each unit by itself and mix none: they are no layers, and not missed.
 NORMALIZATION = re.compile(r".*Norm([123]d)?")
+
+T = TypeVar("T")
 
 
 def check(model: object) -> None:
     """Raise what a user is to change before a model can be looked into."""
     if not isinstance(model, nn.Module):
         raise SettingError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if is_compiled(model):
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise SettingError(
-            "model must not be compiled: fused kernels have no layers to look into; give the model "
-            "as it was before compiling"
+            "model must not be scripted: its functions run where nothing sees them; give the model "
+            "as it was before scripting"
         )
     if any(map(is_lazy, model.parameters())):
         kind = type(model).__name__
         raise SettingError(f"model must have its weights; {kind} is lazy: call it on a batch first")
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether it is in any part."""
-    return any(map(_is_compiled, model.modules()))
 
 
 def named(model: nn.Module) -> dict[str, nn.Module]:
@@ -165,20 +166,36 @@ def _is_conv1d_of_hugging_face(module: nn.Module) -> bool:
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by their first names, which are different; the model's own is its type's."""
-    (_, root), *others = model.named_modules()
+    (_, root), *others = uncompiled(model).named_modules()
     found: dict[str, nn.Module] = {}
     for given, module in (*others, (type(model).__name__.lower(), root)):
-        name = given
+        if module is not uncompiled(module):
+            continue
+        name = AS_COMPILED.sub("", given)
         while name in found:
             name += "_"
         found[name] = module
     return {name: root, **found}  # the model comes first
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    # By name, because importing torch._dynamo takes seconds.
-    return (
-        isinstance(module, torch.jit.ScriptModule)
-        or type(module).__name__ == "OptimizedModule"
-        or vars(module).get("_compiled_call_impl") is not None
-    )
+def bare(model: nn.Module) -> list[nn.Module]:
+    """``model``, what it wraps, if it is compiled or called on several devices, and so on."""
+    chain = [model]
+    while (inner := _wrapped(chain[-1])) is not chain[-1]:
+        chain.append(inner)
+    return chain
+
+
+def _wrapped(module: nn.Module) -> nn.Module:
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner: nn.Module = module.module
+        return inner
+    return uncompiled(module)
+
+
+def uncompiled(module: T) -> T:
+    """What ``torch.compile`` made ``module`` of; any other as it is."""
+    if type(module).__name__ == COMPILED:
+        original: T = getattr(module, ORIGINAL)
+        return original
+    return module

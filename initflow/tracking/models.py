@@ -8,7 +8,6 @@ from pathlib import Path
 
 import mlflow
 import mlflow.pyfunc
-import mlflow.pytorch
 import numpy as np
 import torch
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
@@ -93,7 +92,7 @@ def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
     inputs, outputs = (Schema([TensorSpec(number, (-1, n))]) for n in (pixels, classes))
     loader = folder.parent / f"{LOADER}.py"
     shutil.copyfile(served_model.__file__, loader)
-    mlflow.pytorch.save_model(
+    mlflow.pytorch.save_model(  # loaded here: MLflow imports Lightning with it, where that is there
         module,
         folder,
         mlflow_model=saved,

@@ -41,6 +41,7 @@ LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
 DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
+ID = re.compile(r"[a-z\d][\w-]{,255}", re.ASCII | re.IGNORECASE)  # what MLflow takes for a run's
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
 
 
@@ -430,6 +431,27 @@ def active() -> Run | None:
     """The run that is open in this thread, if one is."""
     run = mlflow.active_run()
     return Run(run.info.run_id, run.info.experiment_id) if run else None
+
+
+def of_id(run_id: object) -> Run:
+    """The run that has this id, to be written to; none that is not there, or was deleted.
+
+    While the server is away it is taken to be there.
+    """
+    if not isinstance(run_id, str) or not ID.fullmatch(run_id):
+        raise SettingError(f"run_id must be the id of an MLflow run, not {run_id!r}")
+    try:
+        found = read_run(run_id)
+    except OutageError:
+        return Run(run_id, "")
+    if found is None:
+        raise SettingError(
+            f"run_id must be the id of a run in MLflow at {connection.shown()}, which has no "
+            f"'{run_id}'"
+        )
+    if found.lifecycle == "deleted":
+        raise SettingError(f"run_id must be the id of a run that is there: '{run_id}' was deleted")
+    return Run(found.id, found.experiment_id)
 
 
 def _open(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow.pytorch
+import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE

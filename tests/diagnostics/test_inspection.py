@@ -785,19 +785,35 @@ def test_wrong_losses():
     )
 
 
+def test_a_compiled_model_is_measured_as_it_was_written():
+    """Whole or in part, by its own call or another's, with the names of the model itself."""
+    x = normal(5, 4)
+    layer = fc()
+    expected = initflow.inspect(nn.Sequential(layer, nn.ReLU()), x, squared).metrics()
+
+    def never(*_):
+        pytest.fail("it was compiled")
+
+    whole, part = (nn.Sequential(copy.deepcopy(layer), nn.ReLU()) for _ in range(2))
+    part[0].compile(backend=never)
+    other = nn.Sequential(torch.compile(layer, backend=never), nn.ReLU())
+    for net in (torch.compile(whole, backend=never), part, other):
+        assert initflow.inspect(net, x, squared).metrics() == expected
+    whole.compile(backend=never)
+    assert initflow.inspect(whole, x, squared).metrics() == expected
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_models_without_layers_to_look_into():
-    """Compiled ones, empty ones, lazy ones: one line each."""
+    """Scripted ones, empty ones, lazy ones: one line each."""
     x = normal(5, 4)
-    compiled = (
-        "model must not be compiled: fused kernels have no layers to look into; give the model "
-        "as it was before compiling"
+    scripted = (
+        "model must not be scripted: its functions run where nothing sees them; give the model "
+        "as it was before scripting"
     )
-    in_place = nn.Sequential(fc())
-    in_place[0].compile()
-    for net in (torch.compile(fc()), in_place, torch.jit.script(fc()), nn.Sequential(in_place)):
-        fails(compiled, net, x, squared)
+    for net in (torch.jit.script(fc()), nn.Sequential(torch.jit.script(fc()))):
+        fails(scripted, net, x, squared)
     fails("model must have parameters; ReLU has none", nn.ReLU(), x, squared)
     no_layer = "model must hold a layer that can be measured; LayerNorm has none"
     fails(no_layer, nn.LayerNorm(4), x, squared)

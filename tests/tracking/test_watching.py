@@ -32,20 +32,6 @@ from initflow.tracking import runs, unsent
 from tests.diagnostics.test_inspection import Net, cnn, hooks_on, normal, squared
 
 
-@pytest.fixture
-def logged(monkeypatch):
-    """A run that is active; each batch of metrics or tags that it gets, in order."""
-    batches = []
-    monkeypatch.setenv("INITFLOW_CONTEXT_TAGS", "false")  # which are tested elsewhere
-
-    def log_batch(self, run_id, metrics=(), params=(), tags=()):
-        batches.append((metrics, tags))
-
-    monkeypatch.setattr(runs, "active", lambda: runs.Run("id", "0", ()))
-    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
-    return batches
-
-
 def steps(batches):
     """The values by key at each step; every batch has one step."""
     found = {}
@@ -475,20 +461,62 @@ def test_wrong_settings(logged):
     fails("model must be a torch.nn.Module, not builtin_function_or_method", torch.relu)
     lazy = "model must have its weights; LazyLinear is lazy: call it on a batch first"
     fails(lazy, nn.LazyLinear(3))
-    compiled = mlp()
-    compiled.compile()
-    fails(
-        "model must not be compiled: fused kernels have no layers to look into; give the model "
-        "as it was before compiling",
-        compiled,
-    )
     assert not hooks_on(net)
     assert not logged
 
 
 def test_no_active_run(store):
     """Is said when it starts, with what to do."""
-    fails("watch needs an active MLflow run: open one around it, with mlflow.start_run(): …", mlp())
+    fails(
+        "watch needs an active MLflow run: open one around it, with mlflow.start_run(): …, or give "
+        "run_id",
+        mlp(),
+    )
+
+
+def test_a_run_by_its_id(store):
+    """It gets what the active one does not, and is left as it was: open, closed, or another's."""
+    client = mlflow.MlflowClient()
+    theirs = client.create_run("0").info.run_id
+    with mlflow.start_run() as ended:
+        pass
+    with mlflow.start_run() as active:
+        for run_id in (theirs, ended.info.run_id):
+            with initflow.watch(mlp(), run_id=run_id) as _, initflow.watch(net := mlp()):
+                pass
+            with initflow.watch(net, run_id=run_id):
+                train(net, data(2))
+        assert mlflow.active_run().info.run_id == active.info.run_id
+    for run_id, status in ((theirs, "RUNNING"), (ended.info.run_id, "FINISHED")):
+        run = client.get_run(run_id)
+        assert run.info.status == status
+        assert set(QUANTITIES) == {key.split("/")[0] for key in run.data.metrics}
+    assert not client.get_run(active.info.run_id).data.metrics
+
+
+def test_a_wrong_id_of_a_run(store):
+    """One line, before the training begins; there need be no active run for it."""
+    client = mlflow.MlflowClient()
+    deleted = client.create_run("0").info.run_id
+    client.delete_run(deleted)
+    for run_id in (5, "", " ", "no/such ' id"):
+        fails(f"run_id must be the id of an MLflow run, not {run_id!r}", mlp(), run_id=run_id)
+    at = f"run_id must be the id of a run in MLflow at {store}, which has no"
+    fails(f"{at} '{'0' * 32}'", mlp(), run_id="0" * 32)
+    gone = f"run_id must be the id of a run that is there: '{deleted}' was deleted"
+    fails(gone, mlp(), run_id=deleted)
+
+
+def test_an_id_is_taken_as_it_is_while_the_server_is_away(logged, monkeypatch):
+    """As all is that cannot be asked then: what is written waits for it."""
+
+    def away(_):
+        raise errors.OutageError("away")
+
+    monkeypatch.setattr(runs, "read_run", away)
+    with initflow.watch(net := mlp(), run_id="some"):
+        train(net, data())
+    assert steps(logged)
 
 
 def test_two_models_of_one_run_are_told_apart_by_name(store):
@@ -810,42 +838,6 @@ def test_a_watched_model_is_written_down_as_if_it_were_not(logged, when):
     loss = by_hand(mlp(), [(x, squared)] * (1 + (when == "after a step")))
     assert values == pytest.approx(loss, rel=1e-4)
     assert not hooks_on(net)
-
-
-def test_a_model_that_is_compiled_while_it_is_watched(logged):
-    """In place: it goes on, and is not measured any more."""
-    net = mlp()
-    with initflow.watch(net, every=1):
-        train(net, data())
-        net.compile(backend="eager")
-        train(net, data(3))
-    assert net._compiled_call_impl is not None
-    assert list(steps(logged)) == [0]
-    assert (
-        told_by(logged) == "RuntimeError: the model was compiled meanwhile, and is measured no more"
-    )
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
-def test_a_model_whose_compiled_copy_is_trained(logged):
-    """That nothing is measured is told; a model that is not trained has nothing to be told of."""
-    net = mlp()
-    compiled = torch.compile(net, backend="eager")
-    with initflow.watch(net, every=1):
-        compiled(*data())
-    assert not logged
-    with initflow.watch(net, every=1):
-        train(compiled, data(3))
-    assert (
-        told_by(logged) == "RuntimeError: no forward of the model itself was seen: is it compiled?"
-    )
-    assert not steps(logged)
-
-
-def told_by(batches):
-    """The reason why watching failed."""
-    (reason,) = [t.value for _, tags in batches for t in tags if t.key == "initflow.watch_failed"]
-    return reason.partition(": ")[2]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -29,6 +32,10 @@ FAILED_TAG = "initflow.watch_failed"  # the first step that could not be logged,
 ALL = [*QUANTITIES, *BY_TIME]
 NAMED = 10  # as many tensors or modules are named in a tag
 PATIENCE = 3  # steps in a row that fail, after which no other is tried
+UNSEEN = (
+    "the model is updated, and no forward of it with gradients is seen: parts or copies of it are "
+    "called, or something compiled that holds it"
+)
 
 
 @contextlib.contextmanager
@@ -38,8 +45,12 @@ def watch(
     every: int = 100,
     quantities: Iterable[str] | None = None,
     name: str | None = None,
+    run_id: str | None = None,
 ) -> Iterator[None]:
-    """Log the layers' quantities into the active MLflow run, at every ``every``-th step.
+    """Log the layers' quantities into an MLflow run, at every ``every``-th step.
+
+    The run is the one that is active, or the one with ``run_id``, which is left open or closed as
+    it is.
 
     A step goes from one state of the parameters to the next: all forwards of ``model`` itself
     between two updates, with the gradients that come back through them, are one step, and the
@@ -66,28 +77,81 @@ def watch(
     Updates are the steps of the parameters' optimizers and other changes in place; one through
     ``parameter.data`` goes unseen. The training's bits and random numbers are left alone, and
     nothing that fails here ends it: a step that cannot be measured or logged is left out, and
-    the first one reported in the log and the tag ``initflow.watch_failed``. A model that was
-    trained and none of whose own forwards were seen, as one of ``torch.compile`` has none, is
-    reported so too. Only a wrong call is refused, before the training begins.
+    the first one reported in the log and the tag ``initflow.watch_failed``. Only a wrong call is
+    refused, before the training begins.
+
+    ``model`` may be wrapped in a ``DataParallel`` or ``DistributedDataParallel``, or be compiled:
+    the layers have the names of the model itself. A compiled model, or a compiled part, runs as it
+    was written at the steps that are recorded. Of the processes of a distributed training the one
+    of rank 0 logs what it sees, and the others need no run.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
-    run = runs.active()
-    if run is None:
-        raise SettingError(
-            "watch needs an active MLflow run: open one around it, with mlflow.start_run(): …"
-        )
-    log = _Log(run, _known(quantities), name)
-    try:
-        layers.check(model)
-    except SettingError:
-        raise
-    except Exception:  # noqa: BLE001, S110 - reported when watching begins
-        pass
-    steps = _Steps(model, every, log)
+    wanted = Wanted.of(every, quantities, name)
+    _check(model)
+    if is_main_process():
+        bare, observing = forwards(model)
+        run = runs.active() if run_id is None else runs.of_id(run_id)
+        if run is None:
+            raise SettingError(
+                "watch needs an active MLflow run: open one around it, with mlflow.start_run(): …, "
+                "or give run_id"
+            )
+        with watched(bare, run, wanted, observing):
+            yield
+    else:
+        yield
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a watching logs, and how often."""
+
+    every: int
+    quantities: frozenset[str]
+    name: str | None
+
+    @classmethod
+    def of(cls, every: int, quantities: Iterable[str] | None, name: str | None) -> Wanted:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
+        return cls(every, _known(quantities), name)
+
+
+def is_main_process() -> bool:
+    """Whether it is of rank 0, or the training is not distributed."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    if distributed.is_available() and distributed.is_torchelastic_launched():
+        return os.environ.get("RANK", "0") == "0"  # torchrun's, before the group is there
+    return True
+
+
+Observing = Callable[[hooks.ForwardObserver], AbstractContextManager[object]]
+
+
+def forwards(model: nn.Module) -> tuple[nn.Module, Observing]:
+    """The model without what wraps it, and what has its calls and the wrappers' observed."""
+    chain = layers.bare(model)
+    return chain[-1], lambda observer: hooks.forwards([(one, observer) for one in chain])
+
+
+@contextlib.contextmanager
+def watched(
+    model: nn.Module,
+    run: runs.Run,
+    wanted: Wanted,
+    observing: Observing,
+    number: Callable[[], int] | None = None,
+) -> Iterator[None]:
+    """Log into ``run`` what ``model`` does in the forwards that ``observing`` has observed.
+
+    ``number`` gives that of the step that is under way, where another counts them.
+    """
+    _check(model)
+    steps = _Steps(model, wanted.every, _Log(run, wanted.quantities, wanted.name), number)
     steps.start(is_tagged=context.is_on())  # the run may be older than this process's use of us
     with (
-        hooks.forwards([(model, steps.forward)]),
+        observing(steps.forward),
         hooks.scaled(steps.scaled),
         register_optimizer_step_post_hook(steps.updated),
     ):
@@ -97,15 +161,28 @@ def watch(
             steps.end()
 
 
-class _Steps:
-    """Counts the steps of ``model``, and records some."""
+def _check(model: nn.Module) -> None:
+    try:
+        layers.check(model)
+    except SettingError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - reported when watching begins
+        pass
 
-    def __init__(self, model: nn.Module, every: int, log: _Log) -> None:
-        self._model, self._every, self._log = model, every, log
+
+class _Steps:
+    """Counts the steps of ``model``, or has them from ``number``, and records some."""
+
+    def __init__(
+        self, model: nn.Module, every: int, log: _Log, number: Callable[[], int] | None = None
+    ) -> None:
+        self._model, self._every, self._log, self._number = model, every, log, number
         self._recorder: Recorder | None = None
         self._parameters: dict[int, nn.Parameter] = {}
         self._updates = self._step = self._state = self._failures = 0
-        self._is_seen = False  # any of its forwards
+        self._updated_by: set[int] = set()  # optimizers, since the last forward that was seen
+        self._unseen = 0  # updates in a row without one
+        self._is_seen = False  # any forward at all
 
     @harmless
     def start(self, *, is_tagged: bool) -> None:
@@ -114,33 +191,47 @@ class _Steps:
         known = (p for p in self._model.parameters() if not p.is_inference())
         self._parameters = {id(parameter): parameter for parameter in known}
         self._state = self._version()
-        self._recorder = Recorder(self._model)
+        if self._number:
+            self._step = self._state
+        if self._step % self._every == 0:
+            self._recorder = Recorder(self._model)
         missed = layers.not_measured(self._model)
         self._log.begin(layers.names(self._model), missed, is_tagged=is_tagged)
 
     @harmless
     def forward(self) -> Callable[[object], object] | None:
         """Before a forward; what is to be called after it, if it is recorded."""
-        self._is_seen = True
         is_busy = self._recorder and self._recorder.is_busy_elsewhere()
         if is_busy or not torch.is_grad_enabled() or is_traced():
             return None
+        self._is_seen, self._unseen = True, 0
+        self._updated_by.clear()
         state = self._version()
         if state != self._state:
             self.finish()
-            self._step, self._state = self._step + 1, state
+            self._step, self._state = state if self._number else self._step + 1, state
             if self._step % self._every == 0 and self._failures < PATIENCE:
                 self._recorder = Recorder(self._model)
         after = self._recorder.begin() if self._recorder else None
         if self._recorder and self._recorder.failure:
             self.finish()  # which leaves the step out
-        return after
+        return _eagerly(after) if after else None
 
     @harmless
     def updated(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """Count its step, if it is one of the model's: fused ones leave versions as they are."""
         its = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        self._updates += any(id(parameter) in self._parameters for parameter in its)
+        if not any(id(parameter) in self._parameters for parameter in its):
+            return
+        self._updates += 1
+        # Several optimizers may step after one forward, each of them once.
+        if id(optimizer) not in self._updated_by:
+            self._updated_by.add(id(optimizer))
+            return
+        self.finish()
+        self._unseen += 1
+        if self._unseen == PATIENCE:
+            raise RuntimeError(UNSEEN)
 
     def scaled(self, scaler: GradScaler, losses: object) -> None:
         if self._recorder:
@@ -164,16 +255,9 @@ class _Steps:
     def end(self) -> None:
         """Log what is recorded, and leave nothing behind."""
         self.finish()
-        self.tell_unseen()
+        if self._updates and not self._is_seen:
+            self.failed(RuntimeError(UNSEEN))
         unsent.flush()
-
-    @harmless
-    def tell_unseen(self) -> None:
-        """Report a training of which nothing, or no more, was seen."""
-        if layers.is_compiled(self._model):
-            raise RuntimeError("the model was compiled meanwhile, and is measured no more")
-        if not self._is_seen and self._version() != self._state:
-            raise RuntimeError("no forward of the model itself was seen: is it compiled?")
 
     def failed(self, error: Exception) -> None:
         """Leave the step out."""
@@ -189,8 +273,22 @@ class _Steps:
         return recorder
 
     def _version(self) -> int:
+        if self._number:
+            return self._number()
         versions = (parameter._version for parameter in self._parameters.values())  # noqa: SLF001
         return self._updates + sum(versions)
+
+
+def _eagerly(after: Callable[[object], object]) -> Callable[[object], object]:
+    """Have what was compiled run as it was written, until ``after`` is called."""
+    eager = contextlib.ExitStack()
+    eager.enter_context(hooks.eagerly())
+
+    def end(output: object) -> None:
+        eager.close()
+        after(output)
+
+    return end
 
 
 class _Log:

@@ -1,0 +1,69 @@
+"""Callbacks that watch where another package has the training loop, which is optional here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from initflow.errors import SettingError
+from initflow.tracking.watching.watch import Wanted
+
+
+def lightning_callback(
+    *,
+    every: int = 100,
+    quantities: Iterable[str] | None = None,
+    name: str | None = None,
+    run_id: str | None = None,
+) -> Any:
+    """A ``lightning.pytorch.Callback`` that watches the LightningModule in ``Trainer.fit``.
+
+    It logs as :func:`initflow.watch` does, whose settings these are: into the run with ``run_id``,
+    else into that of the Trainer's ``MLFlowLogger``, else into the one that is active, as it is
+    under ``mlflow.pytorch.autolog``. The process of rank 0 logs.
+
+    A forward is all that ``training_step`` does, and a step has Lightning's number, by which its
+    loggers log: of batches after which an optimizer stepped. Where ``training_step`` optimizes by
+    itself, all of its forwards and updates are one step.
+
+    Without the package ``lightning``, or for a wrong setting, it is a
+    :class:`initflow.SettingError`.
+    """
+    wanted = Wanted.of(every, quantities, name)
+    return _module("lightning").Watch(wanted, run_id)
+
+
+def transformers_callback(
+    *,
+    every: int = 100,
+    quantities: Iterable[str] | None = None,
+    name: str | None = None,
+    run_id: str | None = None,
+) -> Any:
+    """A ``transformers.TrainerCallback`` that watches the model in ``Trainer.train``.
+
+    It logs as :func:`initflow.watch` does, whose settings these are: into the run with ``run_id``,
+    else into the one that is active, as it is with ``report_to="mlflow"``. The process of rank 0
+    logs, and a step has the Trainer's number, ``state.global_step``.
+
+    The Trainer tells its callbacks nothing of a training that fails: watching ends then with the
+    callback, or with the next ``train()``.
+
+    Without the package ``transformers``, or for a wrong setting, it is a
+    :class:`initflow.SettingError`.
+    """
+    wanted = Wanted.of(every, quantities, name)
+    return _module("transformers").Watch(wanted, run_id)
+
+
+def _module(package: str) -> Any:
+    """That of the callback for an optional ``package``."""
+    try:
+        return importlib.import_module(f"initflow.tracking.watching.{package}_callback")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise SettingError(
+            f"{package}_callback needs the package {package}: pip install 'initflow[{package}]'"
+        ) from None
