@@ -52,7 +52,25 @@ def encoder() -> tuple[nn.Module, Tensor]:
     return Classifier(), torch.randn(32, 32, 128)
 
 
-MODELS = {"CNN": cnn, "transformer encoder": encoder}
+class Reader(nn.Module):
+    """An LSTM whose last hidden state is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(28, 128, num_layers=2, batch_first=True)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.lstm(x)[0][:, -1])
+        return logits
+
+
+def lstm() -> tuple[nn.Module, Tensor]:
+    """Images of MNIST's shape, row by row."""
+    return Reader(), torch.randn(64, 28, 28)
+
+
+MODELS = {"CNN": cnn, "transformer encoder": encoder, "LSTM": lstm}
 
 
 @contextlib.contextmanager

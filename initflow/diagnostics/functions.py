@@ -27,7 +27,7 @@ from initflow.diagnostics import attention, recurrent
 from initflow.diagnostics.attention import Projections
 from initflow.diagnostics.calls import Call, added_up, is_plain, tensors
 from initflow.diagnostics.hooks import harmless
-from initflow.diagnostics.signals import Branch
+from initflow.diagnostics.signals import Branch, sum_of_squares
 
 PRODUCT = re.compile(r"linear|conv(_transpose)?[123]d|bilinear|embedding(_bag)?")
 # Names in torch, torch.nn.functional and Tensor; elementwise functions without chance.
@@ -240,7 +240,7 @@ class Functions(TorchFunctionMode):
         ):
             call = self._last_of(branch, trunk)
             if call:
-                its = Branch(_squares(branch) * of_branch**2, _squares(trunk) * of_trunk**2)
+                its = Branch(_squares(branch, of_branch), _squares(trunk, of_trunk))
                 call.branch = added_up([call.branch, its])
 
     def _last_of(self, branch: Tensor, trunk: Tensor) -> Call | None:
@@ -267,9 +267,9 @@ def name_of(func: Callable[..., Any]) -> str:
     return name if name.startswith("__") else name.rstrip("_")
 
 
-def _squares(x: Tensor) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(x.detach(), dtype=torch.float64)
-    return size.square()
+def _squares(x: Tensor, factor: float) -> Tensor:
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    return sum_of_squares(x) * factor**2
 
 
 def _modes() -> list[Any]:

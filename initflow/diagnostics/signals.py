@@ -85,8 +85,7 @@ class Moments:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         count = x.numel() // x.shape[unit]
         mean = x.sum(axes, keepdim=True, dtype=torch.float64) / count
-        apart = x - mean.to(x.dtype)
-        variance = torch.linalg.vector_norm(apart, dim=axes, dtype=torch.float64).square() / count
+        variance = sum_of_squares(x - mean.to(x.dtype), axes) / count
         nonfinite = 0 if variance.isfinite().all() else int((~x.isfinite()).sum())
         return cls(count, mean.flatten(), variance, nonfinite)
 
@@ -244,6 +243,18 @@ def _by_unit(x: Tensor, unit: int) -> tuple[Tensor, list[int]]:
     return x, [axis for axis in range(x.dim()) if axis != unit % x.dim()]
 
 
+def sum_of_squares(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """Over ``axes``, or over all, in double precision; also of what single cannot square.
+
+    Several times as fast as :func:`torch.linalg.vector_norm` in double precision.
+    """
+    low, high = torch.aminmax(x)
+    size = torch.maximum(-low, high)
+    size = size.where(size > 0, 1.0)
+    axes = range(x.dim()) if axes is None else axes
+    return (x / size).square_().sum(tuple(axes), dtype=torch.float64) * size.double().square()
+
+
 def distinct_fraction(rows: Tensor) -> float:
     """The share of different ones among ``rows``, (units, …): 1/units where all are copies."""
     return len(torch.unique(rows.detach().flatten(1), dim=0)) / len(rows)
@@ -382,9 +393,9 @@ def signals(layers: Mapping[str, Layer], hidden: Mapping[str, Hidden] | None = N
 def update_ratio(before: Tensor, after: Tensor) -> float:
     """NaN of weights that were all 0."""
     exact = torch.promote_types(before.dtype, torch.float32)
-    apart = torch.linalg.vector_norm(after.to(exact) - before.to(exact), dtype=torch.float64)
-    size = torch.linalg.vector_norm(before, dtype=torch.float64)
-    return (apart / size).item() if size > 0 else math.nan
+    old = before.to(exact)
+    apart, size = sum_of_squares(after.to(exact) - old).item(), sum_of_squares(old).item()
+    return math.sqrt(apart / size) if size > 0 else math.nan
 
 
 def _by_time(hidden: Hidden) -> dict[str, list[float | None]]:
