@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from initflow.core import environment
 from initflow.core.progress import warn
@@ -153,6 +157,7 @@ def watched(
     with (
         observing(steps.forward),
         hooks.scaled(steps.scaled),
+        register_optimizer_step_pre_hook(steps.updating),
         register_optimizer_step_post_hook(steps.updated),
     ):
         try:
@@ -191,8 +196,7 @@ class _Steps:
         known = (p for p in self._model.parameters() if not p.is_inference())
         self._parameters = {id(parameter): parameter for parameter in known}
         self._state = self._version()
-        if self._number:
-            self._step = self._state
+        self._step = self._number() if self._number else 0
         if self._step % self._every == 0:
             self._recorder = Recorder(self._model)
         missed = layers.not_measured(self._model)
@@ -207,9 +211,10 @@ class _Steps:
         self._is_seen, self._unseen = True, 0
         self._updated_by.clear()
         state = self._version()
-        if state != self._state:
+        step = self._number() if self._number else self._step + (state != self._state)
+        if step != self._step:
             self.finish()
-            self._step, self._state = state if self._number else self._step + 1, state
+            self._step, self._state = step, state
             if self._step % self._every == 0 and self._failures < PATIENCE:
                 self._recorder = Recorder(self._model)
         after = self._recorder.begin() if self._recorder else None
@@ -218,20 +223,22 @@ class _Steps:
         return _eagerly(after) if after else None
 
     @harmless
-    def updated(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
-        """Count its step, if it is one of the model's: fused ones leave versions as they are."""
-        its = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        if not any(id(parameter) in self._parameters for parameter in its):
-            return
-        self._updates += 1
-        # Several optimizers may step after one forward, each of them once.
+    def updating(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        """Before its step: several may step after a forward that is seen, each of them once."""
         if id(optimizer) not in self._updated_by:
-            self._updated_by.add(id(optimizer))
             return
         self.finish()
         self._unseen += 1
         if self._unseen == PATIENCE:
             raise RuntimeError(UNSEEN)
+
+    @harmless
+    def updated(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        """Count its step, if it is one of the model's: fused ones leave versions as they are."""
+        its = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        if any(id(parameter) in self._parameters for parameter in its):
+            self._updates += 1
+            self._updated_by.add(id(optimizer))
 
     def scaled(self, scaler: GradScaler, losses: object) -> None:
         if self._recorder:
@@ -273,8 +280,6 @@ class _Steps:
         return recorder
 
     def _version(self) -> int:
-        if self._number:
-            return self._number()
         versions = (parameter._version for parameter in self._parameters.values())  # noqa: SLF001
         return self._updates + sum(versions)
 
