@@ -20,6 +20,7 @@ AT_WORK = (
     "initializers.activations",
     "models.batches",
     "models.layers",
+    "models.slots",
     "training.splits",
 )
 

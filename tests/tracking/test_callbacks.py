@@ -53,12 +53,12 @@ def history(run_id, key):
 
 
 def steps(run_id):
-    """All that was watched, by step, under the names of inspect()."""
+    """All that was watched of forwards, by step, under the names of inspect()."""
     found = {}
     run = mlflow.get_run(run_id)
     assert "initflow.watch_failed" not in run.data.tags
     for key in run.data.metrics:
-        if "/net." in key:
+        if "/net." in key and not key.startswith("update_ratio/"):
             for step, value in history(run_id, key):
                 found.setdefault(step, {})[key.replace("/net.", "/")] = value
     return found

@@ -247,5 +247,6 @@ def test_mixed_precision_and_accumulation(logged, dtype, is_scaled, accumulated)
     found = steps(logged)
     assert list(found) == [0, 2]
     for step, values in expected.items():
-        assert found[step] == pytest.approx(values, rel=1e-4, abs=1e-12)
+        of_forwards = {k: v for k, v in found[step].items() if not k.startswith("update_ratio/")}
+        assert of_forwards == pytest.approx(values, rel=1e-4, abs=1e-12)
     assert all(map(torch.equal, *ends))
