@@ -32,7 +32,7 @@ def chosen(
     for what, given in (("only", only), ("skip", skip)):
         if given is None:
             continue
-        wanted = [given] if isinstance(given, (str, type)) else list(given)
+        wanted = list(given) if isinstance(given, (list, tuple, set)) else [given]
         true_of: set[Matrix] = set()
         for each in wanted:
             true_of |= _true_of(what, each, model, modules, found)

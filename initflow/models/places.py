@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +52,12 @@ def scheme_of(given: Given) -> Scheme | None:
     if isinstance(given, Scheme):
         return given
     if isinstance(given, str):
-        return None if given.strip() == AUTO else plugins.find(given)
+        if given.strip() == AUTO:
+            return None
+        try:
+            return plugins.find(given)
+        except SettingError as error:
+            raise SettingError(re.sub("^init ", "scheme ", str(error))) from None
     if not callable(given):
         raise SettingError(
             "scheme must be a scheme's name, with arguments after a colon, 'auto', a Scheme or a "

@@ -58,7 +58,7 @@ def start(
     - ``zero`` or ``rezero``: every branch starts at 0 (Bachlechner et al. 2020), by its gate
       where it has one.
     - ``fixup``: every branch starts at 0, its other matrices are scaled by N^(−1/(2m−2)), m
-      being its layers, and the head is 0 (Zhang, Dauphin and Ma 2019).
+      being its layers, and the head is 0, unless it is tied (Zhang, Dauphin and Ma 2019).
 
     What a branch is scaled by is the weight of the normalization at its end, where there is one,
     and else its last matrices.
@@ -85,7 +85,8 @@ def start(
             if branch.layers > 1:
                 factor = number ** (-1 / (2 * branch.layers - 2))
                 scales = dict.fromkeys(branch.others, factor) | scales
-        scales |= dict.fromkeys(_head(graph, products), 0.0)
+        # One that shares its weights with an embedding would leave nothing to start from.
+        scales |= {matrix: 0.0 for matrix in _head(graph, products) if not matrix.tied}
     return Start(number, scales, values)
 
 
