@@ -293,6 +293,17 @@ def test_the_example_of_looking_into_a_model(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "signals_by_layer.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_examples_of_initializing_a_model():
+    """They run as they stand, one after the other, and the report is a table."""
+    first, second = re.findall(r"```python\n(.*?)```", PAGES["models.md"], re.DOTALL)
+    spaces = {}
+    exec(first, spaces)  # noqa: S102 - our own
+    assert [row.scheme for row in spaces["report"].filled] == ["gain", "lecun"]
+    exec(second, spaces)  # noqa: S102 - our own
+    assert spaces["model"].layer1[0].bn2.weight[0].item() == pytest.approx(8**-0.5)
+    assert spaces["model"].fc.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
 def test_the_page_of_parameters_is_what_the_script_writes():
     """To the letter, so that no table is kept by hand."""
     assert PAGES["parameters.md"] == script.page(), "run: python docs/parameters.py"

@@ -102,6 +102,7 @@ def initialize(model: nn.Module, given: Given, options: Options) -> Report:
     schemes = {m: scheme or places.made_for(at[m].activation) for m in chosen.matrices}
     rows, biases = _drawn(schemes, inner, at, batch, options.seed)
     stated = {m: schemes[m].variance(at[m]) for m in chosen.matrices}
+    set_by_scheme = bool(biases)
     biases |= _other_biases(chosen, biases, options)
     scales = {m: start.scales.get(m, 1.0) for m in chosen.matrices}
     with _put_back(inner, chosen, biases):
@@ -110,7 +111,14 @@ def initialize(model: nn.Module, given: Given, options: Options) -> Report:
         filled = [_filled(m, schemes[m], structure, stated[m], scales[m]) for m in chosen.matrices]
     left = {name: reason for name, reason in chosen.left.items() if name not in start.values}
     remarks = [structure.problem] if structure.problem else []
-    return Report(filled, left, start.values, _told(chosen, biases, options), start.number, remarks)
+    return Report(
+        filled,
+        left,
+        start.values,
+        _told(chosen, biases, set_by_scheme=set_by_scheme),
+        start.number,
+        remarks,
+    )
 
 
 def _drawn(
@@ -222,11 +230,16 @@ def _filled(
     )
 
 
-def _told(chosen: Weights, biases: Drawn, options: Options) -> str:
+def _told(chosen: Weights, biases: Drawn, *, set_by_scheme: bool) -> str:
     """What became of the biases, in words."""
-    having = [m for m in chosen.matrices if m.bias]
+    having = [matrix for matrix in chosen.matrices if matrix.bias]
     if not having:
         return "there are none"
-    if all(m in biases for m in having):
-        return "set to 0" if options.bias == "zeros" else "set by the scheme"
-    return "as they were, but for the forget gates" if biases else "as they were"
+    if set_by_scheme:
+        return "set by the scheme"
+    if not biases:
+        return "as they were"
+    some = all(matrix in biases for matrix in having)
+    opened = any(biases[matrix].any() for matrix in biases)
+    others = "set to 0" if some else "as they were"
+    return f"{others}, but for the forget gates" if opened or not some else others

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from initflow.errors import SettingError
 from initflow.models import layers, slots
@@ -121,6 +122,7 @@ def of(model: nn.Module) -> Weights:
                 f"model must have its weights; '{name}' is on the meta device: call "
                 "model.to_empty(device='cpu') first"
             )
+    own = parametrize.type_before_parametrizations(model).__name__.lower()
     found: list[Matrix] = []
     left: dict[str, str] = {}
     first: dict[int, Matrix] = {}
@@ -128,7 +130,7 @@ def of(model: nn.Module) -> Weights:
         # The parts of a parametrized weight are seen where it is used.
         if "parametrizations" in name.split("."):
             continue
-        for found_here in _of_module(name or type(model).__name__.lower(), module):
+        for found_here in _of_module(name or own, module):
             matrix = replace(found_here, module=name)
             key = id(matrix.slot.originals[0])
             known = first.get(key)

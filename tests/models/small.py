@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 class Block(nn.Module):
@@ -19,9 +19,9 @@ class Block(nn.Module):
         n, length, size = x.shape
         projected = self.projections(self.before(x)).chunk(3, -1)
         q, k, v = (part.view(n, length, self.heads, -1).transpose(1, 2) for part in projected)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.output(seen.transpose(1, 2).reshape(n, length, size))
-        return x + self.narrow(F.gelu(self.wide(self.between(x))))
+        return x + self.narrow(functional.gelu(self.wide(self.between(x))))
 
 
 class GPT(nn.Module):
@@ -72,7 +72,5 @@ class Conv1D(nn.Module):
 
 def transformer(layers=3, size=32, classes=10):
     layer = nn.TransformerEncoderLayer(size, 4, 64, 0.0, batch_first=True, norm_first=True)
-    encoder = nn.TransformerEncoder(
-        layer, layers, nn.LayerNorm(size), enable_nested_tensor=False
-    )
+    encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(size), enable_nested_tensor=False)
     return nn.Sequential(encoder, nn.Linear(size, classes))

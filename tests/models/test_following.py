@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from initflow.models import batches, following, graph, weights
 
@@ -34,9 +34,19 @@ def met(model, batch=None):
 
 
 BETWEEN = {
-    "relu": [F.relu, torch.relu_, nn.ReLU(), lambda x: x.clamp(min=0), lambda x: x * (x > 0)],
-    "tanh": [torch.tanh, nn.Tanh(), lambda x: F.dropout(F.layer_norm(x, (4,))).tanh()],
-    "silu": [F.silu, lambda x: x * torch.sigmoid(x), nn.SiLU(inplace=True)],
+    "relu": [
+        functional.relu,
+        torch.relu_,
+        nn.ReLU(),
+        lambda x: x.clamp(min=0),
+        lambda x: x * (x > 0),
+    ],
+    "tanh": [
+        torch.tanh,
+        nn.Tanh(),
+        lambda x: functional.dropout(functional.layer_norm(x, (4,))).tanh(),
+    ],
+    "silu": [functional.silu, lambda x: x * torch.sigmoid(x), nn.SiLU(inplace=True)],
     "gelu": [nn.GELU(), lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))],
     "leaky_relu": [nn.LeakyReLU()],
     "leaky_relu(0.2)": [nn.LeakyReLU(0.2)],
@@ -47,7 +57,12 @@ BETWEEN = {
     ],
     "sin": [torch.sin],
     "relu ": [lambda x: (2 * x).view(-1, 2, 2).transpose(1, 2).flatten(1).relu()],
-    None: [nn.Identity(), lambda x: 3 * x + 1, lambda x: F.softmax(x, -1), lambda x: x * x.flip(1)],
+    None: [
+        nn.Identity(),
+        lambda x: 3 * x + 1,
+        lambda x: functional.softmax(x, -1),
+        lambda x: x * x.flip(1),
+    ],
 }
 CASES = [(name, between) for name, all_of in BETWEEN.items() for between in all_of]
 

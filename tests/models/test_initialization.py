@@ -144,7 +144,7 @@ def test_biases_stay_unless_they_are_set():
     assert model.in_proj_bias.tolist() == [0] * 8 + [1] * 8 + [0] * 8
     model = nn.Sequential(nn.Linear(4, 500), nn.Tanh())
     report = inf.initialize(model, find("critical", PLUGINS), bias="zeros")
-    assert model[0].bias.var() > 0.01
+    assert model[0].bias.var() > 0.001
     assert "Biases: set by the scheme." in report.conclusions
 
 
@@ -235,7 +235,7 @@ def test_layers_are_numbered_where_they_are_a_chain():
     model = copy.deepcopy(MODEL)
     inf.initialize(model, numbered)
     assert [model[at].weight.unique().item() for at in (0, 3, 4)] == [0, 1, 2]
-    with pytest.raises(inf.SettingError, match="which only a chain of layers has: 'blocks.0.outp"):
+    with pytest.raises(inf.SettingError, match="which only a chain of layers has: 'words' leads"):
         inf.initialize(GPT(), numbered, batch=torch.zeros(1, 3, dtype=torch.int64))
 
 
@@ -271,7 +271,10 @@ def variances(model, batch, kinds):
     found = {}
 
     def note(name):
-        return lambda module, args, output: found.setdefault(name, output.var(correction=0).item())
+        def hook(_module, _args, output):
+            found.setdefault(name, output.var(correction=0).item())
+
+        return hook
 
     hooks = [
         module.register_forward_hook(note(name))
@@ -316,7 +319,7 @@ def test_lsuv_fills_a_transformer_but_for_its_attention():
 
 REFUSED = [
     ("critical", nn.LSTM(4, 5), "sigmoid has no critical point .*LSTM input, input"),
-    ("looks-linear", nn.LSTM(4, 5), "sigmoid cannot look linear"),
+    ("looks-linear", Reader(nn.LSTM(4, 5)), "sigmoid cannot look linear"),
     ("looks-linear", GPT(), "goes by the layers' numbers"),
     ("lsuv", nn.LSTM(4, 5), r"cannot fill '' \(LSTM\)"),
 ]
@@ -325,7 +328,8 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "model", "said"), REFUSED)
 def test_a_plugin_says_where_its_idea_does_not_hold(name, model, said):
     """In one line."""
-    batch = torch.zeros(2, 3, dtype=torch.int64) if isinstance(model, GPT) else torch.ones(2, 3, 4)
+    words = isinstance(model, (GPT, Reader))
+    batch = torch.zeros(2, 3, dtype=torch.int64) if words else torch.ones(2, 3, 4)
     with pytest.raises(inf.SettingError, match=said):
         inf.initialize(model, find(name, PLUGINS), batch=batch)
 

@@ -254,9 +254,9 @@ def test_weights_are_chosen_by_names_patterns_and_types(given, expected):
     """Of what is in a module, too."""
     found = choosing.chosen(READER, weights.of(READER), **{"only": None, "skip": None} | given)
     assert [matrix.name for matrix in found.matrices] == expected
-    assert {name for name, reason in found.left.items() if reason == "not chosen"} == {
-        *ALL
-    } - {*expected}
+    assert {name for name, reason in found.left.items() if reason == "not chosen"} == {*ALL} - {
+        *expected
+    }
 
 
 @pytest.mark.parametrize(

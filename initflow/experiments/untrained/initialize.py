@@ -16,10 +16,10 @@ from initflow.models.places import Given
 from initflow.reporting.formats import NONE, counted, rounded
 from initflow.reporting.results import Result
 
-COLUMNS = ("name", "kind", "fan_in", "fan_out", "activation", "scheme", "stated", "drawn", "scale")
+COLUMNS = ("name", "kind", "in", "out", "follows", "scheme", "stated", "drawn", "scale")
 NAMES = 3  # that a sentence has
 WIDTH = 100  # of the table where no terminal says it
-LEAST = 12  # characters of a name that stay
+LEAST = 10  # characters of a name that stay
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,7 +66,7 @@ class Initialization(Result, Report):
             yield {"name": name, "left": reason}
 
     def __str__(self) -> str:
-        """The table, no wider than the terminal, between the title and the sentences."""
+        """The table, for a terminal of 80 columns or more, between the title and the sentences."""
         width = shutil.get_terminal_size((WIDTH, 24)).columns
         lines = dict.fromkeys([*self.conclusions, *self.problems()])
         return "\n".join([self.title, "", *self._table(width), "", *lines])
