@@ -1,0 +1,140 @@
+"""What theory expects of each layer of a model on a batch, or why it expects nothing.
+
+:mod:`initflow.models.moments` and :mod:`initflow.models.gradient_moments` say it of every entry;
+here it is the mean over a layer's output, by the name of its module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from initflow.models import batches, graph, operations
+from initflow.models.gradient_moments import GradientMoments
+from initflow.models.graph import Graph, Node
+from initflow.models.moments import Moments, WeightMoments, own_moments
+from initflow.models.rules import NoRuleError
+
+IMAGES = 8  # of a batch, which are gone by: more cost time, and change little
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A mean square over draws of the weights; None where there is no rule, for that ``reason``."""
+
+    value: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LayerExpectation:
+    """Of what an operation with a weight gives, and of the loss's gradient by that."""
+
+    forward: Expected
+    backward: Expected
+
+
+@dataclass(frozen=True)
+class Theory:
+    """What is expected of a recorded ``graph``: of its nodes, and of its layers by name.
+
+    A module that is called several times has the mean over its calls.
+    """
+
+    graph: Graph
+    forward: Moments
+    backward: GradientMoments | None = None
+
+    def of_node(self, node: Node) -> LayerExpectation:
+        forward = _expected(node, self.forward.moment)
+        if self.backward is None:
+            return LayerExpectation(forward, Expected(None, "no gradient by the outputs was given"))
+        return LayerExpectation(forward, _expected(node, self.backward.moment))
+
+    def of_layers(self) -> Mapping[str, LayerExpectation]:
+        found: dict[str, list[LayerExpectation]] = {}
+        for node in self.graph.nodes:
+            if operations.is_weighted(node):
+                found.setdefault(node.module, []).append(self.of_node(node))
+        return {name: _together(calls) for name, calls in found.items()}
+
+
+def theory(
+    recorded: Graph,
+    output_gradients: Mapping[Node, Tensor] | None = None,
+    weight_moments: WeightMoments = own_moments,
+) -> Theory:
+    """What is expected of ``recorded``, whose inputs have their values.
+
+    ``output_gradients`` are the loss's by the graph's outputs, from which it goes backward.
+    ``weight_moments`` gives the mean squares of the entries of a node's weight and bias.
+    """
+    forward = Moments(recorded, weight_moments)
+    if output_gradients is None:
+        return Theory(recorded, forward)
+    return Theory(recorded, forward, GradientMoments(forward, output_gradients))
+
+
+def of_model(
+    model: nn.Module, batch: object, weight_moments: WeightMoments = own_moments
+) -> Theory:
+    """Forward alone, on the first :data:`IMAGES` of ``batch``."""
+    return theory(graph.of_batch(model, batches.given(model, first(batch))), None, weight_moments)
+
+
+def first(batch: object, images: int = IMAGES) -> object:
+    """``batch`` with the first of its images alone; what has another number of them is left."""
+    sizes = {len(x) for x in _tensors(batch) if x.dim()}
+    if len(sizes) != 1 or sizes.pop() <= images:
+        return batch
+    return _map(batch, lambda x: x[:images] if x.dim() else x)
+
+
+def _map(value: object, change: Callable[[Tensor], Tensor]) -> object:
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (tuple, list):
+        made = [_map(each, change) for each in value]  # type: ignore[attr-defined]
+        return tuple(made) if isinstance(value, tuple) else made
+    if type(value) is dict:
+        return {name: _map(each, change) for name, each in value.items()}
+    return value
+
+
+def _tensors(value: object) -> Iterable[Tensor]:
+    found: list[Tensor] = []
+
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    _map(value, note)
+    return found
+
+
+def _expected(node: Node, moment: Callable[[Node], Tensor]) -> Expected:
+    try:
+        with torch.no_grad():
+            return Expected(_mean(moment(node), node))
+    except NoRuleError as error:
+        return Expected(None, str(error))
+
+
+def _mean(moments: Tensor, node: Node) -> float:
+    assert node.shape is not None
+    return moments.expand(node.shape).mean().item()
+
+
+def _together(calls: list[LayerExpectation]) -> LayerExpectation:
+    ways = ([call.forward for call in calls], [call.backward for call in calls])
+    return LayerExpectation(*(_mean_of(way) for way in ways))
+
+
+def _mean_of(calls: list[Expected]) -> Expected:
+    missing = next((call for call in calls if call.value is None), None)
+    if missing is not None:
+        return missing
+    return Expected(sum(call.value or 0.0 for call in calls) / len(calls))

@@ -1,0 +1,89 @@
+"""What a rule of an operation says of second moments, over random draws of the weights.
+
+Forward, it is the mean of the product of two entries of what the operation gives, an offset apart
+(:mod:`initflow.models.offsets`); backward, that of the loss's gradient by two entries of what it
+takes. Entries have the batch's place in them: the batch itself is not random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from initflow.models.graph import Node
+from initflow.models.offsets import Offset
+
+
+class NoRuleError(Exception):
+    """Why there is no prediction, in a few words."""
+
+
+class Forward(Protocol):
+    """The second moments of all nodes."""
+
+    def moment(self, node: Node, offset: Offset | None = None) -> Tensor: ...
+
+    def mean(self, node: Node) -> Tensor: ...
+
+    def known(self, node: Node) -> Tensor | None: ...
+
+    def weight_moments(
+        self, node: Node, weight: Tensor, bias: Tensor | None
+    ) -> tuple[float, float]: ...
+
+    def heads(self, node: Node) -> Sequence[Node]: ...
+
+    def evaluate(self, node: Node, values: Mapping[Node, Tensor]) -> Tensor: ...
+
+    def draw(self, head: Node, z: Tensor) -> Tensor: ...
+
+    def samples(self, node: Node) -> int: ...
+
+
+class Backward(Protocol):
+    """The second moments of the loss's gradient by all nodes."""
+
+    @property
+    def forward(self) -> Forward: ...
+
+    def moment(self, node: Node, offset: Offset | None = None) -> Tensor: ...
+
+
+class Rule:
+    """That of one operation; what it has no answer to is a :class:`NoRuleError`."""
+
+    def moment(self, at: Forward, node: Node, offset: Offset) -> Tensor:
+        """Of ``node``, which the operation gives; its axes are ``node``'s, or of size 1."""
+        raise NotImplementedError
+
+    def mean(self, at: Forward, node: Node) -> Tensor:
+        return at.moment(node)[(slice(0, 1),) * len(shape_of(node))] * 0
+
+    def draw(self, at: Forward, node: Node, z: Tensor) -> Tensor:
+        """Entries drawn from their distribution, by normal ``z`` (samples, …)."""
+        mean = at.mean(node)
+        return mean + (at.moment(node) - mean.square()).clamp(min=0).sqrt() * z
+
+    def gradient(
+        self,
+        back: Backward,  # noqa: ARG002 - this rule has none
+        node: Node,
+        source: Node,  # noqa: ARG002
+        offset: Offset,  # noqa: ARG002
+    ) -> Tensor:
+        """By ``source``, which the operation takes."""
+        raise NoRuleError(f"no rule for the gradient of {said(node)}")
+
+
+def said(node: Node) -> str:
+    """An operation by name and place."""
+    function = node.arguments[0].function if node.function == "getitem" else node.function
+    return f"{function} in {node.module}" if node.module else function
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    if node.shape is None:
+        raise NoRuleError(f"no rule for {said(node)}")
+    return node.shape
