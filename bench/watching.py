@@ -57,8 +57,8 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(28, 128, num_layers=2, batch_first=True)
-        self.head = nn.Linear(128, 10)
+        self.lstm = nn.LSTM(28, 256, num_layers=2, batch_first=True)
+        self.head = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.lstm(x)[0][:, -1])

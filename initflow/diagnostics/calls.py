@@ -38,7 +38,10 @@ class Call:
         self, function: Callable[..., Tensor], x: Tensor, *args: object, **kwargs: object
     ) -> None:
         activations, slopes = _slopes(function, x, *args, **kwargs)
-        steepest = _steepest(function, *args, **kwargs)
+        self.fired(activations, slopes, _steepest(function, *args, **kwargs))
+
+    def fired(self, activations: Tensor, slopes: Tensor, steepest: float) -> None:
+        """Its activation function gave ``activations``, where it had ``slopes``."""
         self.activation = Moments.of(activations, self.unit)
         self.firing = Firing.of(activations, slopes, steepest, self.unit)
 

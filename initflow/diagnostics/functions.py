@@ -120,16 +120,21 @@ class Functions(TorchFunctionMode):
     def enter(self) -> None:
         super().__enter__()  # type: ignore[no-untyped-call]
 
-    def leave(self) -> None:
-        """Take it out of this thread's modes, where others may have come since and stayed."""
+    def leave(self) -> bool:
+        """Take it out of this thread's modes, where others may have come since and stayed.
+
+        Whether it was one of them.
+        """
         modes: Any = torch.overrides  # which says nothing of its functions' types
         stack = _modes()
-        if self in stack:
-            above = stack[stack.index(self) + 1 :]
-            for _mode in (self, *above):
-                modes._pop_mode()  # noqa: SLF001
-            for mode in above:
-                modes._push_mode(mode)  # noqa: SLF001
+        if self not in stack:
+            return False
+        above = stack[stack.index(self) + 1 :]
+        for _mode in (self, *above):
+            modes._pop_mode()  # noqa: SLF001
+        for mode in above:
+            modes._push_mode(mode)  # noqa: SLF001
+        return True
 
     def gave(self, call: Call, *outputs: Tensor) -> None:
         """Note ``outputs`` as those of a layer's ``call``."""

@@ -45,6 +45,8 @@ from initflow.models import layers
 # Units of all calls that are kept of a step, some 200 bytes each: without an update it would never
 # end, and take all memory.
 MOST_UNITS = 2_000_000
+# They take a path with other bits, in evaluation and without gradients, unless a mode is there.
+WITH_A_FAST_PATH = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
 @dataclass(eq=False)
@@ -77,6 +79,7 @@ class Recorder:
         layers.check(model)
         self._failures: list[Exception] = []
         self._layers = layers.named(model)
+        self._fast = [module for module in model.modules() if isinstance(module, WITH_A_FAST_PATH)]
         self._forwards: list[_Forward] = []
         self._weights: dict[str, KeptWeight] = {}
         self._weight_gradients: dict[int, Tensor] = {}  # by the parameter's identity
@@ -110,6 +113,7 @@ class Recorder:
         self._functions = Functions(weakref.proxy(self))
         self._functions.enter()
         calls = [(module, self._before(name, module)) for name, module in self._layers.items()]
+        calls += [(module, self._pauses) for module in self._fast if _is_fast(module)]
         self._observing.enter_context(hooks.forwards(calls))
 
     def _before(self, name: str, module: nn.Module) -> hooks.ForwardObserver:
@@ -219,6 +223,17 @@ class Recorder:
             self._on_gradient(base, functools.partial(self._gave_back, [call]))
 
     @harmless
+    def _pauses(self) -> Callable[[object], object] | None:
+        """Look at no functions until the module has been called."""
+        if self._is_elsewhere() or is_traced() or not self._functions.leave():
+            return None
+        return self._resumes
+
+    @harmless
+    def _resumes(self, _output: object) -> None:
+        self._functions.enter()
+
+    @harmless
     def _enters(self, name: str, module: nn.Module) -> Callable[[object], object] | None:
         """Before a module whose layers are no modules; what is to be called after it."""
         if self._is_elsewhere() or is_traced():
@@ -269,7 +284,7 @@ class Recorder:
         stream: Tensor | None,
     ) -> None:
         """Measure the gates of a recurrent module, whose kernel of ``name`` gave ``outputs``."""
-        gates = layers.gates(inside.module)
+        gates = [*layers.gates(inside.module)]
         if not gates:
             return
         inside.seen = True
@@ -289,7 +304,9 @@ class Recorder:
             functions = recurrent.KERNELS[kernel.name]
             for gate, (of_gate, x) in enumerate(zip(moments, parts, strict=True)):
                 call = Call(f"{one}.{gates[gate]}", -1, of_gate)
-                call.activated(functions[gate], x)
+                activations = functions[gate].apply(x)
+                slopes = functions[gate].slope(activations)
+                call.fired(activations, slopes, functions[gate].steepest)
                 rows = functools.partial(_rows, gate, len(gates))
                 self._keep(call, *(Part(weight, rows) for weight in weights[:2]))
                 calls.append(call)
@@ -367,6 +384,11 @@ class Recorder:
             return gradient
         # In half precision it might be rounded to 0.
         return gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
+
+
+def _is_fast(module: nn.Module) -> bool:
+    """Whether it may take its fast path; unless what it is given has a gradient."""
+    return not module.training and not any(p.requires_grad for p in module.parameters())
 
 
 def _add_gradient(calls: list[Call], gradient: Tensor) -> None:

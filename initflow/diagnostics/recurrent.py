@@ -12,9 +12,9 @@ the second, as a ``PackedSequence`` has them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +22,24 @@ from torch.nn import functional
 
 from initflow.diagnostics.calls import is_plain, own_graph
 
-# The functions that are applied to each gate's pre-activations, by the kernel's name.
+
+class Function(NamedTuple):
+    """What is applied to a gate's pre-activations, with its slope by what it gives."""
+
+    apply: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    steepest: float
+
+
+SIGMOID = Function(torch.sigmoid, lambda a: a * (1 - a), 0.25)
+TANH = Function(torch.tanh, lambda a: 1 - a.square(), 1.0)
+RELU = Function(torch.relu, lambda a: (a > 0).to(a.dtype), 1.0)
+# Those of each gate, by the kernel's name.
 KERNELS = {
-    "lstm": (torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid),
-    "gru": (torch.sigmoid, torch.sigmoid, torch.tanh),
-    "rnn_tanh": (torch.tanh,),
-    "rnn_relu": (torch.relu,),
+    "lstm": (SIGMOID, SIGMOID, TANH, SIGMOID),
+    "gru": (SIGMOID, SIGMOID, TANH),
+    "rnn_tanh": (TANH,),
+    "rnn_relu": (RELU,),
 }
 CELL = "_cell"
 # How far the kernel's outputs may lie from the unrolled ones, as a share of their size. On a GPU

@@ -21,6 +21,7 @@ from initflow.errors import SettingError
 from tests.conftest import ROOT, python
 from tests.diagnostics.test_inspection import normal, squared
 from tests.test_readme import example
+from tests.tracking.test_watching import updates
 
 # The packages' own, and dynamo's.
 pytestmark = [
@@ -53,15 +54,31 @@ def history(run_id, key):
 
 
 def steps(run_id):
-    """All that was watched of forwards, by step, under the names of inspect()."""
+    """All that was watched, by step, under the names of inspect()."""
     found = {}
     run = mlflow.get_run(run_id)
     assert "initflow.watch_failed" not in run.data.tags
     for key in run.data.metrics:
-        if "/net." in key and not key.startswith("update_ratio/"):
+        if "/net." in key:
             for step, value in history(run_id, key):
                 found.setdefault(step, {})[key.replace("/net.", "/")] = value
     return found
+
+
+def looked_at(net, batch):
+    """The net as it is, and its signals with the random numbers that the training draws next."""
+    net = copy.deepcopy(net)
+    return net, initflow.inspect(copy.deepcopy(net), batch, squared).metrics()
+
+
+def expected(seen, after):
+    """Of every third step, from what was looked at before each, and the net at the end."""
+    nets = [*(net for net, _ in seen), after]
+    return {
+        step: pytest.approx(metrics | updates(net, nets[step + 1]))
+        for step, (net, metrics) in enumerate(seen)
+        if step % 3 == 0
+    }
 
 
 def new_run():
@@ -102,11 +119,10 @@ class Looking(lightning.Callback):
     """At each batch at once, before it is trained on."""
 
     def __init__(self):
-        self.found = []
+        self.seen = []
 
     def on_train_batch_start(self, _trainer, lit, batch, _index):
-        net = copy.deepcopy(lit.net)
-        self.found.append(initflow.inspect(net, batch, squared).metrics())
+        self.seen.append(looked_at(lit.net, batch))
 
 
 def fit(lit, *callbacks, ckpt_path=None, **settings):
@@ -141,11 +157,12 @@ def test_lightning_logs_into_a_run(store, whose):
         with active as run:
             callback = initflow.lightning_callback(every=3, run_id=run_id)
             loggers = [CSVLogger("csv"), logger] if "logger" in whose else False
-            fit(Lit(), looking, callback, logger=loggers, log_every_n_steps=1)
+            lit = Lit()
+            fit(lit, looking, callback, logger=loggers, log_every_n_steps=1)
     finally:
         mlflow.pytorch.autolog(disable=True)
     its = logger.run_id if loggers else run_id or (run or mlflow.last_active_run()).info.run_id
-    assert steps(its) == {step: looking.found[step] for step in (0, 3, 6, 9)}
+    assert steps(its) == expected(looking.seen, lit.net)
     assert mlflow.get_run(its).info.status == ("RUNNING" if run_id else "FINISHED")
     if loggers:  # its metrics stand at the same steps
         assert [step for step, _ in history(its, "loss")] == list(range(10))
@@ -256,9 +273,8 @@ class LookingTrainer(Trainer):
     """At each batch at once, before it is trained on."""
 
     def compute_loss(self, model, inputs, **others):
-        net = copy.deepcopy(self.model.net)
-        self.found = [*getattr(self, "found", []), initflow.inspect(net, inputs["x"], squared)]
-        if self.args.run_name == f"fails at {len(self.found)}":
+        self.seen = [*getattr(self, "seen", []), looked_at(self.model.net, inputs["x"])]
+        if self.args.run_name == f"fails at {len(self.seen)}":
             raise ZeroDivisionError
         return super().compute_loss(model, inputs, **others)
 
@@ -287,8 +303,7 @@ def test_transformers_logs_into_a_run(store, whose):
         its = trainer(callback, report_to="mlflow" if "report_to" in whose else "none")
         its.train()
     logged = run_id or (run or mlflow.last_active_run()).info.run_id
-    expected = {step: its.found[step].metrics() for step in (0, 3, 6, 9)}
-    assert steps(logged) == expected
+    assert steps(logged) == expected(its.seen, its.model.net)
     assert mlflow.get_run(logged).info.status == ("RUNNING" if run_id else "FINISHED")
     if "report_to" in whose:
         assert [step for step, _ in history(logged, "loss")] == list(range(1, 11))
@@ -342,7 +357,7 @@ def test_transformers_fails(store):
     its.train()
     assert nothing_is_observed()
     assert len(history(run_id, "weight_variance/net.0")) == 3 + 5
-    its.found = []
+    its.seen = []
     with pytest.raises(ZeroDivisionError):
         its.train()
     assert not nothing_is_observed()

@@ -230,6 +230,25 @@ def test_the_training_is_left_alone(logged, build, shape):
     assert not any(tags for _, tags in logged)
 
 
+def frozen():
+    """An encoder that is not trained: PyTorch takes a shorter way through it."""
+    return nn.Sequential(encoder().eval().requires_grad_(requires_grad=False), nn.Linear(8, 3))
+
+
+def test_the_fast_path_of_a_frozen_encoder_is_left_alone(logged):
+    """It gives other bits than the usual one; what is trained behind it is measured."""
+    ends = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        net, gave = frozen(), []
+        net[0].register_forward_hook(lambda _, __, output, gave=gave: gave.append(output))
+        with initflow.watch(net, every=2) if watched else contextlib.nullcontext():
+            train(net, data(3, (3, 5, 8)))
+        ends.append([*gave, *net.state_dict().values()])
+    assert all(map(torch.equal, *ends))
+    assert "weight_gradient_variance/1" in steps(logged)[2]
+
+
 def test_hidden_states_over_time(logged):
     """Some time steps have keys of their own, as chosen, and an update its size."""
     names = ["hidden_gradient_second_moment", "update_ratio"]

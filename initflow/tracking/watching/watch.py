@@ -81,8 +81,9 @@ def watch(
     Updates are the steps of the parameters' optimizers and other changes in place; one through
     ``parameter.data`` goes unseen. The training's bits and random numbers are left alone, and
     nothing that fails here ends it: a step that cannot be measured or logged is left out, and
-    the first one reported in the log and the tag ``initflow.watch_failed``. Only a wrong call is
-    refused, before the training begins.
+    the first one reported in the log and the tag ``initflow.watch_failed``. A model that is updated
+    though no forward of it is seen is reported so, too. Only a wrong call is refused, before the
+    training begins.
 
     ``model`` may be wrapped in a ``DataParallel`` or ``DistributedDataParallel``, or be compiled:
     the layers have the names of the model itself. A compiled model, or a compiled part, runs as it
