@@ -204,7 +204,7 @@ def _filled(value: Any, values: Mapping[Node, Any]) -> Any:
 
 
 def _probe() -> Tensor:
-    return torch.linspace(-3.1, 3.3, 33, dtype=torch.float64)
+    return torch.linspace(-31, 33, 321, dtype=torch.float64)
 
 
 def _is_affine(function: Callable[[Tensor], Tensor]) -> bool:

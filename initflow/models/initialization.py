@@ -86,39 +86,64 @@ class Report:
     remarks: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a model is to be filled: all but the seed, so that it can be filled anew, time and again.
+
+    ``at`` is where each of the chosen matrices stands, and ``schemes`` what it is filled by.
+    """
+
+    model: nn.Module
+    chosen: Weights
+    structure: Structure
+    at: Mapping[Matrix, Place]
+    schemes: Mapping[Matrix, Scheme]
+    start: residual.Start
+    batch: batches.Batch | None
+    options: Options
+
+    @classmethod
+    def of(cls, model: nn.Module, given: Given, options: Options) -> Plan:
+        """Of ``options``, whose seed is left for :meth:`fill` to say."""
+        found = weights.of(model)
+        chosen = choosing.chosen(model, found, options.only, options.skip)
+        inner = weights.unwrapped(model)
+        scheme = places.scheme_of(given)
+        batch = None if options.batch is None else batches.given(inner, options.batch)
+        structure = Structure.of(inner, found.every, batch)
+        at = places.of(scheme, chosen.matrices, structure)
+        start = residual.Start(0)
+        if options.residual:
+            traced = structure.known(f"residual='{options.residual}' needs the model's graph")
+            start = residual.start(
+                options.residual, inner, traced, structure.products, chosen.matrices
+            )
+        schemes = {m: scheme or places.made_for(at[m].activation) for m in chosen.matrices}
+        return cls(inner, chosen, structure, at, schemes, start, batch, options)
+
+    def fill(self, seed: int) -> Report:
+        """Fill the model, which is as it was where this raises."""
+        matrices, start = self.chosen.matrices, self.start
+        rows, biases = _drawn(self.schemes, self.model, self.at, self.batch, seed)
+        stated = {m: self.schemes[m].variance(self.at[m]) for m in matrices}
+        set_by_scheme = bool(biases)
+        biases |= _other_biases(self.chosen, biases, self.options)
+        scales = {m: start.scales.get(m, 1.0) for m in matrices}
+        with _put_back(self.model, self.chosen, biases):
+            _write(rows, biases, scales)
+            _set(self.model, start.values)
+            filled = [
+                _filled(m, self.schemes[m], self.structure, stated[m], scales[m]) for m in matrices
+            ]
+        left = {n: reason for n, reason in self.chosen.left.items() if n not in start.values}
+        remarks = [self.structure.problem] if self.structure.problem else []
+        told = _told(self.chosen, biases, set_by_scheme=set_by_scheme)
+        return Report(filled, left, start.values, told, start.number, remarks)
+
+
 def initialize(model: nn.Module, given: Given, options: Options) -> Report:
     """Fill the weights of ``model``, which is as it was where this raises."""
-    found = weights.of(model)
-    chosen = choosing.chosen(model, found, options.only, options.skip)
-    inner = weights.unwrapped(model)
-    scheme = places.scheme_of(given)
-    batch = None if options.batch is None else batches.given(inner, options.batch)
-    structure = Structure.of(inner, found.every, batch)
-    at = places.of(scheme, chosen.matrices, structure)
-    start = residual.Start(0)
-    if options.residual:
-        traced = structure.known(f"residual='{options.residual}' needs the model's graph")
-        start = residual.start(options.residual, inner, traced, structure.products, chosen.matrices)
-    schemes = {m: scheme or places.made_for(at[m].activation) for m in chosen.matrices}
-    rows, biases = _drawn(schemes, inner, at, batch, options.seed)
-    stated = {m: schemes[m].variance(at[m]) for m in chosen.matrices}
-    set_by_scheme = bool(biases)
-    biases |= _other_biases(chosen, biases, options)
-    scales = {m: start.scales.get(m, 1.0) for m in chosen.matrices}
-    with _put_back(inner, chosen, biases):
-        _write(rows, biases, scales)
-        _set(inner, start.values)
-        filled = [_filled(m, schemes[m], structure, stated[m], scales[m]) for m in chosen.matrices]
-    left = {name: reason for name, reason in chosen.left.items() if name not in start.values}
-    remarks = [structure.problem] if structure.problem else []
-    return Report(
-        filled,
-        left,
-        start.values,
-        _told(chosen, biases, set_by_scheme=set_by_scheme),
-        start.number,
-        remarks,
-    )
+    return Plan.of(model, given, options).fill(options.seed)
 
 
 def _drawn(

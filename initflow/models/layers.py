@@ -31,15 +31,22 @@ LAYERS: dict[type[nn.Module], int] = {
     nn.ConvTranspose3d: -4,
 }
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+COMPILED = "OptimizedModule"  # its type's name: importing torch._dynamo takes seconds
+ORIGINAL = "_orig_mod"  # where a compiled module has what it was made of
+AS_COMPILED = re.compile(rf"\.{ORIGINAL}(?=\.|$)")
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-# A recurrent module's gates, in the order in which their rows are packed into its weights.
-GATES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.RNN: ("hidden",),
-    nn.RNNCell: ("hidden",),
-    nn.LSTM: ("input", "forget", "cell", "output"),
-    nn.LSTMCell: ("input", "forget", "cell", "output"),
-    nn.GRU: ("reset", "update", "new"),
-    nn.GRUCell: ("reset", "update", "new"),
+# A recurrent module's gates, in the order in which their rows are packed into its weights, each
+# with its activation function; an RNN's is a setting.
+_RNN = {"hidden": "tanh"}
+_LSTM = {"input": "sigmoid", "forget": "sigmoid", "cell": "tanh", "output": "sigmoid"}
+_GRU = {"reset": "sigmoid", "update": "sigmoid", "new": "tanh"}
+GATES: dict[type[nn.Module], dict[str, str]] = {
+    nn.RNN: _RNN,
+    nn.RNNCell: _RNN,
+    nn.LSTM: _LSTM,
+    nn.LSTMCell: _LSTM,
+    nn.GRU: _GRU,
+    nn.GRUCell: _GRU,
 }
 # An attention's; the first three in the order in which their rows are packed into in_proj_weight.
 PROJECTIONS = ("query", "key", "value", "out_proj")
@@ -75,9 +82,10 @@ def is_measured(module: nn.Module) -> bool:
     return bool(units_axis(module) or gates(module)) or isinstance(module, nn.MultiheadAttention)
 
 
-def gates(module: nn.Module) -> tuple[str, ...]:
-    """Nothing for a module that is not recurrent."""
-    return next((names for kind, names in GATES.items() if isinstance(module, kind)), ())
+def gates(module: nn.Module) -> dict[str, str]:
+    """Their names with their activation functions; none of a module that is not recurrent."""
+    its = next((names for kind, names in GATES.items() if isinstance(module, kind)), {})
+    return {gate: str(getattr(module, "nonlinearity", function)) for gate, function in its.items()}
 
 
 def recurrences(name: str, module: nn.Module) -> list[str]:

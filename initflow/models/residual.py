@@ -7,6 +7,7 @@ Names say nothing here.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,36 +105,47 @@ def find(model: nn.Module, graph: Graph, products: Products) -> list[Branch]:
 
 
 def _branch(sides: Sequence[Node], graph: Graph, products: Products) -> tuple[Node, Node] | None:
-    """The fork and the side that is the branch."""
-    one, other = (_crossed(side, graph, products) for side in sides)
-    common = [node for node in one if node in other]
-    if not common:
-        return None
-    nearest = min(common, key=lambda n: (min(one[n], other[n]), -graph.places[n]))
-    if one[nearest] == other[nearest]:
-        return None
-    return nearest, sides[0] if one[nearest] > other[nearest] else sides[1]
+    """The fork and the side that is the branch.
 
-
-def _crossed(side: Node, graph: Graph, products: Products) -> dict[Node, int]:
-    """The fewest matrices between each node that ``side`` comes of and it, itself included."""
-    distance = {side: 0}
-    ordered = sorted(_ancestors(side), key=graph.places.__getitem__, reverse=True)
-    for node in ordered:
-        through = distance[node] + _layers_of(node, products)
-        for source in node.sources:
-            distance[source] = min(distance.get(source, through), through)
-    return distance
-
-
-def _ancestors(node: Node) -> set[Node]:
-    seen, waiting = {node}, [node]
+    Both sides are followed backwards together, from the latest node to the first, with the fewest
+    matrices between each node and the side. The fork is the node of both that one of them reaches
+    by the fewest, the latest of several.
+    """
+    crossed: tuple[dict[Node, int], dict[Node, int]] = ({sides[0]: 0}, {sides[1]: 0})
+    waiting = [(-graph.places[side], side) for side in sides]
+    heapq.heapify(waiting)
+    seen = set(sides)
+    best: tuple[int, int, Node] | None = None
     while waiting:
-        for source in waiting.pop().sources:
+        _, node = heapq.heappop(waiting)
+        ways = [reached[node] for reached in crossed if node in reached]
+        if len(ways) == 2 and (best is None or min(ways) < min(best[:2])):
+            best = (ways[0], ways[1], node)
+            if min(ways) == 0:
+                break  # none is reached by fewer
+        for reached in crossed:
+            if node in reached:
+                through = reached[node] + _layers_of(node, products)
+                for source in node.sources:
+                    reached[source] = min(reached.get(source, through), through)
+        for source in node.sources:
             if source not in seen:
                 seen.add(source)
+                heapq.heappush(waiting, (-graph.places[source], source))
+    if best is None or best[0] == best[1]:
+        return None
+    return best[2], sides[0] if best[0] > best[1] else sides[1]
+
+
+def _between(fork: Node, side: Node, graph: Graph) -> list[Node]:
+    """What ``side`` comes of, from the fork on, in order."""
+    seen, waiting = {side}, [side]
+    while waiting:
+        for source in waiting.pop().sources:
+            if source not in seen and graph.places[source] >= graph.places[fork]:
+                seen.add(source)
                 waiting.append(source)
-    return seen
+    return sorted(seen, key=graph.places.__getitem__)
 
 
 def _layers_of(node: Node, products: Products) -> int:
@@ -149,14 +161,14 @@ def _described(
     names: Mapping[int, str],
 ) -> Branch:
     fork, side = branch
-    inside = _ancestors(side)
+    inside = _between(fork, side, graph)
     longest = {fork: 0}
-    for node in sorted(inside, key=graph.places.__getitem__):
+    for node in inside:
         before = [longest[source] for source in node.sources if source in longest]
         if node is not fork and before:
             longest[node] = max(before) + _layers_of(node, products)
     of_branch = longest.keys() - {fork}
-    inner = [node for node in graph.nodes if node in of_branch]
+    inner = [node for node in inside if node in of_branch]
     matrices = dict.fromkeys(matrix for node in inner for matrix in products.get(node, ()))
     last: dict[Matrix, None] = {}
     norms: dict[str, None] = {}

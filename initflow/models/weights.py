@@ -23,21 +23,11 @@ from initflow.errors import SettingError
 from initflow.models import layers, slots
 from initflow.models.slots import Slot
 
-LINEAR, SIGMOID, TANH = "linear", "sigmoid", "tanh"
-# A recurrent layer's gates in the order of their rows, each with its activation function.
-LSTM = {"input": SIGMOID, "forget": SIGMOID, "cell": TANH, "output": SIGMOID}
-GRU = {"reset": SIGMOID, "update": SIGMOID, "new": TANH}
-GATES: dict[type[nn.Module], dict[str, str]] = {
-    nn.LSTM: LSTM,
-    nn.LSTMCell: LSTM,
-    nn.GRU: GRU,
-    nn.GRUCell: GRU,
-}
+LINEAR = "linear"
 FORGET = "forget"
-PROJECTIONS = ("query", "key", "value")
+PROJECTIONS = layers.PROJECTIONS[:3]  # the output's is a module of its own
 WHOLE = (0, None)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *layers.TRANSPOSED)
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +214,8 @@ def _about(module: nn.Module) -> dict[str, Any] | None:
     if isinstance(module, nn.Bilinear):
         fan_in = module.in1_features * module.in2_features
         return _kind(module, nn.Bilinear) | _fans(fan_in, module.out_features)
-    if isinstance(module, EMBEDDINGS):
-        its = _kind(module, *EMBEDDINGS) | _fans(1, module.embedding_dim)
+    if isinstance(module, layers.EMBEDDINGS):
+        its = _kind(module, *layers.EMBEDDINGS) | _fans(1, module.embedding_dim)
         return its | {"form": "transposed", "padding": module.padding_idx}
     if isinstance(module, CONVOLUTIONS):
         return _of_convolution(module)
@@ -290,10 +280,8 @@ def _of_recurrent(name: str, module: nn.RNNBase) -> Iterator[Matrix]:
 
 def _of_gates(name: str, module: nn.Module, layer: str, suffix: str) -> Iterator[Matrix]:
     """Of one layer of a recurrent module: input and recurrent matrix of each gate."""
-    gates = next((g for kind, g in GATES.items() if isinstance(module, kind)), None)
-    kinds = (*GATES, nn.RNN, nn.RNNCell)
-    kind = _kind(module, *kinds)["kind"]
-    gates = gates or {"hidden": str(getattr(module, "nonlinearity", TANH))}
+    gates = layers.gates(module)
+    kind = _kind(module, *layers.GATES)["kind"]
     size = int(module.hidden_size)  # type: ignore[arg-type]
     for side, short in (("input", "ih"), ("recurrent", "hh")):
         slot = slots.of(name, module, f"weight_{short}{suffix}")

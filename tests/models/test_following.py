@@ -50,6 +50,7 @@ BETWEEN = {
     "gelu": [nn.GELU(), lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))],
     "leaky_relu": [nn.LeakyReLU()],
     "leaky_relu(0.2)": [nn.LeakyReLU(0.2)],
+    "hardtanh(0, 6)": [nn.ReLU6()],
     "hardswish": [nn.Hardswish()],
     "sigmoid": [nn.Sequential(nn.BatchNorm1d(4), nn.Sigmoid())],
     "x·tanh": [

@@ -1,4 +1,4 @@
-"""What a model's forward does: recorded on a batch, traced without one, and the model left alone."""
+"""What a model's forward does, recorded on a batch or traced without one; the model left alone."""
 
 import pytest
 import torch
@@ -19,16 +19,6 @@ def functions(traced):
     return [node.function for node in traced.nodes]
 
 
-MODELS = {
-    "a chain": lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)),
-    "operators": lambda: Operators(),
-    "weight norm": lambda: nn.Sequential(
-        parametrizations.weight_norm(nn.Linear(4, 4)), nn.Sigmoid()
-    ),
-    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(4, 4)),
-}
-
-
 class Operators(nn.Module):
     """Sums and products in several spellings."""
 
@@ -40,6 +30,16 @@ class Operators(nn.Module):
         y = 2 * x + x.mul(3)
         y += self.gate * torch.tanh(y)
         return (1 + y).relu_() - x
+
+
+MODELS = {
+    "a chain": lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)),
+    "operators": Operators,
+    "weight norm": lambda: nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(4, 4)), nn.Sigmoid()
+    ),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(4, 4)),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,9 +134,7 @@ def test_shapes_and_modules_are_known_of_a_batch():
 
 def test_what_cannot_be_seen_is_told():
     """In one line that says what to do."""
-    with pytest.raises(
-        inf.SettingError, match=r"^model cannot be traced without a batch, give one"
-    ):
+    with pytest.raises(inf.SettingError, match=r"^model cannot be traced without a batch"):
         graph.of_structure(transformer(1))
     with pytest.raises(inf.SettingError, match=r"^model takes no batch of shape \(2, 3\)"):
         recorded(nn.Linear(4, 4), torch.randn(2, 3))

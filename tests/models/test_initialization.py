@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -104,8 +105,10 @@ def test_skipping_one_changes_no_other():
     assert torch.equal(weight[:5], whole[:5])
 
 
-def test_a_wrapped_model_gets_the_weights_of_the_plain_one():
-    """DataParallel's names say nothing of them."""
+def test_a_wrapped_model_gets_the_weights_of_the_plain_one(monkeypatch):
+    """DataParallel's names say nothing of them; it is one without devices."""
+    module = sys.modules["torch.nn.parallel.data_parallel"]  # by name it is the function
+    monkeypatch.setattr(module, "_get_available_device_type", lambda: None)
     plain, wrapped = nn.Sequential(nn.Linear(4, 3)), nn.DataParallel(nn.Sequential(nn.Linear(4, 3)))
     inf.initialize(plain, "he")
     inf.initialize(wrapped, "he", batch=torch.ones(2, 4))
