@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ WIDTH, HEADS, TOKENS, VOCABULARY = 64, 4, 16, 100
 
 
 def images() -> Tensor:
-    """Handwritten digits, (n, 1, 28, 28): MNIST where it is found, else scikit-learn's, enlarged."""
+    """Handwritten digits, (n, 1, 28, 28): MNIST or else scikit-learn's, enlarged."""
     try:
         splits = datasets.load(TrainConfig(dataset="mnist"))
     except Exception:  # noqa: BLE001 - whatever keeps MNIST away
@@ -39,7 +40,7 @@ def mlp(depth: int = 3, width: int = 256, activation: type[nn.Module] = nn.ReLU)
     widths = [784, *[width] * depth]
     layers = [
         layer
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False)
+        for fan_in, fan_out in pairwise(widths)
         for layer in (nn.Linear(fan_in, fan_out), activation())
     ]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 10))
@@ -219,6 +220,8 @@ class Recurrent(nn.Module):
 
 @dataclass(frozen=True)
 class Architecture:
+    """A model, and what it is given."""
+
     name: str
     build: Callable[[], nn.Module]
     batch: Callable[[], Tensor]

@@ -95,6 +95,18 @@ def _buffers_apart(model: nn.Module) -> Iterator[None]:
             module._buffers.update(its)  # noqa: SLF001
 
 
+def moved(value: object, device: torch.device) -> object:
+    """The same batch with its tensors on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) in (tuple, list):
+        return type(value)(moved(each, device) for each in value)  # type: ignore[call-arg, attr-defined]
+    if isinstance(value, Mapping):
+        made = {name: moved(each, device) for name, each in value.items()}
+        return type(value)(made) if type(value) is not dict else made  # type: ignore[call-arg]
+    return value
+
+
 def form(value: object) -> str:
     if isinstance(value, Tensor):
         return f"shape {tuple(value.shape)}"
@@ -113,3 +125,22 @@ def refused(what: str) -> Iterator[None]:
     except Exception as error:  # a module may refuse a batch in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise SettingError(f"{what}: {reason}") from error
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """All that are in ``value``, in sequences and mappings too."""
+    for each in leaves(value):
+        if isinstance(each, Tensor):
+            yield each
+
+
+def leaves(value: object) -> Iterator[object]:
+    """All that is in ``value`` and no sequence or mapping."""
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            yield from leaves(each)
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from leaves(each)
+    else:
+        yield value

@@ -68,7 +68,7 @@ class Node:
     call: Callable[..., Any] | None = None
     value: Tensor | None = None
 
-    @property
+    @functools.cached_property
     def sources(self) -> list[Node]:
         """The nodes that it takes, in order."""
         return list(_nodes((self.arguments, dict(self.keywords))))
@@ -161,7 +161,7 @@ class _Recorder(TorchFunctionMode):
 
     def known(self, value: object) -> Iterator[Node]:
         """The nodes of all tensors in ``value``."""
-        for x in _tensors(value):
+        for x in batches.tensors(value):
             if id(x) in self._of:
                 yield self._of[id(x)][1]
 
@@ -192,7 +192,7 @@ class _Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any],
         result: object,
     ) -> None:
-        given = [x for x in _tensors(result) if x.numel()]
+        given = [x for x in batches.tensors(result) if x.numel()]
         if not given or not any(True for _ in self.known((args, dict(kwargs)))):
             return
         module = self._modules[-1] if self._modules else ""
@@ -297,30 +297,13 @@ def _fx_replaced(value: Any, nodes: Mapping[fx.Node, Any]) -> Any:
 
 
 def _inputs(batch: batches.Batch) -> Iterator[Tensor]:
-    yield from _tensors((batch.arguments, dict(batch.by_name)))
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    for each in _leaves(value):
-        if isinstance(each, Tensor):
-            yield each
+    yield from batches.tensors((batch.arguments, dict(batch.by_name)))
 
 
 def _nodes(value: object) -> Iterator[Node]:
-    for each in _leaves(value):
+    for each in batches.leaves(value):
         if isinstance(each, Node):
             yield each
-
-
-def _leaves(value: object) -> Iterator[object]:
-    if isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _leaves(each)
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _leaves(each)
-    else:
-        yield value
 
 
 def _replaced(value: Any, replace: Callable[[Tensor], object]) -> Any:

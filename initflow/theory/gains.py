@@ -18,13 +18,14 @@ def gain(activation: str | Activation | Callable[[Tensor], Tensor], q: float = 1
     """The factor 1/√(E[φ(√q z)²]/q), z ~ N(0, 1), by which weights make up for an activation φ.
 
     Weights of standard deviation gain/√fan_in give pre-activations of variance ``q`` where those
-    of the layer before have it: E[φ²] is what ``torch.nn.init.calculate_gain`` approximates.
+    of the layer before have it. ``torch.nn.init.calculate_gain`` approximates it for some φ.
 
     ``activation`` is the name of a built-in one, an ``Activation``, or any elementwise function
     of a tensor: of ``torch``, a module, a lambda. It is integrated in double precision, on pieces
     that end at its kinks and steps, wherever they are, to 1e-9 of itself where they are some
     hundreds or fewer. A function that is not elementwise, gives what is not finite, gives 0
-    everywhere or grows so fast that its mean square is not finite, is a SettingError.
+    everywhere or grows so fast that its mean square is not finite, is a
+    :class:`SettingError`.
     """
     phi = _activation(activation)
     if isinstance(q, bool) or not isinstance(q, (int, float)) or not TINY <= q <= HUGE:

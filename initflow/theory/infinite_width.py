@@ -47,7 +47,10 @@ class MeanField:
 
 
 def variance_map(activation: Activation, q: Tensor, sigma_w2: float, sigma_b2: float) -> Tensor:
-    """The next layer's pre-activation variance, for each of ``q``: σ_w² E[φ(√q z)²] + σ_b²."""
+    """The next layer's pre-activation variance, for each of ``q``: σ_w² E[φ(√q z)²] + σ_b².
+
+    ``sigma_w2`` is fan_in · Var(W), ``sigma_b2`` the variance of the biases.
+    """
     return sigma_w2 * second_moment(activation, q) + sigma_b2
 
 
@@ -85,7 +88,11 @@ def fixed_point(
 
 
 def mean_field(activation: Activation, sigma_w2: float, sigma_b2: float) -> MeanField:
-    """The fixed points and depth scales of a layer under ``sigma_w2`` and ``sigma_b2``."""
+    """What many layers make of a signal, under one ``sigma_w2`` and ``sigma_b2``.
+
+    ``sigma_w2`` is fan_in · Var(W), 2 under He's scheme and 1 under LeCun's; ``sigma_b2`` is the
+    variance of the biases. Poole et al. 2016; Schoenholz et al. 2017.
+    """
     q_star = fixed_point(activation, sigma_w2, sigma_b2)
     q = min(max(q_star, 1e-20), 1e20)
     at = _double(q)

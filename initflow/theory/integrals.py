@@ -27,9 +27,10 @@ RECTIFIERS = {"relu": 0.0, "leaky_relu": LEAKY_RELU_SLOPE, "linear": 1.0}
 
 
 def expectation(function: Function, q: Tensor, kinks: Activation | None = None) -> Tensor:
-    """E[f(√q z)] for each of ``q`` (…); f is smooth but for a kink or step at 0.
+    """E[f(√q z)], z ~ N(0, 1), for each of ``q``, a tensor of double precision of any shape.
 
-    It may also have those of the activation ``kinks`` and of its derivative, wherever they are.
+    f is an elementwise ``function`` of a tensor, smooth but for a kink or step at 0. It may also
+    have those of the activation ``kinks`` and of its derivative, wherever they are.
     """
     if kinks and not kinks.is_built_in:
         return _on_pieces(function, q, kinks)
@@ -45,10 +46,12 @@ def expectation(function: Function, q: Tensor, kinks: Activation | None = None) 
 def pair_expectation(
     function: Function, q: Tensor, c: Tensor, kinks: Activation | None = None
 ) -> Tensor:
-    """E[f(u₁) f(u₂)], u₁ and u₂ of variance ``q`` and correlation ``c``, for each of both (…).
+    """E[f(u₁) f(u₂)], u₁ and u₂ Gaussian, of mean 0, variance ``q`` and correlation ``c``.
 
-    f is as in :func:`expectation`. In polar coordinates a kink at 0 is four fixed angles.
+    f and ``kinks`` are as in :func:`expectation`. ``q`` and ``c`` are tensors of double precision
+    of one shape, or of shapes that broadcast.
     """
+    # In polar coordinates a kink at 0 is four fixed angles.
     if kinks and not kinks.is_built_in:
         pairs = torch.stack([q + 0 * c, c + 0 * q], -1)
         flat = pairs.view(-1, 2).tolist()
@@ -121,7 +124,10 @@ def _normal(edges: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def second_moment(activation: Activation, q: Tensor) -> Tensor:
-    """E[φ(√q z)²] for each of ``q``; in closed form for rectifiers and gelu."""
+    """E[φ(√q z)²], z ~ N(0, 1), for each of ``q``: what a signal of variance ``q`` becomes.
+
+    In closed form for rectifiers and gelu.
+    """
     if _is_rectifier(activation):
         return q * (1 + RECTIFIERS[activation.name] ** 2) / 2
     if activation.is_built_in and activation.name == "gelu":
@@ -131,7 +137,10 @@ def second_moment(activation: Activation, q: Tensor) -> Tensor:
 
 
 def slope_moment(activation: Activation, q: Tensor) -> Tensor:
-    """E[φ′(√q z)²] for each of ``q``; in closed form for rectifiers and gelu."""
+    """E[φ′(√q z)²], z ~ N(0, 1), for each of ``q``: what the function makes of a gradient.
+
+    In closed form for rectifiers and gelu.
+    """
     if _is_rectifier(activation):
         return torch.full_like(q, (1 + RECTIFIERS[activation.name] ** 2) / 2)
     if activation.is_built_in and activation.name == "gelu":
@@ -147,9 +156,10 @@ def _normal_moments(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
-    """E[φ(u₁) φ(u₂)] at variance ``q`` and correlation ``c``; closed form for rectifiers.
+    """E[φ(u₁) φ(u₂)], u₁ and u₂ Gaussian, of mean 0, variance ``q`` and correlation ``c``.
 
-    Cho and Saul 2009, "Kernel Methods for Deep Learning" (arc-cosine kernels).
+    They are a unit's pre-activations for two inputs. In closed form for rectifiers: Cho and Saul
+    2009, "Kernel Methods for Deep Learning" (arc-cosine kernels).
     """
     if _is_rectifier(activation):  # φ(x) = even · |x| + odd · x
         odd, even = _odd_and_even(activation)
@@ -160,7 +170,7 @@ def product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
 
 
 def slope_product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
-    """E[φ′(u₁) φ′(u₂)] at variance ``q`` and correlation ``c``; closed form for rectifiers."""
+    """E[φ′(u₁) φ′(u₂)], u₁ and u₂ as in :func:`product_moment`; closed form for rectifiers."""
     if _is_rectifier(activation):
         odd, even = _odd_and_even(activation)
         return odd**2 + even**2 * 2 / math.pi * torch.arcsin(c.clamp(-1, 1)) + 0 * q

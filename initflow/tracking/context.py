@@ -20,7 +20,9 @@ AT_WORK = (
     "initializers.activations",
     "models.batches",
     "models.layers",
+    "models.moments.offsets",
     "models.slots",
+    "theory.normal_samples",
     "training.splits",
 )
 

@@ -1,23 +1,36 @@
 """What a rule of an operation says of second moments, over random draws of the weights.
 
 Forward, it is the mean of the product of two entries of what the operation gives, an offset apart
-(:mod:`initflow.models.offsets`); backward, that of the loss's gradient by two entries of what it
-takes. Entries have the batch's place in them: the batch itself is not random.
+(:mod:`~initflow.models.moments.offsets`); backward, that of the loss's gradient by two entries of
+what it takes. Entries have the batch's place in them: the batch itself is not random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from initflow.errors import cause
 from initflow.models.graph import Node
-from initflow.models.offsets import Offset
+from initflow.models.moments.offsets import Offset
 
 
 class NoRuleError(Exception):
     """Why there is no prediction, in a few words."""
+
+
+@contextlib.contextmanager
+def of(node: Node) -> Iterator[None]:
+    """A rule that fails, of an operation that is used in a way that it does not know, is none."""
+    try:
+        yield
+    except NoRuleError:
+        raise
+    except Exception as error:  # a model may call anything with anything
+        raise NoRuleError(f"no rule for {said(node)} as it is used: {cause(error)}") from error
 
 
 class Forward(Protocol):
@@ -38,8 +51,6 @@ class Forward(Protocol):
     def evaluate(self, node: Node, values: Mapping[Node, Tensor]) -> Tensor: ...
 
     def draw(self, head: Node, z: Tensor) -> Tensor: ...
-
-    def samples(self, node: Node) -> int: ...
 
 
 class Backward(Protocol):

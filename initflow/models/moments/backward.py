@@ -7,16 +7,18 @@ that come by two ways of each other.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from initflow.models import offsets, operations
 from initflow.models.graph import Node
-from initflow.models.moments import Moments
-from initflow.models.offsets import Offset
-from initflow.models.rules import NoRuleError, said, shape_of
+from initflow.models.moments import offsets, operations, rules
+from initflow.models.moments.forward import Moments
+from initflow.models.moments.offsets import Offset
+from initflow.models.moments.rules import NoRuleError, said, shape_of
 
 
 class GradientMoments:
@@ -47,7 +49,8 @@ class GradientMoments:
         key = (node, offset)
         if key not in self._moments:
             try:
-                self._moments[key] = self._moment(node, offset)
+                with rules.of(node):
+                    self._moments[key] = self._moment(node, offset)
             except NoRuleError as error:
                 self._moments[key] = error
         found = self._moments[key]
@@ -84,7 +87,9 @@ class GradientMoments:
     def _is_function(self, node: Node) -> bool:
         if node.shape is None:
             return False
-        return self._forward.known(node) is None and self._forward.rule(node) is None
+        if node in self._attention_of or self._forward.known(node) is not None:
+            return False
+        return self._forward.rule(node) is None
 
     def _users(self, node: Node) -> list[Node]:
         """Those that take ``node`` by a rule; of an operation that gives several, its parts."""
@@ -92,6 +97,18 @@ class GradientMoments:
         for user in self._forward.graph.users[node]:
             parts = [user] if user.shape is not None else self._forward.graph.users[user]
             found += [part for part in parts if not self._is_function(part)]
+        return [self._attention_of.get(user, user) for user in found]
+
+    @functools.cached_property
+    def _attention_of(self) -> Mapping[Node, Node]:
+        """By the product of queries and keys, what the attention that is written out gives."""
+        attention = self._forward.attention
+        found: dict[Node, Node] = {}
+        for node in self._forward.graph.nodes:
+            with contextlib.suppress(NoRuleError):
+                if self._forward.known(node) is None and self._forward.rule(node) is attention:
+                    product = attention.product(node)
+                    found |= {} if product is None else {product: node}
         return found
 
     def _leaves(self, node: Node) -> bool:
@@ -125,7 +142,7 @@ class GradientMoments:
             here = self._derivative(end, node, values)
             there = self._derivative(end, node, partners) if any(offset) else here
             there = offsets.shifted(there, offset, shape_of(end))
-            self._slopes[key] = (here * there).mean(0)
+            self._slopes[key] = forward.averaged(here * there, end, offset)
         return self._slopes[key]
 
     def _derivative(self, end: Node, node: Node, values: Mapping[Node, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """What theory expects of each layer of a model on a batch, or why it expects nothing.
 
-:mod:`initflow.models.moments` and :mod:`initflow.models.gradient_moments` say it of every entry;
-here it is the mean over a layer's output, by the name of its module.
+The modules ``forward`` and ``backward`` say it of every entry; here it is the mean over a layer's
+output, by the name of its module.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from initflow.models import batches, graph, operations
-from initflow.models.gradient_moments import GradientMoments
+from initflow.models import batches, graph
 from initflow.models.graph import Graph, Node
-from initflow.models.moments import Moments, WeightMoments, own_moments
-from initflow.models.rules import NoRuleError
+from initflow.models.moments import operations
+from initflow.models.moments.backward import GradientMoments
+from initflow.models.moments.forward import Moments, WeightMoments, own_moments
+from initflow.models.moments.rules import NoRuleError
 
 IMAGES = 8  # of a batch, which are gone by: more cost time, and change little
 
@@ -117,8 +117,7 @@ def _tensors(value: object) -> Iterable[Tensor]:
 
 def _expected(node: Node, moment: Callable[[Node], Tensor]) -> Expected:
     try:
-        with torch.no_grad():
-            return Expected(_mean(moment(node), node))
+        return Expected(_mean(moment(node), node))
     except NoRuleError as error:
         return Expected(None, str(error))
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from initflow.models import offsets, operations
 from initflow.models.graph import Node
-from initflow.models.offsets import Offset
-from initflow.models.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
-from initflow.theory.normal_samples import normal_samples
+from initflow.models.moments import offsets, operations
+from initflow.models.moments.offsets import Offset
+from initflow.models.moments.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
+from initflow.theory.normal_samples import normal_samples, weighted_samples
 
 JITTER = 1e-6
-FEWEST = 128
+FEWEST, MOST = 256, 1024
+ENTRIES = 2**19  # of samples of what is pooled, between the fewest and the most of them
 LIKE = 8  # samples of like value
 
 
@@ -42,7 +43,8 @@ class Maximum(Rule):
     def moment(self, at: Forward, node: Node, offset: Offset) -> Tensor:
         drawn = self._drawn(at, node)
         if not any(offset):
-            return drawn.square().mean(0)
+            square: Tensor = drawn.square().mean(0)
+            return square
         axes = len(_window(node).stride)
         if not any(offset[:-axes]) and max(map(abs, offset)) == 1:
             return _of_neighbours(at, node, offset[-axes:])
@@ -56,12 +58,14 @@ class Maximum(Rule):
         correlation = _correlation(at, source, steps)
         places = _window(node).places
         correlation = torch.stack([_taken(correlation, place, node) for place in places]).mean(0)
-        z = normal_samples(len(drawn), 2)
+        z, weights = weighted_samples(len(drawn), 2)
         first, other = (offsets.to_shape(each, shape_of(node), 1) for each in z.T)
         here = self.draw(at, node, first)
         moved = offsets.shifted(correlation, offsets.opposite(offset), shape_of(node))
         there = self.draw(at, node, moved * first + (1 - moved.square()).sqrt() * other)
-        return (here * offsets.shifted(there, offset, shape_of(node))).mean(0)
+        both = here * offsets.shifted(there, offset, shape_of(node))
+        mean: Tensor = torch.tensordot(weights, both, 1)
+        return mean
 
     def mean(self, at: Forward, node: Node) -> Tensor:
         return self._drawn(at, node).mean(0)
@@ -74,13 +78,15 @@ class Maximum(Rule):
         place = torch.special.ndtr(z.detach()) * len(drawn) - 0.5
         lower = place.floor().clamp(0, len(drawn) - 2).long()
         part = (place - lower).clamp(0, 1)
-        return drawn.gather(0, lower) * (1 - part) + drawn.gather(0, lower + 1) * part
+        found: Tensor = drawn.gather(0, lower) * (1 - part) + drawn.gather(0, lower + 1) * part
+        return found
 
     def _drawn(self, at: Forward, node: Node) -> Tensor:
         """The maxima of each window (samples, …), in order."""
         if node not in self._sorted:
             entries, _ = _entries(at, node, _window(node).places)
-            self._sorted[node] = _at_windows(entries, node, -torch.inf).amax(0).sort(0).values
+            largest: Tensor = _at_windows(entries, node, -torch.inf).amax(0)
+            self._sorted[node] = largest.sort(0).values
         return self._sorted[node]
 
     def gradient_by(self, back: Backward, node: Node, head: Node, head_offset: Offset) -> Tensor:
@@ -91,19 +97,21 @@ class Maximum(Rule):
         with torch.enable_grad():
             entries, values = _entries(back.forward, node, window.places, head)
             largest = _at_windows(entries, node, -torch.inf).amax(0)
-        slopes = torch.autograd.grad(largest.sum(), values, allow_unused=True)
-        found = [
-            (place, slope, value)
-            for place, slope, value in zip(window.places, slopes, values, strict=True)
-            if slope is not None
-        ]
+        slopes: Sequence[Tensor | None] = torch.autograd.grad(
+            largest.sum(), values, allow_unused=True
+        )
         total = torch.zeros((), dtype=torch.double)
-        for place, slope, value in found:
+        alike: dict[Offset, Tensor] = {}
+        for place, slope, value in zip(window.places, slopes, values, strict=True):
+            if slope is None:
+                continue
             total = total + slope.square().mean(0) * _spread(back.moment(node), place, node)
-            for other, its, own in found:
-                if other > place and (step := _step(window, place, other)) is not None:
-                    both = (_by_value(slope, value) * _by_value(its, own)).mean(0)
-                    total = total + 2 * both * _spread(_pairs(back, node, step), place, node)
+            steps = {other: _step(window, other, place) for other in alike}
+            alike[place] = _by_value(slope, value)
+            for other, step in steps.items():
+                if step is not None:
+                    both = (alike[other] * alike[place]).mean(0)
+                    total = total + 2 * both * _spread(_pairs(back, node, step), other, node)
         pooled = shape_of(operations.arguments(node)["input"])
         return offsets.compact(offsets.summed_to(total, pooled, shape_of(head)))
 
@@ -149,7 +157,7 @@ def _entries(
     source = operations.arguments(node)["input"]
     shape = shape_of(source)
     heads = at.heads(source)
-    samples = max(FEWEST, at.samples(source) // 2)
+    samples = 4 * max(FEWEST // 4, min(MOST, ENTRIES // at.moment(source).numel()) // 4)
     z = normal_samples(samples, len(heads) * len(places))
     parts = z.reshape(samples, len(heads), len(places)).unbind(1)
     together = {
@@ -213,7 +221,7 @@ def _pairs(back: Backward, node: Node, step: Offset) -> Tensor:
 def _by_value(slope: Tensor, value: Tensor) -> Tensor:
     """The mean slope of entries of like value: given its value, windows decide by themselves."""
     sizes = offsets.broadcast(slope.shape, value.shape)
-    order = value.detach().expand(sizes).argsort(0)
+    order = value.detach().float().expand(sizes).argsort(0)
     sorted_slopes = slope.expand(sizes).gather(0, order)
     groups = len(slope) // LIKE
     kept = sorted_slopes[: groups * LIKE]

@@ -16,26 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from initflow.models import (
-    attention_rules,
-    normalizing_rules,
-    offsets,
-    operations,
-)
-from initflow.models.averaging_rules import Averaged
 from initflow.models.graph import INPUT, Graph, Node
-from initflow.models.max_pooling_rules import Maximum
-from initflow.models.normalizing_rules import Normalized
-from initflow.models.offsets import Offset
-from initflow.models.rearranging_rules import Rearranged, called
-from initflow.models.rules import NoRuleError, Rule, said, shape_of
-from initflow.models.weighted_rules import Convolution, Embedding, Linear
-from initflow.theory.normal_samples import normal_samples
+from initflow.models.moments import attention, normalizing, offsets, operations, rules
+from initflow.models.moments.averaging import Averaged
+from initflow.models.moments.max_pooling import Maximum
+from initflow.models.moments.normalizing import Normalized, Reset
+from initflow.models.moments.offsets import Offset
+from initflow.models.moments.rearranging import Rearranged, called
+from initflow.models.moments.rules import NoRuleError, Rule, said, shape_of
+from initflow.models.moments.weighted import Convolution, Embedding, Linear
+from initflow.theory.normal_samples import weighted_samples
 
 _Values = Mapping[Node, Tensor]
 WeightMoments = Callable[[Node, Tensor, Tensor | None], tuple[float, float]]
 ENTRIES = 2**20  # of samples of a map, with between the fewest and the most of them
-FEWEST, MOST = 128, 1024
+FEWEST, MOST = 256, 1024
 TINY = 1e-300
 LEARNED = 8  # entries along the last axis, from which on a learned tensor is taken for random
 RANDOM = ("bernoulli", "multinomial", "rand_like", "randn_like", "rrelu", "gumbel_softmax")
@@ -57,11 +52,12 @@ class Moments:
         self._known: dict[Node, Tensor | None] = {}
         self._rules: dict[Node, Rule | NoRuleError | None] = {}
         self._means: dict[Node, Tensor] = {}
+        self._inputs: dict[int, Node] = {}
         self._heads: dict[Node, Sequence[Node]] = {}
         self._linear, self._convolution, self._embedding = Linear(), Convolution(), Embedding()
         self._rearranged, self._averaged, self.maximum = Rearranged(), Averaged(), Maximum()
-        self._normalized = Normalized()
-        self._attention = attention_rules.Attention(lambda node: attention_rules.parts(node, self))
+        self._normalized, self._reset = Normalized(), Reset()
+        self.attention = attention.Attention(lambda node: attention.parts(node, self))
 
     def moment(self, node: Node, offset: Offset | None = None) -> Tensor:
         """The mean of each entry's product with the one ``offset`` further on, 0 outside."""
@@ -75,7 +71,8 @@ class Moments:
         key = (node, offset)
         if key not in self._moments:
             try:
-                self._moments[key] = self._moment(node, offset)
+                with rules.of(node):
+                    self._moments[key] = self._moment(node, offset)
             except NoRuleError as error:
                 self._moments[key] = error
         found = self._moments[key]
@@ -94,14 +91,15 @@ class Moments:
             return self.moment(source) / (1 - operations.drops(node))
         values, partners = self._pair(node, offset)
         partners = offsets.shifted(partners, offset, shape_of(node))
-        return (values * partners).mean(0)
+        return self.averaged(values * partners, node, offset)
 
     def mean(self, node: Node) -> Tensor:
         """Each entry's own mean."""
         if node not in self._means:
             value, rule = self.known(node), None
             if value is None and (rule := self.rule(node)) is None:
-                value = self._pair(node, offsets.none(shape_of(node)))[0].mean(0)
+                none = offsets.none(shape_of(node))
+                value = self.averaged(self._pair(node, none)[0], node, none)
             if rule is not None:
                 value = rule.mean(self, node)
             assert value is not None
@@ -123,12 +121,21 @@ class Moments:
         values = {source: self.known(source) for source in whole.sources}
         if whole.call is None or whole.function in RANDOM or None in values.values():
             return None
+        if not self._is_fixed(node, whole):
+            return None
         try:
             result = called(whole, lambda x: values[x] if isinstance(x, Node) else x.double())
         except (RuntimeError, TypeError, IndexError):
             return None
         result = result if node is whole else result[node.arguments[1]]
         return _double(result) if isinstance(result, Tensor) else None
+
+    def _is_fixed(self, node: Node, whole: Node) -> bool:
+        """Whether no random weight can be among what it is called with."""
+        if not any(x.is_floating_point() for x in operations.constants(whole)):
+            return True
+        normalizes = whole.function in normalizing.NORMALIZING
+        return operations.rearranges(node) or normalizes or _is_pointwise(whole)
 
     def rule(self, node: Node) -> Rule | None:
         """None where it is a function of single entries."""
@@ -146,24 +153,34 @@ class Moments:
         function = node.function
         if operations.is_weighted(node):
             return self._of_weighted(function)
-        if function in normalizing_rules.NORMALIZING:
-            return None if normalizing_rules.scales_by_numbers(node) else self._normalized
+        if function in normalizing.NORMALIZING:
+            return self._of_normalization(node)
         if operations.rearranges(node):
             return self._rearranged
         if (pooling := self._of_pooling(node)) is not None:
             return pooling
         if function in (operations.ATTENTION, *operations.PRODUCTS):
-            if attention_rules.parts(node, self) is not None:
-                return self._attention
+            if attention.parts(node, self) is not None:
+                return self.attention
         elif operations.drops(node) or _is_pointwise(node):
             return None
         raise NoRuleError(f"no rule for {said(node)}")
 
+    def _of_normalization(self, node: Node) -> Rule | None:
+        if not normalizing.scales_by_numbers(node):
+            return self._normalized
+        try:
+            self.moment(operations.arguments(node)["input"])
+        except NoRuleError:
+            if normalizing.uses_batch(node):
+                return self._reset
+            raise
+        return None
+
     def _of_pooling(self, node: Node) -> Rule | None:
         if node.function in operations.AVERAGING:
             return self._averaged
-        whole = not operations.arguments(node).get("ceil_mode")
-        return self.maximum if whole and node.function in operations.MAX_POOLS else None
+        return self.maximum if node.function in operations.MAX_POOLS else None
 
     def _of_weighted(self, function: str) -> Rule:
         if function in (*operations.CONVOLUTIONS, *operations.TRANSPOSED):
@@ -183,7 +200,15 @@ class Moments:
             return [node]
         own = [node] if operations.drops(node) else []
         own += [head for source in node.sources for head in self.heads(source)]
-        return own + [source for source in node.sources if self._stands_for_units(source, own)]
+        known = [*node.sources, *self._constants(node)]
+        return own + [each for each in known if self._stands_for_units(each, own)]
+
+    def _constants(self, node: Node) -> list[Node]:
+        """A position embedding, for one, as the input that it might be."""
+        found = [each for each in operations.constants(node) if each.dim() > 1]
+        for each in found:
+            self._inputs.setdefault(id(each), Node(INPUT, shape=tuple(each.shape), value=each))
+        return [self._inputs[id(each)] for each in found]
 
     def _stands_for_units(self, node: Node, others: Sequence[Node]) -> bool:
         """Whether what is known is taken for random units, as what it is put beside has such."""
@@ -206,7 +231,7 @@ class Moments:
     def samples(self, node: Node) -> int:
         """How many are drawn, so that they fit."""
         entries = max((self.moment_size(head) for head in self.heads(node)), default=1)
-        return max(FEWEST, min(MOST, 2 * (ENTRIES // max(1, 2 * entries))))
+        return max(FEWEST, min(MOST, 4 * (ENTRIES // max(1, 4 * entries))))
 
     def moment_size(self, head: Node) -> int:
         return 1 if operations.drops(head) else self._of_head(head)[1].numel()
@@ -215,7 +240,8 @@ class Moments:
         """Values of ``head`` by normal ``z`` (samples, …), which is broadcast to its entries."""
         kept = 1 - operations.drops(head)
         if kept < 1:
-            return (torch.special.ndtr(z) < kept).double() / max(kept, TINY)
+            held: Tensor = torch.special.ndtr(z) < kept
+            return held.double() / max(kept, TINY)
         if self.known(head) is not None:
             mean, moment = self._of_head(head)
             return mean + (moment - mean.square()).clamp(min=0).sqrt() * z
@@ -225,14 +251,15 @@ class Moments:
 
     def evaluate(self, node: Node, values: Mapping[Node, Tensor]) -> Tensor:
         """``node`` (samples, …) where its heads have ``values``."""
-        found: dict[Node, Tensor] = {}
+        return self._kept(node, values, {})
 
-        def of(each: Node) -> Tensor:
-            if each not in found:
-                found[each] = self._evaluated(each, values, of)
-            return found[each]
-
-        return of(node)
+    def _kept(self, node: Node, values: Mapping[Node, Tensor], found: dict[Node, Tensor]) -> Tensor:
+        """The same; ``found`` keeps what was evaluated on the way."""
+        if node not in found:
+            found[node] = self._evaluated(
+                node, values, lambda each: self._kept(each, values, found)
+            )
+        return found[node]
 
     def _evaluated(
         self, node: Node, values: Mapping[Node, Tensor], of: Callable[[Node], Tensor]
@@ -243,24 +270,39 @@ class Moments:
             return known.unsqueeze(0)
         if operations.drops(node):
             return of(node.sources[0]) * values[node]
-        if node.function in normalizing_rules.NORMALIZING:
-            mean, scale = normalizing_rules.numbers(self, node)
-            gamma, beta = normalizing_rules.affine(node)
+        if node.function in normalizing.NORMALIZING:
+            mean, scale = normalizing.numbers(self, node)
+            gamma, beta = normalizing.affine(node)
             return (of(node.sources[0]) - mean) * scale * gamma + beta
-        return _applied(node, {source: of(source) for source in node.sources})
+        return _applied(
+            node, {source: of(source) for source in node.sources}, self._put(node, values)
+        )
+
+    def _put(self, node: Node, values: Mapping[Node, Tensor]) -> Mapping[int, Tensor]:
+        """The samples of those constants of ``node`` that stand for random units."""
+        of_constants = [self._inputs.get(id(each)) for each in operations.constants(node)]
+        return {id(x.value): values[x] for x in of_constants if x is not None and x in values}
 
     def _pair(self, node: Node, offset: Offset) -> tuple[Tensor, Tensor]:
         """``node``'s samples, and those of the entries ``offset`` further on, where they stand."""
         here, there = self.pair_of_heads(node, offset)
         values = self.evaluate(node, here)
-        values = values.expand(self.samples(node), *values.shape[1:])
         return values, self.evaluate(node, there) if any(offset) else values
+
+    def _normal(self, node: Node, offset: Offset) -> tuple[Tensor, Tensor]:
+        variables = max(1, len(self.heads(node))) * (2 if any(offset) else 1)
+        return weighted_samples(self.samples(node), variables)
+
+    def averaged(self, values: Tensor, node: Node, offset: Offset) -> Tensor:
+        """The mean of what comes of ``node``'s samples, (samples, …) or one for all."""
+        _, weights = self._normal(node, offset)
+        mean: Tensor = values[0] if len(values) == 1 else torch.tensordot(weights, values, 1)
+        return mean
 
     def pair_of_heads(self, node: Node, offset: Offset) -> tuple[_Values, _Values]:
         """Values of what ``node`` is a function of, by which :meth:`evaluate` gives its pairs."""
         heads = self.heads(node)
-        samples, pairs = self.samples(node), any(offset)
-        z = normal_samples(samples, max(1, len(heads)) * (2 if pairs else 1))
+        pairs, (z, _) = any(offset), self._normal(node, offset)
         here: dict[Node, Tensor] = {}
         there: dict[Node, Tensor] = {}
         for i, head in enumerate(heads):
@@ -284,9 +326,9 @@ class Moments:
         if self.rule(source) is not None and not self._is_shaped(source):
             return self.draw(head, z)
         values, _ = self._pair(source, offsets.none(shape_of(source)))
-        values = values.expand(len(values), *shape_of(source))
         if len(values) != len(z):
             return self.draw(head, z)
+        values = values.expand(len(values), *shape_of(source))
         return _applied(head, {source: values})
 
     def _is_shaped(self, node: Node) -> bool:
@@ -313,38 +355,47 @@ def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-def _tensors(node: Node) -> list[Tensor]:
-    values = (*node.arguments, *node.keywords.values())
-    return [each for each in values if isinstance(each, Tensor)]
+def _applied(
+    node: Node, values: Mapping[Node, Tensor], constants: Mapping[int, Tensor] | None = None
+) -> Tensor:
+    """``node``'s own function on samples (samples, …) of what it takes; one sample is for all.
 
-
-def _applied(node: Node, values: Mapping[Node, Tensor]) -> Tensor:
-    """``node``'s own function on samples (samples, …) of what it takes; one sample is for all."""
-    several = max(len(each) for each in values.values())
+    ``constants`` are samples of some of its constants, by their ids.
+    """
+    constants = constants or {}
+    given_values = (*values.values(), *constants.values())
+    several = max(len(each) for each in given_values)
     shape = shape_of(node)
     sources = list(values)
-    own = [each.expand(several, *each.shape[1:]).clone() for each in values.values()]
+    own = [each.expand(several, *each.shape[1:]).clone() for each in given_values]
 
     def one(*given: Tensor) -> Tensor:
-        by = dict(zip(sources, given, strict=True))
+        by: dict[object, Tensor] = dict(zip((*sources, *constants), given, strict=True))
 
         def replaced(x: Node | Tensor) -> Tensor:
-            return by[x] if isinstance(x, Node) else _short(x.detach().double(), by.values())
+            return by[x] if isinstance(x, Node) else by.get(id(x), short(x))
 
         result: Tensor = called(node, replaced)
         return result
 
-    result = torch.func.vmap(one, randomness="different")(*own)
+    short = _short
+    try:
+        result = torch.func.vmap(one, randomness="different")(*own)
+    except RuntimeError:  # it asks for all units, as prelu with a slope for each
+        short = _whole
+        full = [shape_of(source) for source in sources] + [x.shape[1:] for x in constants.values()]
+        own = [x.expand(len(x), *size).clone() for x, size in zip(own, full, strict=True)]
+        result = offsets.compact(torch.func.vmap(one, randomness="different")(*own))
     return offsets.to_shape(result, shape, 1)
 
 
-def _short(constant: Tensor, others: object) -> Tensor:
-    """A constant of all units: where the others are the same for all, its root mean square is."""
-    assert isinstance(others, type({}.values()))
-    widths = {each.shape[-1] for each in others if each.dim()}
-    if constant.dim() < 2 or constant.shape[-1] < LEARNED or widths != {1}:
-        return constant
-    return constant.square().mean(-1, keepdim=True).sqrt()
+def _whole(constant: Tensor) -> Tensor:
+    return constant.detach().double()
+
+
+def _short(constant: Tensor) -> Tensor:
+    """Of size 1 where all entries are the same, as a new layer's scales are."""
+    return offsets.compact(_whole(constant))
 
 
 def _is_pointwise(node: Node) -> bool:
@@ -359,7 +410,7 @@ def _is_pointwise(node: Node) -> bool:
     try:
         sizes = [shape_of(source) for source in sources]
         if offsets.broadcast(*sizes) != shape:
-            constants = [tuple(each.shape) for each in _tensors(node)]
+            constants = [tuple(each.shape) for each in operations.constants(node)]
             if offsets.broadcast(*sizes, *constants) != shape:
                 return False
         stream = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from initflow.models import offsets, operations
 from initflow.models.graph import Node
-from initflow.models.offsets import Offset
-from initflow.models.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
+from initflow.models.moments import offsets, operations
+from initflow.models.moments.offsets import Offset
+from initflow.models.moments.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
 
+LARGE = 2**14  # entries of images
 MOST = 64  # different offsets at a source for a single one here
 Moment = Callable[[Offset], Tensor]
 
@@ -28,6 +30,63 @@ class Places:
     index: Tensor
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Tensors that are put together along an ``axis``: their maps need no numbers.
+
+    Of a ``large`` one all channels are given their mean, which is all that a convolution sums.
+    """
+
+    tensors: tuple[Node | Tensor, ...]
+    axis: int
+    large: bool
+
+    def put(self, moment: Callable[[Node | Tensor, Offset], Tensor], offset: Offset) -> Tensor:
+        maps = [moment(tensor, offset) for tensor in self.tensors]
+        shape = offsets.broadcast(
+            *([*m.shape[: self.axis], *m.shape[self.axis + 1 :]] for m in maps)
+        )
+        sizes = [_shape(tensor)[self.axis] for tensor in self.tensors]
+        full = [
+            m.expand(*shape[: self.axis], n, *shape[self.axis :])
+            for m, n in zip(maps, sizes, strict=True)
+        ]
+        whole = torch.cat(full, self.axis)
+        return whole.mean(self.axis, keepdim=True) if self.large else whole
+
+    def taken(self, moments: Tensor, source: Node) -> Tensor:
+        """The parts of a map that are ``source``'s, summed."""
+        total, start = torch.zeros((1,) * moments.dim(), dtype=torch.double), 0
+        for tensor in self.tensors:
+            n = _shape(tensor)[self.axis]
+            if tensor is source:
+                own = (
+                    moments
+                    if moments.shape[self.axis] == 1
+                    else moments.narrow(self.axis, start, n)
+                )
+                total = total + own
+            start += n
+        return offsets.compact(total)
+
+
+def _joined(node: Node) -> Joined | None:
+    if node.function not in ("cat", "concat", "concatenate") or not node.arguments:
+        return None
+    tensors = node.arguments[0]
+    axis = node.keywords.get("dim", node.arguments[1] if len(node.arguments) > 1 else 0)
+    if not all(isinstance(each, (Node, Tensor)) for each in tensors):
+        return None
+    shape = shape_of(node)
+    axis %= len(shape)
+    large = axis == 1 and len(shape) > 2 and math.prod(shape) > LARGE
+    return Joined(tuple(tensors), axis, large)
+
+
+def _shape(tensor: Node | Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) else shape_of(tensor)
+
+
 class Rearranged(Rule):
     """Of one or several tensors, which may be constants."""
 
@@ -35,7 +94,9 @@ class Rearranged(Rule):
         self._places: dict[Node, Places] = {}
 
     def moment(self, at: Forward, node: Node, offset: Offset) -> Tensor:
-        return self._gathered(node, offset, lambda source, by: _moment(at, source, by))
+        if (joined := _joined(node)) is not None and not offset[joined.axis]:
+            return joined.put(functools.partial(_moment, at), offset)
+        return self._gathered(node, offset, functools.partial(_moment, at))
 
     def mean(self, at: Forward, node: Node) -> Tensor:
         def mean(source: Node | Tensor, _: Offset) -> Tensor:
@@ -51,12 +112,15 @@ class Rearranged(Rule):
         for i, tensor in enumerate(places.tensors):
             own = torch.where(places.source == i, places.index, -1)
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else shape_of(tensor)
-            part = gathered(own, shape, offset, lambda by, t=tensor: moment(t, by), said(node))
+            of_tensor = functools.partial(moment, tensor)
+            part = gathered(own, shape, offset, of_tensor, said(node))
             total = part if total is None else total + part
         assert total is not None
         return offsets.compact(total)
 
     def gradient(self, back: Backward, node: Node, source: Node, offset: Offset) -> Tensor:
+        if (joined := _joined(node)) is not None and not offset[joined.axis]:
+            return joined.taken(back.moment(node, offset), source)
         places = self.places(node)
         shape = shape_of(source)
         total = torch.zeros(shape, dtype=torch.double)
@@ -115,16 +179,16 @@ def _places(node: Node) -> Places:
 def called(node: Node, replace: Callable[[Any], Any]) -> Any:
     """``node``'s operation again, with each float tensor of its arguments replaced."""
     assert node.call is not None
+    keywords = {name: _changed(value, replace) for name, value in node.keywords.items()}
+    return node.call(*_changed(node.arguments, replace), **keywords)
 
-    def changed(value: Any) -> Any:
-        if isinstance(value, Node) or (isinstance(value, Tensor) and value.is_floating_point()):
-            return replace(value)
-        if isinstance(value, (tuple, list)):
-            return type(value)(map(changed, value))
-        return value
 
-    keywords = {name: changed(value) for name, value in node.keywords.items()}
-    return node.call(*changed(node.arguments), **keywords)
+def _changed(value: Any, replace: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Node) or (isinstance(value, Tensor) and value.is_floating_point()):
+        return replace(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_changed(each, replace) for each in value)
+    return value
 
 
 def _moment(at: Forward, source: Node | Tensor, offset: Offset) -> Tensor:

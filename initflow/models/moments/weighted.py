@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from initflow.models import offsets, operations
 from initflow.models.graph import Node
-from initflow.models.offsets import Offset
-from initflow.models.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
+from initflow.models.moments import offsets, operations
+from initflow.models.moments.offsets import Offset
+from initflow.models.moments.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
 
 
 class Linear(Rule):

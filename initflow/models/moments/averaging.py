@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from initflow.models import offsets, operations
 from initflow.models.graph import Node
-from initflow.models.offsets import Offset
-from initflow.models.rearranging_rules import gathered
-from initflow.models.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
+from initflow.models.moments import offsets, operations
+from initflow.models.moments.offsets import Offset
+from initflow.models.moments.rearranging import gathered
+from initflow.models.moments.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
 
 MOST = 32  # offsets of a window
+MOST_SPREAD = 0.25  # of a mean, its variance over its square, for it to be of one sign
+TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class Averaged(Rule):
         shape = shape_of(source)
         total = _over_windows(at.mean(source), windows, offsets.none(shape), shape)
         return _without_axes(windows, total / windows.divisor, node)
+
+    def draw(self, at: Forward, node: Node, z: Tensor) -> Tensor:
+        """Of one sign where the mean is far from 0, as a mean of squares is."""
+        mean = at.mean(node)
+        variance = (at.moment(node) - mean.square()).clamp(min=0)
+        ratio = variance / mean.square().clamp(min=TINY)
+        spread = ratio.clamp(max=1).log1p()
+        of_one_sign = mean * torch.exp(spread.sqrt() * z - spread / 2)
+        return torch.where(ratio < MOST_SPREAD, of_one_sign, mean + variance.sqrt() * z)
 
     def gradient(self, back: Backward, node: Node, source: Node, offset: Offset) -> Tensor:
         windows, shape = _windows(node), shape_of(source)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from initflow.models import offsets, operations
 from initflow.models.graph import Node
-from initflow.models.offsets import Offset
-from initflow.models.rearranging_rules import called
-from initflow.models.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
+from initflow.models.moments import offsets, operations
+from initflow.models.moments.offsets import Offset
+from initflow.models.moments.rearranging import called
+from initflow.models.moments.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
 
 ENTRIES = 2**21  # of drawn weights of attention
 FEWEST, MOST = 16, 256
@@ -37,7 +37,11 @@ class Parts:
     logits: Callable[[Tensor], Tensor]
     scale: float
     dropped: float
-    key_turned: bool
+    product: Node | None = None  # where it is written out
+
+    @property
+    def key_turned(self) -> bool:
+        return self.product is not None
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def parts(node: Node, at: Forward) -> Parts | None:
     both = logits(torch.tensor([[0.0], [1.0]]).double().expand(2, 1))
     scale = (both[1] - both[0]).flatten()
     scale = scale[scale.isfinite()]
-    return Parts(query, key, value, logits, float(scale[0]), dropped, key_turned=True)
+    return Parts(query, key, value, logits, float(scale[0]), dropped, product)
 
 
 def _of_function(node: Node, at: Forward) -> Parts | None:
@@ -105,7 +109,7 @@ def _of_function(node: Node, at: Forward) -> Parts | None:
         return values
 
     dropped = float(known.get("dropout_p", 0.0))
-    return Parts(query, key, value, logits, scale, dropped, key_turned=False)
+    return Parts(query, key, value, logits, scale, dropped)
 
 
 def _without_casts(node: Node) -> Node:
@@ -156,6 +160,11 @@ class Attention(Rule):
     def __init__(self, find: Callable[[Node], Parts | None]) -> None:
         self._parts = functools.cache(find)
         self._of: dict[Node, Drawn] = {}
+
+    def product(self, node: Node) -> Node | None:
+        """Of queries and keys, where the attention that ``node`` gives is written out."""
+        own = self._parts(node)
+        return None if own is None else own.product
 
     def moment(self, at: Forward, node: Node, offset: Offset) -> Tensor:
         return _diagonal(self._drawn(at, node).moments, offset, node)
