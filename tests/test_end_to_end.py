@@ -227,6 +227,23 @@ def test_mlflow_run_diagnoses_and_guards(tmp_path):
     assert parent.info.status == "FAILED"  # by mlflow run, as its command failed
 
 
+def test_mlflow_run_diagnoses_a_model(tmp_path):
+    """One of the user's own, by a path from where the command is typed."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(*(nn.Linear(64, 64) for _ in range(9)), nn.Linear(64, 10))\n"
+    )
+    settings = (f"model={tmp_path}/mine.py:build", "inits=lecun", "dataset=digits", "draws=3")
+    done = mlflow_run(tmp_path, *settings, "fail_on=vanishing", entry_point="diagnose")
+    assert done.returncode == 1
+    error = "Error: fail_on=vanishing: default Sequential is vanishing forward, vanishing backward"
+    assert f"{error}\n" in done.stderr
+    parent, nested = family(tmp_path)
+    assert {r.data.tags["initflow.verdict.backward"] for r in nested} == {"vanishing", "stable"}
+    assert parent.data.tags["mlflow.project.entryPoint"] == "diagnose"
+
+
 SMALL = ("hidden=50x5", "dataset=digits", "epochs=2", "eval_every=10", "log_model=false")
 
 

@@ -18,6 +18,7 @@ from initflow.core.kinds import (
     FOLDER,
     MAX_LAYERS,
     MAX_WIDTH,
+    MODEL,
     MOMENTUM,
     NAME,
     PROBE,
@@ -68,6 +69,8 @@ ACTIVATION_NAMES = (
 )
 # The built-in scheme made for an activation function, by its authors' claim; he for all others.
 RECOMMENDED = {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}
+MLP = "mlp"
+OF_MLP = ("activations", "depth", "width")  # a model of one's own has its own
 DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
 VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
 SAMPLERS = ("tpe", "gp", "random", "cmaes")
@@ -205,8 +208,16 @@ class NetworkConfig(_Untrained):
 
 
 class _Deep(_Grid):
-    """Every scheme with every activation function, in networks of many layers."""
+    """Every scheme with every activation function, in networks of many layers, or in a model."""
 
+    model: str = setting(
+        MLP,
+        MODEL,
+        "feed-forward networks (mlp), or the function that builds a model of one's own",
+    )
+    draws: int = setting(
+        20, integer(2, 1_000), "of a model of one's own: seeds from which bands are drawn"
+    )
     depth: int = setting(20, integer(1, MAX_LAYERS), "hidden layers")
     width: int = setting(100, integer(1, MAX_WIDTH), "units of each hidden layer")
     fail_on: tuple[str, ...] | None = setting(
@@ -226,6 +237,9 @@ class DiagnoseConfig(_Measured, _Untrained, _Deep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for one in fields(self):
+            if self.model != MLP and one.name in OF_MLP and getattr(self, one.name) != one.default:
+                raise SettingError(f"{one.name} belongs to model=mlp: '{self.model}' has its own")
         try:
             parse_widths(self.hidden)
         except ValueError:

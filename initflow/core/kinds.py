@@ -164,6 +164,16 @@ def _parse_storage(value: object) -> str:
     return text if "://" in text else str(paths.own(text))
 
 
+def _parse_model(value: object) -> str:
+    """A function by its place, also where it is given itself, as in a notebook."""
+    if callable(value):
+        value = f"{value.__module__}:{value.__qualname__}"  # type: ignore[attr-defined]
+    text = _parse_text(value)
+    if not re.fullmatch(r"mlp|(.+\.py|[^\W\d][\w.]*):[^\W\d]\w*", text):
+        raise ValueError
+    return text
+
+
 BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
 TEXT = Kind("TEXT", "a name", _parse_text)
 STORAGE = Kind("PATH|URL", "a journal's path or a database's URL", _parse_storage, without_password)
@@ -174,6 +184,11 @@ NAME = matching(
 FOLDER = Kind("FOLDER", "a folder", _parse_path)
 DEVICE = matching(
     "auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]{1,3})?"
+)
+MODEL = Kind(
+    "mlp|FILE.py:FUNCTION",
+    "mlp, or the function that builds a model: path/to/file.py:build or package.module:build",
+    _parse_model,
 )
 WIDTHS = Kind(
     "WIDTHS",

@@ -135,3 +135,15 @@ def advice(verdict: Verdict, activation: Activation, scheme: str) -> str:
     elif scheme == better:
         remedy = "Try fewer layers, or another activation."
     return f"{_MEANING[found].format(activation=activation.name)} {remedy}"
+
+
+def advice_for_model(verdict: Verdict, scheme: str) -> str:
+    """What to try in a model of one's own; empty where all is stable."""
+    found = verdict.forward if verdict.forward != "stable" else verdict.backward
+    if found == "stable":
+        return ""
+    remedy = "Try init=auto."
+    if scheme == "auto":
+        remedy = "Try initflow.initialize(model, 'auto', residual='scaled'), or normalizations."
+    meaning = _MEANING[found].format(activation="the activation function")
+    return f"{meaning} {remedy}"

@@ -1,4 +1,4 @@
-"""The figure of any model: what was measured of its layers, which stand below each other.
+"""Figures of any model: what was measured of its layers, which stand below each other.
 
 A model has many layers, with long names: each is a line that can be read, as in a table.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Look
+from initflow.theory.prediction import Prediction
 
 LINE = 0.165  # inches that a layer is high
 LEAST = 1.2  # inches of all layers, also of few
@@ -62,7 +63,7 @@ def signals_by_layer(measured: Signals, title: str) -> Figure:
     measured, has no mark.
     """
     layers = list(measured.layers)
-    high = min(max(LINE * len(layers), LEAST), HIGHEST)
+    high = _height(len(layers))
     figure = drawing.figure(11.5, AROUND + high, drawing.wrapped(title, 110))
     grid = figure.subplots(1, len(PANELS), sharey=True, width_ratios=[5, 5, 3])
     for axes, (name, quantities) in zip(grid, PANELS.items(), strict=True):
@@ -88,6 +89,61 @@ def signals_by_layer(measured: Signals, title: str) -> Figure:
             axes.set_xlabel("nothing measured that can be drawn", fontsize=8)
     _name_layers(grid[0], measured, high)
     return figure
+
+
+KEY = "marks: measured; lines: predicted, where there is a rule; bars: 95 % of further draws"
+MOMENTS = {
+    "preactivation_second_moment": "signal, forward ↓\nmean square of the pre-activations",
+    "gradient_second_moment": "gradient, backward ↑\nmean square by the pre-activations",
+}
+
+
+def schemes_by_layer(schemes: Mapping[str, tuple[Prediction, Signals]], title: str) -> Figure:
+    """Signal and gradient in one model under several schemes, beside what is predicted.
+
+    ``schemes`` holds what was predicted and measured by the scheme's name. What is 0, or was not
+    measured, has no mark.
+    """
+    _, first = next(iter(schemes.values()))
+    high = _height(len(first.layers) * max(1.0, len(schemes) / 3))
+    figure = drawing.figure(11.5, AROUND + high, drawing.wrapped(title, 110))
+    grid = figure.subplots(1, len(MOMENTS), sharey=True)
+    for axes, (quantity, name) in zip(grid, MOMENTS.items(), strict=True):
+        axes.set_title(name, fontsize=10)
+        for nth, (scheme, (predicted, measured)) in enumerate(schemes.items()):
+            at = np.arange(len(first.layers)) + _spread(len(schemes)) * (
+                nth + 0.5 - len(schemes) / 2
+            )
+            color = drawing.CYCLE[nth % len(drawing.CYCLE)]
+            mark = drawing.MARKS[nth % len(drawing.MARKS)]
+            low, expected, high_end = (
+                drawing.positive([getattr(interval, part) for interval in predicted[quantity]])
+                for part in ("low", "expected", "high")
+            )
+            axes.hlines(at, low, high_end, color=color, alpha=0.3, linewidth=2.5)
+            axes.plot(expected, at, color=color, linewidth=0.9)
+            values = drawing.positive(measured.by_layer(quantity))
+            axes.plot(values, at, mark, color=color, markersize=3.6, label=scheme)
+        _logarithmic(axes)
+        axes.tick_params(axis="x", labelsize=7.5)
+        axes.tick_params(axis="y", length=0)
+        drawing.tidy(axes)
+    _name_layers(grid[0], first, high)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title=KEY, loc="outside lower center", ncols=8, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def _spread(n: int) -> float:
+    """How far apart ``n`` schemes stand on a layer's line."""
+    return min(0.22, 0.7 / n)
+
+
+def _height(lines: float) -> float:
+    """Inches of so many layers, or lines."""
+    return min(max(LINE * lines, LEAST), HIGHEST)
 
 
 def _draw(axes: Axes, values: drawing.Values, label: str, look: Look) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from initflow.core import machine
-from initflow.core.configurations import DiagnoseConfig
+from initflow.core.configurations import MLP, DiagnoseConfig
 from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
 from initflow.diagnostics import measure
@@ -13,6 +13,7 @@ from initflow.diagnostics.reading import read
 from initflow.diagnostics.record import start
 from initflow.experiments.network_run import start_tags
 from initflow.experiments.public import public
+from initflow.experiments.untrained import own_model
 from initflow.experiments.untrained.diagnosis import Diagnosis, Network, Subject, diagnosed
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting.seed_statistics import Cell
@@ -24,21 +25,18 @@ from initflow.training import cache, datasets, model
 def diagnose(
     config: DiagnoseConfig, *, experiment: str | None = None, progress: Progress
 ) -> Diagnosis:
-    """Measure every scheme with every activation at initialization, beside the prediction.
+    """Measure every scheme at initialization, beside the prediction.
 
-    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    With every activation in the feed-forward network or, where ``model`` names the function that
+    builds one, in a model of the user's. A wrong setting or missing data is an error of
+    :mod:`initflow.errors`, before a run is made.
     """
     device = machine.device(config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
     with machine.threads(config.threads) as threads:
-        resolved = machine.Resolved(device, threads)
-        return diagnosed(
-            config,
-            _feed_forward(config, device),
-            resolved,
-            experiment=experiment,
-            progress=progress,
-        )
+        of = _feed_forward if config.model == MLP else own_model.subject
+        subject, resolved = of(config, device), machine.Resolved(device, threads)
+        return diagnosed(config, subject, resolved, experiment=experiment, progress=progress)
 
 
 def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
@@ -67,4 +65,5 @@ def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
         f"{', '.join(config.activations)}, on {len(probe):,} images of {config.dataset}; "
         f"seed {config.seed}."
     )
-    return Subject(shape, config.dataset, summary, cells, network, splits)
+    title = f"untrained {shape} networks on {config.dataset}"
+    return Subject(title, shape, config.dataset, summary, cells, network, splits)

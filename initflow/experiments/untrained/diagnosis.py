@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from initflow.core.configurations import DiagnoseConfig
+from initflow.core.configurations import MLP, DiagnoseConfig
 from initflow.core.machine import Resolved
 from initflow.core.progress import Progress
 from initflow.diagnostics.reading import Reading, as_json
+from initflow.diagnostics.signals import Signals
 from initflow.experiments import command_run, failures
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.network_run import verdict_sentence, verdict_tags
 from initflow.experiments.results import TrackedResult
-from initflow.reporting import figures
+from initflow.reporting import figures, model_figures
+from initflow.reporting.drawing import Figure
 from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Cell
+from initflow.theory.prediction import Prediction
 from initflow.tracking import runs
 from initflow.training.splits import Splits
 
@@ -35,10 +38,11 @@ class Subject:
     """The networks that a diagnosis is of, one for each of ``cells``.
 
     Each is read when it is its turn. They are of one ``shape``, such as ``784-100x20-10``, and see
-    ``data``, of ``splits`` where that is a data set. ``summary`` is a sentence on them, and
-    ``remarks`` are for the end.
+    ``data``, of ``splits`` where that is a data set. ``title`` says what they are, ``summary`` is a
+    sentence on them, and ``remarks`` are for the end.
     """
 
+    title: str
     shape: str
     data: str
     summary: str
@@ -74,7 +78,7 @@ class Diagnosis(TrackedResult):
 
     @property
     def title(self) -> str:
-        return f"untrained {self.subject.shape} networks on {self.subject.data}"
+        return self.subject.title
 
     @property
     def conclusions(self) -> Sequence[str]:
@@ -88,7 +92,8 @@ class Diagnosis(TrackedResult):
 
     def drawings(self) -> Drawings:
         networks = {cell: (its.predicted, its.signals) for cell, its in self.readings.items()}
-        return {"schemes_by_layer": partial(figures.schemes_by_layer, networks, self.title)}
+        draw = figures.schemes_by_layer if self.config.model == MLP else _of_model
+        return {"schemes_by_layer": partial(draw, networks, self.title)}
 
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each network: its verdicts, and the theory of its middle hidden layer."""
@@ -129,7 +134,7 @@ def diagnosed(
                 params=network.params,
                 tags={**network.tags, **verdict_tags(network.reading.verdict)},
             ) as nested:
-                _log_network(nested, network.reading, title, result.failures)
+                _log_network(nested, cell, network.reading, title, result)
         progress("drawing and logging", len(cells), len(cells))
         with noted(result.failures, "the numbers by layer"):
             _log_numbers(run, result.readings)
@@ -137,13 +142,25 @@ def diagnosed(
     return result
 
 
-def _log_network(run: runs.Run, reading: Reading, title: str, failed: Failures) -> None:
-    run.log_metrics(0, reading.signals.metrics() | reading.metrics())
+def _of_model(networks: Mapping[Cell, tuple[Prediction, Signals]], title: str) -> Figure:
+    of_schemes = {cell.init: network for cell, network in networks.items()}
+    return model_figures.schemes_by_layer(of_schemes, title)
+
+
+def _log_network(
+    run: runs.Run, cell: Cell, reading: Reading, title: str, result: Diagnosis
+) -> None:
+    values = reading.signals.metrics() | reading.metrics()
+    parts = [(key.partition("/"), value) for key, value in values.items()]
+    names = runs.key_names(layer for (_, _, layer), _ in parts)  # those of a model may be anything
+    run.log_metrics(0, {f"{kind}/{names[layer]}": value for (kind, _, layer), value in parts})
     run.log_json("signals", as_json(reading, [(0, reading.signals)]))
-    name, of_network = "predicted_and_measured", Failures()
+    of_network = Failures()
     draw = partial(figures.predicted_and_measured, reading.predicted, reading.signals, title)
-    failures.log_figures(run, {name: draw}, of_network)
-    failed |= failures.of(title, of_network)
+    if result.config.model != MLP:
+        draw = partial(_of_model, {cell: (reading.predicted, reading.signals)}, title)
+    failures.log_figures(run, {"predicted_and_measured": draw}, of_network)
+    result.failures.update(failures.of(title, of_network))
 
 
 def _log_numbers(run: runs.Run, readings: Mapping[Cell, Reading]) -> None:

@@ -1,0 +1,214 @@
+"""One untrained model of any architecture read: measured under several draws, beside theory.
+
+What one draw of the scheme gives is measured, and the band is where it should lie with 95 % by what
+further draws give, so that it is honest for any architecture. Theory says the mean over draws,
+where there is a rule for all that the model does on the way.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from initflow.diagnostics import inspection
+from initflow.diagnostics.reading import Reading
+from initflow.diagnostics.verdict import advice_for_model, judge
+from initflow.models import batches, places, weights
+from initflow.models.building import Loss
+from initflow.models.graph import Node
+from initflow.models.moments import expectations
+from initflow.models.moments.forward import own_moments
+from initflow.models.moments.rules import NoRuleError
+from initflow.models.weights import Matrix
+from initflow.theory.draws import band
+from initflow.theory.prediction import Interval, Prediction
+
+FORWARD, BACKWARD = "preactivation_second_moment", "gradient_second_moment"
+QUANTITIES = {"forward": FORWARD, "backward": BACKWARD}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A model filled once; ``stated`` are the variances of its matrices, None where not stated."""
+
+    model: nn.Module
+    stated: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class ModelReading:
+    """What was read, and why nothing is predicted of some layers: by their names, each way."""
+
+    reading: Reading
+    unpredicted: Mapping[str, Mapping[str, str]]
+
+    @property
+    def gaps(self) -> str:
+        """A sentence on the layers that nothing is predicted of; empty where there are none."""
+        n = len(self.reading.signals.layers)
+        ways = [
+            f"{way} in {len(its)} of {n} layers" for way, its in self.unpredicted.items() if its
+        ]
+        reasons = dict.fromkeys(why for its in self.unpredicted.values() for why in its.values())
+        more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        told = f"{next(iter(reasons), '')}{more}"
+        return f"Not predicted {' and '.join(ways)}: {told}." if ways else ""
+
+
+def read(
+    drawn: Callable[[int], Draw], batch: object, loss: Loss, *, seed: int, draws: int, scheme: str
+) -> ModelReading:
+    """Measure the draw of ``seed``, with a band from the ``draws`` that follow.
+
+    ``drawn`` gives the model filled from a seed, the same one or another each time; ``batch`` and
+    ``loss`` are as :func:`initflow.inspect` takes them. ``scheme`` is the name of what fills it.
+    """
+    measured, sizes = [], []
+    for nth in reversed(range(draws + 1)):  # that of the seed itself comes last, and stays
+        draw = drawn(seed + nth)
+        measured.append(inspection.inspect(draw.model, batch, loss))
+        sizes.append(_mean_squares(draw))
+    *further, signals = measured
+    theory = _Theory(draw, batch, loss, {name: _mean(sizes, name) for name in sizes[0]})
+    predicted: Prediction = {}
+    unpredicted: dict[str, dict[str, str]] = {}
+    for way, quantity in QUANTITIES.items():
+        predicted[quantity], unpredicted[way] = [], {}
+        for layer in signals.layers:
+            try:
+                expected = theory.expected(quantity, layer)
+            except NoRuleError as error:
+                unpredicted[way][layer] = str(error)
+                expected = math.nan
+            values = [one.layers.get(layer, {}).get(quantity, math.nan) for one in further]
+            predicted[quantity].append(_interval(expected, values))
+    verdict = judge(signals, _input_variance(batch), theory.saturating())
+    # What the rules have computed is gigabytes, in objects that refer to each other.
+    del theory
+    gc.collect()
+    said = advice_for_model(verdict, scheme)
+    return ModelReading(Reading(signals, predicted, None, verdict, said, ()), unpredicted)
+
+
+def _interval(expected: float, values: Sequence[float]) -> Interval:
+    return replace(band(values), expected=expected)
+
+
+class _Theory:
+    """What is expected of the layers of a model, by the names that they have when measured."""
+
+    def __init__(
+        self, draw: Draw, batch: object, loss: Loss, mean_squares: Mapping[str, float]
+    ) -> None:
+        model = weights.unwrapped(draw.model)
+        found = weights.of(model)
+        few = batches.given(model, expectations.first(batch))
+        self._structure = places.Structure.of(model, found.every, few)
+        self._stated, self._mean_squares = draw.stated, mean_squares
+        self._root = type(model).__name__.lower()
+        self._nodes: dict[str, list[tuple[Node, Matrix]]] = {}
+        for node, matrices in self._structure.products.items():
+            for matrix in matrices:
+                self._nodes.setdefault(self._layer(matrix), []).append((node, matrix))
+        traced = self._structure.known("a prediction")
+        gradients = _output_gradients(model, batch, loss, traced.outputs)
+        self._theory = expectations.theory(traced, gradients, self._weight_moments)
+
+    def _layer(self, matrix: Matrix) -> str:
+        """The name that what it gives has, when it is measured."""
+        if not matrix.gate:
+            return matrix.module or self._root
+        return matrix.name.rpartition(".")[0] if matrix.activation != "linear" else matrix.name
+
+    def expected(self, quantity: str, layer: str) -> float:
+        """The mean over the calls of a layer, or a :class:`NoRuleError` that says why not."""
+        if layer not in self._nodes:
+            raise NoRuleError(f"no rule for {layer}")
+        side = self._theory.forward if quantity == FORWARD else self._theory.backward
+        assert side is not None
+        values = []
+        for node, matrix in self._nodes[layer]:
+            if node.shape is None:
+                raise NoRuleError(f"no rule for {node.function} in {node.module}")
+            moments = side.moment(node).expand(node.shape)
+            if matrix.gate and moments.shape[-1] != matrix.fan_out:  # packed with others
+                moments = moments[..., slice(*matrix.part)]
+            values.append(float(moments.mean().item()))
+        return sum(values) / len(values)
+
+    def _weight_moments(
+        self, node: Node, weight: Tensor, bias: Tensor | None
+    ) -> tuple[float, float]:
+        """As the scheme states them or, where it does not, the mean over all draws."""
+        own = own_moments(node, weight, bias)
+        matrices = self._structure.products.get(node, ())
+        variances = [self._variance(matrix) for matrix in matrices]
+        of_bias = [self._mean_squares.get(m.bias.name, own[1]) for m in matrices if m.bias]
+        if bias is None or not of_bias:
+            of_bias = [own[1]]
+        return sum(variances) / len(variances) if variances else own[0], sum(of_bias) / len(of_bias)
+
+    def _variance(self, matrix: Matrix) -> float:
+        stated = self._stated.get(matrix.name)
+        return self._mean_squares[matrix.name] if stated is None else stated
+
+    def saturating(self) -> set[str]:
+        """The layers whose activation function is flat on both sides."""
+        followed = {
+            layer: [self._structure.activation(matrix) for _, matrix in its]
+            for layer, its in self._nodes.items()
+        }
+        return {
+            layer
+            for layer, functions in followed.items()
+            if any(f and f.activation and f.activation.saturates for f in functions)
+        }
+
+
+def _mean_squares(draw: Draw) -> dict[str, float]:
+    """Of the entries of each matrix that nothing is stated of, and of each bias, by name."""
+    found = {}
+    for matrix in weights.of(draw.model).every:
+        if draw.stated.get(matrix.name) is None:
+            found[matrix.name] = matrix.rows().double().square().mean().item()
+        if matrix.bias:
+            found[matrix.bias.name] = matrix.bias.read().double().square().mean().item()
+    return found
+
+
+def _mean(draws: Sequence[Mapping[str, float]], name: str) -> float:
+    return sum(draw[name] for draw in draws) / len(draws)
+
+
+def _output_gradients(
+    model: nn.Module, batch: object, loss: Loss, outputs: Sequence[Node]
+) -> dict[Node, Tensor]:
+    """The gradient of the loss on all of ``batch`` by the outputs, of its first images.
+
+    ``outputs`` are the nodes of a forward on these.
+    """
+    given = batches.given(model, batch)
+    with batches.undisturbed(model), torch.enable_grad():
+        made = model(*given.arguments, **given.by_name)
+        value = loss(made, *given.targets, **given.targets_by_name)
+        tensors = [x for x in batches.tensors(made) if x.requires_grad]
+        gradients = torch.autograd.grad(value, tensors, allow_unused=True)
+    found = {}
+    for node, x, gradient in zip(outputs, tensors, gradients, strict=False):
+        if gradient is not None and node.shape is not None and x.dim():
+            found[node] = gradient[: node.shape[0]].detach()
+    return found
+
+
+def _input_variance(batch: object) -> float | None:
+    """Of an entry from image to image, in the mean over the entries of the first input."""
+    for x in batches.tensors(batch):
+        if not x.is_floating_point():
+            return None
+        return x.double().var(0 if len(x) > 1 else None, correction=0).mean().item()
+    return None
