@@ -60,7 +60,10 @@ SAMPLED_RULES: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
 
 @dataclass(frozen=True)
 class RuleResult:
-    """How an initializer did by one rule: in ``cases`` cases, with these ``failures``."""
+    """How an initializer did by one rule: in ``cases`` cases, with these ``failures``.
+
+    ``meaning`` is the rule in words, ``passed`` whether there are no failures.
+    """
 
     rule: str
     cases: int
@@ -82,10 +85,10 @@ class RuleResult:
 def assert_initializer_contract(
     initializer: Callable[..., object] | str, plugins_dir: Path | None = None
 ) -> None:
-    """Raise an :class:`AssertionError` that lists what the contract finds wrong.
+    """Raise an :class:`AssertionError` that lists what is wrong with an initializer, if anything.
 
-    ``initializer`` is the function, or what ``init`` would be: ``name:gain=2`` or
-    ``file.py:function``. A name that is none at all is a :class:`SettingError`.
+    It is for a plugin's own tests. ``initializer`` is the function, or what ``init`` would be:
+    ``name:gain=2`` or ``file.py:function``. A name that is none at all is a :class:`SettingError`.
     """
     failed = [row for row in check(initializer, plugins_dir) if not row.passed]
     lines = [f"{row.rule} ({row.meaning}): {failure}" for row in failed for failure in row.failures]
@@ -96,7 +99,11 @@ def assert_initializer_contract(
 def check(
     initializer: Callable[..., object] | str, plugins_dir: Path | None = None
 ) -> Iterator[RuleResult]:
-    """The conformance table, row by row; it ends early where nothing further can be tried."""
+    """Try an initializer on many layers or networks: how it did by each rule, row by row.
+
+    ``initializer`` is as in :func:`assert_initializer_contract`, which raises what this tells. It
+    ends early where nothing further can be tried.
+    """
     try:
         if isinstance(initializer, str):
             scheme = plugins.find(initializer, plugins_dir)

@@ -63,7 +63,9 @@ class Comparison(PopulationResult):
 def compare(
     config: CompareConfig, *, experiment: str | None = None, progress: Progress
 ) -> Comparison:
-    """Train every scheme with every activation under every seed, and compare them.
+    """Train every scheme with every activation under every seed, and say what the seeds bear out.
+
+    Each network has an MLflow run of its own below that of the comparison.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """

@@ -91,6 +91,8 @@ def reproduce(
 ) -> Reproduction:
     """Train the networks of a published table under several seeds, and compare with it.
 
+    ``table`` is ``"tutorial"``, ``"assignment"``, or the path of a table's file.
+
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
     table = published.load(config.table)

@@ -25,7 +25,7 @@ FIRST = ("accuracy", "loss", "lr")  # of the metrics that a table shows
 
 @dataclass(kw_only=True, repr=False)
 class Training(TrackedResult, Record):
-    """What came of a training: all of its record, and the run that it is in."""
+    """What came of a training: its ``config``, ``history`` by metric, and ``losses``."""
 
     run: runs.Run
     remark: str = ""
@@ -55,7 +55,7 @@ class Training(TrackedResult, Record):
 
 @public(TrainConfig)
 def train(config: TrainConfig, *, experiment: str | None = None, progress: Progress) -> Training:
-    """Train one network as ``config`` says, as one MLflow run, and log all that a run carries.
+    """Train one network, as one MLflow run, and log its metrics, figures, hashes and model.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
     made. Whatever is raised later, the run is closed with what was measured.

@@ -61,9 +61,10 @@ class Verification(Result):
 def verify(
     run: str | os.PathLike[str] | TrackedResult, config: VerifyConfig, *, progress: Progress
 ) -> Verification:
-    """Train a ``run``, or what the folder of an exported one holds, again, and compare.
+    """Train a network again from what its ``run`` recorded, and compare the two bit for bit.
 
-    ``run`` is its id, a result that has one, or the folder.
+    ``run`` is its id, a result that has one, or the folder that :func:`export` wrote. Settings are
+    for what is no longer where it was: the scheme, the plugins, the data, the device.
 
     Inside ``mlflow run`` the result is written to its run; else nothing is written anywhere.
     What keeps it from being trained again is an error of :mod:`initflow.errors`.
@@ -102,9 +103,10 @@ def verify(
 
 
 def export(run: str | TrackedResult, to: str | os.PathLike[str]) -> str:
-    """Write what it takes to verify the run, without access to MLflow, into the folder ``to``.
+    """Write what it takes to verify a ``run``, without access to MLflow, into the folder ``to``.
 
-    ``run`` is its id or a result that has one. Returned is the command that verifies it.
+    ``run`` is its id or a result that has one; the folder is a new or an empty one. Returned is the
+    command that verifies it.
     """
     run_id, folder = _named(run), Path(to)
     bundle.check_free(folder)

@@ -43,7 +43,7 @@ class Activation:
         A module is taken as it is now, in a copy, so that it computes in double precision where
         the theory does. Where autograd has no derivative, as of a step, it is 0. What raises on
         a tensor in double precision, or takes another number into account than an entry's own,
-        is a SettingError.
+        is a :class:`SettingError`.
         """
         if not callable(function):
             raise SettingError(

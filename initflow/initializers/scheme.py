@@ -71,13 +71,16 @@ def places(widths: Sequence[int], activation: Activation) -> list[Place]:
 class Scheme:
     """A way to fill a network's weights, with the arguments it was given.
 
+    :func:`initflow.initializers.find` gives one, :class:`Place` says where a layer stands.
+
     ``fill`` writes into tensors in place and gets what it asks for by parameter name: of
-    :data:`initflow.initializers.signature.OF_A_LAYER`, or of ``OF_THE_NETWORK`` where it asks for
-    ``network``, and the arguments. ``stated_variance`` gives the variance of a weight tensor's
-    entries: of the distribution they are drawn from or, where nothing is drawn, of the entries
-    themselves; ``stated_bias_variance`` the mean square of the biases, if ``fill`` sets them.
-    Either gets what it asks for of ``OF_A_VARIANCE`` and the arguments; None where nothing is
-    stated.
+    ``weight``, ``bias``, ``fan_in``, ``fan_out``, ``activation``, ``layer``, ``depth`` and
+    ``generator`` or, where it asks for ``network``, of ``network``, ``images``, ``labels``,
+    ``activation``, ``depth`` and ``generator``; and the arguments. ``stated_variance`` gives the
+    variance of a weight tensor's entries: of the distribution they are drawn from or, where nothing
+    is drawn, of the entries themselves; ``stated_bias_variance`` the mean square of the biases, if
+    ``fill`` sets them. Either gets what it asks for of a :class:`Place` and the arguments; None
+    where nothing is stated.
 
     ``signature`` is the function whose keyword parameters are the scheme's arguments, with
     their defaults and types; ``provider`` says who offers the scheme, in which version.
@@ -109,7 +112,7 @@ class Scheme:
         return self.kind == "network" or "bias" in parameters_of(self.fill)
 
     def asks_for(self, name: str) -> bool:
-        """Whether it, or what it states, goes by what has this name."""
+        """Whether it, or what it states, goes by what has this name, such as ``activation``."""
         functions = (self.fill, self.stated_variance, self.stated_bias_variance)
         return any(name in parameters_of(function) for function in functions if function)
 
@@ -119,7 +122,7 @@ class Scheme:
 
     @property
     def spec(self) -> str:
-        """The text that :func:`parse` reads back: ``normal:std=0.05``."""
+        """The text that names it with its arguments: ``normal:std=0.05``."""
         arguments = ",".join(f"{name}={write(value)}" for name, value in self.arguments.items())
         return f"{self.name}:{arguments}" if arguments else self.name
 
@@ -241,7 +244,7 @@ def initializer(
     variance: Variance | None = None,
     bias_variance: Variance | None = None,
 ) -> F | Callable[[F], F]:
-    """Make a function an initialization scheme, which may state its ``variance``.
+    """Make a function an initialization scheme, which may state its ``variance``: a decorator.
 
     ::
 

@@ -42,7 +42,8 @@ EXPERIMENTS = "initflow.experiments"  # under which a study remembers where its 
 def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progress) -> Tuning:
     """Search the best setting of every scheme by the same number of trials, and test it once.
 
-    A study that is there already goes on. A wrong setting, missing data, a storage or a server
+    What is searched is the learning rate and gamma, by an Optuna study for each scheme. A study
+    that is there already goes on. A wrong setting, missing data, a storage or a server
     that cannot be reached is an error of :mod:`initflow.errors` before a run is made.
     """
     samplers.check_sampler(config.sampler)

@@ -24,7 +24,11 @@ LEAST = 10  # characters of a name that stay
 
 @dataclass(frozen=True, repr=False)
 class Initialization(Result, Report):
-    """What :func:`initialize` did, matrix by matrix; ``print`` shows the table."""
+    """What was done to a model: ``filled`` lists its matrices, ``left`` says why others were not.
+
+    Each matrix has a ``name``, ``kind``, ``fan_in``, ``fan_out``, ``activation`` and ``scheme``,
+    and its variance as ``stated`` and as drawn (``variance``).
+    """
 
     model: str = ""
 

@@ -16,7 +16,11 @@ from initflow.reporting.results import Drawings, Result
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Result, Signals):
-    """The :class:`Signals` of a model's layers, as a result to look at; ``model`` is its type."""
+    """What was measured: ``layers`` has the quantities of each layer, by name.
+
+    ``nonfinite`` counts what is NaN or infinite, ``not_measured`` has the modules that hold weights
+    and are no layers that are measured.
+    """
 
     model: str = ""
 
