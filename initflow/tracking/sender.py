@@ -59,10 +59,17 @@ class Way:
     reason_of: Callable[[BaseException], str] = cause
     slow_s: float = SLOW_S
 
-    def is_hopeless(self, error: BaseException, tries: int) -> bool:
-        """Whether an entry that waits is to be set aside after ``error``, the last of ``tries``."""
-        is_stuck = tries >= TRIES and not isinstance(error, UnknownKeyError)
-        return self.is_refusal(error) or (is_stuck and self.answers())
+    def is_last(self, tries: int) -> bool:
+        """Whether an entry is not to be tried again after ``tries``, and one now.
+
+        To be asked before: a server that was away may be back just after a try that failed.
+        """
+        return tries >= TRIES and self.answers()
+
+    def is_hopeless(self, error: BaseException, *, is_last: bool) -> bool:
+        """Whether an entry that waits is to be set aside after ``error``."""
+        is_stuck = is_last and not isinstance(error, UnknownKeyError)
+        return self.is_refusal(error) or is_stuck
 
 
 class Sender:
@@ -204,7 +211,7 @@ class Sender:
         with self._lock:
             first, box = self._queue[0], self._box
             known = self.known | (box.known if box else {})
-        refused, learned = None, {}
+        refused, learned, is_last = None, {}, self._way.is_last(tries)
         try:
             if isinstance(first, Entry):
                 entry = replace(first, is_again=True)
@@ -213,7 +220,7 @@ class Sender:
                 entry = box.entry(first)
             learned = self._way.carry_out(entry, known)
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise it to
-            if not self._way.is_hopeless(error, tries):
+            if not self._way.is_hopeless(error, is_last=is_last):
                 with self._lock:
                     self.reason, self.is_away = self._way.reason_of(error), True
                     self._save()
@@ -261,12 +268,12 @@ def drained(
                 box.ask_again()
             all_of_them = len(box.waiting)
             while box.waiting and time.monotonic() < until:
-                number = box.waiting[0]
+                number, is_last = box.waiting[0], way.is_last(tries + 1)
                 try:
                     learned = way.carry_out(box.entry(number), box.known)
                 except Exception as error:  # noqa: BLE001 - whatever refuses it
                     reason, tries = way.reason_of(error), tries + 1
-                    if way.is_hopeless(error, tries):
+                    if way.is_hopeless(error, is_last=is_last):
                         box.refuse(number, reason)
                         tries = 0
                     elif isinstance(error, UnknownKeyError) or not way.answers():

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from initflow.errors import OutboxError
 from initflow.tracking import outbox
 from initflow.tracking.outbox import Entry, Outbox, RefusedError, UnknownKeyError
-from initflow.tracking.sender import Sender, Way, drained
+from initflow.tracking.sender import TRIES, Sender, Way, drained
 from tests.cluster import missing, wait
 
 TRACKING = "http://127.0.0.1:5000"
@@ -390,6 +390,29 @@ def test_a_run_that_is_made_elsewhere_is_waited_for(folder):
     sent, there = drained(made.path, way)
     assert (sent, there.waiting, there.is_away) == (0, 2, False)
     assert there.reason == "UnknownKeyError: not there yet"
+
+
+def test_a_server_that_is_back_just_after_a_try_has_refused_nothing(folder, monkeypatch):
+    """However often it was tried before: what failed then, goes through now."""
+    monkeypatch.setattr("initflow.tracking.sender.PAUSES_S", (0.001, 0.001))
+    tries, asked = [], []
+
+    def carry_out(entry, known):
+        tries.append(entry)
+        if len(tries) <= TRIES + 3:
+            raise AwayError("Remote end closed connection without response")
+        return {}
+
+    def answers():
+        asked.append(len(tries))
+        return len(tries) >= TRIES + 3
+
+    sender = Sender(Way(TRACKING, carry_out, is_away, is_refused, answers=answers))
+    sender.send(entries(1)[0])
+    assert sender.flush(20)
+    assert len(tries) == TRIES + 4
+    assert asked
+    assert not outbox.paths()
 
 
 def test_it_takes_no_longer_than_it_may(folder):
