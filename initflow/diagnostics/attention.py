@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from initflow.diagnostics.calls import tensors
+from initflow.models import batches
 from initflow.models.layers import PROJECTIONS
 
 FUNCTION = nn.functional.multi_head_attention_forward
@@ -92,6 +92,6 @@ def can_be_opened(func: Callable[..., Any], args: tuple[Any, ...], modes: list[A
     return (
         func is FUNCTION
         and OPENED is not None
-        and all(type(x) in (Tensor, nn.Parameter) for x in tensors(args))
+        and all(type(x) in (Tensor, nn.Parameter) for x in batches.tensors(args))
         and all(isinstance(mode, DeviceContext) for mode in modes)
     )

@@ -103,15 +103,6 @@ def is_plain(x: object) -> TypeGuard[Tensor]:
     )
 
 
-def tensors(values: object) -> Iterator[Tensor]:
-    """Those in ``values``, which may be nested."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from tensors(value)
-
-
 @contextlib.contextmanager
 def own_graph() -> Iterator[None]:
     """Record gradients apart from the training's: no checkpoint of it sees what is kept."""

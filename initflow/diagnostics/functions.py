@@ -25,9 +25,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from initflow.diagnostics import attention, recurrent
 from initflow.diagnostics.attention import Projections
-from initflow.diagnostics.calls import Call, added_up, is_plain, tensors
+from initflow.diagnostics.calls import Call, added_up, is_plain
 from initflow.diagnostics.hooks import harmless
 from initflow.diagnostics.signals import Branch, sum_of_squares
+from initflow.models import batches
 
 PRODUCT = re.compile(r"linear|conv(_transpose)?[123]d|bilinear|embedding(_bag)?")
 # Names in torch, torch.nn.functional and Tensor; elementwise functions without chance.
@@ -207,10 +208,10 @@ class Functions(TorchFunctionMode):
         result: object,
     ) -> None:
         name, call = name_of(func), before.call
-        given = [*tensors(result)] or ([args[0]] if name == "__setitem__" else [])
+        given = [*batches.tensors(result)] or ([args[0]] if name == "__setitem__" else [])
         if given and not SHAPED.fullmatch(name):
             sources = 0
-            for x in tensors([*args, *kwargs.values()]):
+            for x in batches.tensors([*args, *kwargs.values()]):
                 sources |= self._of(x)
             for x in given:
                 self._sources[x] = sources

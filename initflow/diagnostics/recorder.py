@@ -35,12 +35,12 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.hooks import RemovableHandle
 
 from initflow.diagnostics import hooks, recurrent
-from initflow.diagnostics.calls import Call, KeptWeight, Part, added_up, is_plain, tensors
+from initflow.diagnostics.calls import Call, KeptWeight, Part, added_up, is_plain
 from initflow.diagnostics.functions import Functions, Inside
 from initflow.diagnostics.hooks import harmless, is_traced
 from initflow.diagnostics.recurrent import Kernel, NotMeasuredError, Unrolled
 from initflow.diagnostics.signals import Hidden, Layer, Moments, MomentsByTime, Signals, signals
-from initflow.models import layers
+from initflow.models import batches, layers
 
 # Units of all calls that are kept of a step, some 200 bytes each: without an update it would never
 # end, and take all memory.
@@ -135,7 +135,7 @@ class Recorder:
         if not scaler.is_enabled() or is_traced():
             return
         hook = functools.partial(self._pass_begins, scaler.get_scale())
-        for loss in tensors(losses):
+        for loss in batches.tensors(losses):
             if loss.requires_grad:
                 self._on_gradient(loss, hook)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -97,12 +97,17 @@ def _buffers_apart(model: nn.Module) -> Iterator[None]:
 
 def moved(value: object, device: torch.device) -> object:
     """The same batch with its tensors on ``device``."""
+    return mapped(value, lambda x: x.to(device))
+
+
+def mapped(value: object, change: Callable[[Tensor], Tensor]) -> object:
+    """The same batch with each of its tensors changed; what is of a type of its own is left."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if type(value) in (tuple, list):
-        return type(value)(moved(each, device) for each in value)  # type: ignore[call-arg, attr-defined]
+        return type(value)(mapped(each, change) for each in value)  # type: ignore[call-arg, attr-defined]
     if isinstance(value, Mapping):
-        made = {name: moved(each, device) for name, each in value.items()}
+        made = {name: mapped(each, change) for name, each in value.items()}
         return type(value)(made) if type(value) is not dict else made  # type: ignore[call-arg]
     return value
 

@@ -65,14 +65,14 @@ def weighing(graph: Graph, matrices: Sequence[Matrix]) -> dict[Node, list[Matrix
         by_module.setdefault(matrix.module, []).append(matrix)
     found = {}
     for node in graph.nodes:
-        known = [m for x in _constants(node) for m in by_id.get(id(x), ())]
+        known = [m for x in node.constants for m in by_id.get(id(x), ())]
         if node.function in RECURRENT:
             known = by_module.get(node.module, [])
         elif node.function == "multi_head_attention_forward":
             known = by_module.get(node.module, []) + by_module.get(
                 f"{node.module}.out_proj".lstrip("."), []
             )
-        elif not known and node.function in PRODUCTS and any(True for _ in _constants(node)):
+        elif not known and node.function in PRODUCTS and node.constants:
             known = by_module.get(node.module, [])  # what is made of parameters: parametrized
         if known:
             found[node] = list(dict.fromkeys(known))
@@ -157,7 +157,7 @@ def _is_of(node: Node, known: set[Node]) -> bool:
         and node.call is not None
         and bool(sources)
         and all(source in known for source in sources)
-        and (node.function == "prelu" or all(x.numel() == 1 for x in _constants(node)))
+        and (node.function == "prelu" or all(x.numel() == 1 for x in node.constants))
     )
 
 
@@ -241,22 +241,3 @@ def _name(nodes: Sequence[Node]) -> str:
     numbers = [v for v in values if isinstance(v, (int, float, str)) and not isinstance(v, bool)]
     told = ", ".join(f"{v:g}" if isinstance(v, (int, float)) else v for v in numbers)
     return f"{node.function}({told})" if told else node.function
-
-
-def _constants(node: Node) -> Iterable[Tensor]:
-    def inside(value: Any) -> Iterable[Tensor]:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            for each in value:
-                yield from inside(each)
-        elif isinstance(value, Mapping):
-            for each in value.values():
-                yield from inside(each)
-
-    return inside((node.arguments, dict(node.keywords)))
-
-
-def constants(node: Node) -> list[Tensor]:
-    """The tensors that an operation takes and that do not come of the inputs."""
-    return list(_constants(node))

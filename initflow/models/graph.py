@@ -73,6 +73,11 @@ class Node:
         """The nodes that it takes, in order."""
         return list(_nodes((self.arguments, dict(self.keywords))))
 
+    @property
+    def constants(self) -> list[Tensor]:
+        """The tensors that it takes and that are no nodes: parameters, and what comes of these."""
+        return list(batches.tensors((self.arguments, self.keywords)))
+
     def __repr__(self) -> str:
         return f"<{self.function} {self.shape or ''} in '{self.module}'>"
 

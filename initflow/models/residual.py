@@ -181,9 +181,7 @@ def _described(
             continue
         norms |= _norm(node, model, names)
         if node.function == "mul":
-            gates |= dict.fromkeys(
-                names[id(x)] for x in following.constants(node) if id(x) in names
-            )
+            gates |= dict.fromkeys(names[id(x)] for x in node.constants if id(x) in names)
         for source in _weighed(node):
             if source in of_branch and source not in seen:
                 seen.add(source)

@@ -15,48 +15,28 @@ import torch
 from torch import Tensor
 
 from initflow.models.graph import Node
-from initflow.models.moments import offsets, operations, rules
+from initflow.models.moments import offsets, operations
 from initflow.models.moments.forward import Moments
 from initflow.models.moments.offsets import Offset
-from initflow.models.moments.rules import NoRuleError, said, shape_of
+from initflow.models.moments.rules import NoRuleError, PairMoments, said, shape_of
 
 
-class GradientMoments:
-    """Those by the nodes of ``forward``'s graph; ``outputs`` is the gradient by each output."""
+class GradientMoments(PairMoments):
+    """Those by the nodes of ``forward``'s graph; ``outputs`` is the gradient by each output.
+
+    That by an entry which only others are functions of, one by one, is what comes through these,
+    too.
+    """
 
     def __init__(self, forward: Moments, outputs: Mapping[Node, Tensor]) -> None:
+        super().__init__()
         self._forward = forward
         self._outputs = outputs
-        self._moments: dict[tuple[Node, Offset], Tensor | NoRuleError] = {}
         self._slopes: dict[tuple[Node, Node, Offset], Tensor] = {}
 
     @property
     def forward(self) -> Moments:
         return self._forward
-
-    def moment(self, node: Node, offset: Offset | None = None) -> Tensor:
-        """The mean of the gradient's product by each entry and the one ``offset`` further on.
-
-        That by an entry which only others are functions of, one by one, is what comes through
-        these, too.
-        """
-        shape = shape_of(node)
-        offset = offsets.none(shape) if offset is None else offset
-        if any(abs(step) >= size for step, size in zip(offset, shape, strict=True)):
-            return torch.zeros((1,) * len(shape), dtype=torch.double)
-        if not offsets.is_first(offset):
-            return offsets.shifted(self.moment(node, offsets.opposite(offset)), offset, shape)
-        key = (node, offset)
-        if key not in self._moments:
-            try:
-                with rules.of(node):
-                    self._moments[key] = self._moment(node, offset)
-            except NoRuleError as error:
-                self._moments[key] = error
-        found = self._moments[key]
-        if isinstance(found, NoRuleError):
-            raise found
-        return found
 
     def _moment(self, node: Node, offset: Offset) -> Tensor:
         shape = shape_of(node)

@@ -6,7 +6,7 @@ output, by the name of its module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -87,32 +87,10 @@ def of_model(
 
 def first(batch: object, images: int = IMAGES) -> object:
     """``batch`` with the first of its images alone; what has another number of them is left."""
-    sizes = {len(x) for x in _tensors(batch) if x.dim()}
+    sizes = {len(x) for x in batches.tensors(batch) if x.dim()}
     if len(sizes) != 1 or sizes.pop() <= images:
         return batch
-    return _map(batch, lambda x: x[:images] if x.dim() else x)
-
-
-def _map(value: object, change: Callable[[Tensor], Tensor]) -> object:
-    if isinstance(value, Tensor):
-        return change(value)
-    if type(value) in (tuple, list):
-        made = [_map(each, change) for each in value]  # type: ignore[attr-defined]
-        return tuple(made) if isinstance(value, tuple) else made
-    if type(value) is dict:
-        return {name: _map(each, change) for name, each in value.items()}
-    return value
-
-
-def _tensors(value: object) -> Iterable[Tensor]:
-    found: list[Tensor] = []
-
-    def note(x: Tensor) -> Tensor:
-        found.append(x)
-        return x
-
-    _map(value, note)
-    return found
+    return batches.mapped(batch, lambda x: x[:images] if x.dim() else x)
 
 
 def _expected(node: Node, moment: Callable[[Node], Tensor]) -> Expected:

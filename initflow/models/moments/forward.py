@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from initflow.models.graph import INPUT, Graph, Node
-from initflow.models.moments import attention, normalizing, offsets, operations, rules
+from initflow.models.moments import attention, normalizing, offsets, operations
 from initflow.models.moments.averaging import Averaged
 from initflow.models.moments.max_pooling import Maximum
 from initflow.models.moments.normalizing import Normalized, Reset
 from initflow.models.moments.offsets import Offset
 from initflow.models.moments.rearranging import Rearranged, called
-from initflow.models.moments.rules import NoRuleError, Rule, said, shape_of
+from initflow.models.moments.rules import NoRuleError, PairMoments, Rule, said, shape_of
 from initflow.models.moments.weighted import Convolution, Embedding, Linear
 from initflow.theory.normal_samples import weighted_samples
 
@@ -42,13 +42,13 @@ def own_moments(_node: Node, weight: Tensor, bias: Tensor | None) -> tuple[float
     return weight.detach().double().square().mean().item(), of_bias
 
 
-class Moments:
+class Moments(PairMoments):
     """Those of the nodes of ``graph``; what has none is a :class:`NoRuleError` that says why."""
 
     def __init__(self, graph: Graph, weight_moments: WeightMoments = own_moments) -> None:
+        super().__init__()
         self.graph = graph
         self.weight_moments = weight_moments
-        self._moments: dict[tuple[Node, Offset], Tensor | NoRuleError] = {}
         self._known: dict[Node, Tensor | None] = {}
         self._rules: dict[Node, Rule | NoRuleError | None] = {}
         self._means: dict[Node, Tensor] = {}
@@ -58,27 +58,6 @@ class Moments:
         self._rearranged, self._averaged, self.maximum = Rearranged(), Averaged(), Maximum()
         self._normalized, self._reset = Normalized(), Reset()
         self.attention = attention.Attention(lambda node: attention.parts(node, self))
-
-    def moment(self, node: Node, offset: Offset | None = None) -> Tensor:
-        """The mean of each entry's product with the one ``offset`` further on, 0 outside."""
-        shape = shape_of(node)
-        offset = offsets.none(shape) if offset is None else offset
-        if any(abs(step) >= size for step, size in zip(offset, shape, strict=True)):
-            return torch.zeros((1,) * len(shape), dtype=torch.double)
-        if not offsets.is_first(offset):
-            turned = self.moment(node, offsets.opposite(offset))
-            return offsets.shifted(turned, offset, shape)
-        key = (node, offset)
-        if key not in self._moments:
-            try:
-                with rules.of(node):
-                    self._moments[key] = self._moment(node, offset)
-            except NoRuleError as error:
-                self._moments[key] = error
-        found = self._moments[key]
-        if isinstance(found, NoRuleError):
-            raise found
-        return found
 
     def _moment(self, node: Node, offset: Offset) -> Tensor:
         if (value := self.known(node)) is not None:
@@ -132,7 +111,7 @@ class Moments:
 
     def _is_fixed(self, node: Node, whole: Node) -> bool:
         """Whether no random weight can be among what it is called with."""
-        if not any(x.is_floating_point() for x in operations.constants(whole)):
+        if not any(x.is_floating_point() for x in whole.constants):
             return True
         normalizes = whole.function in normalizing.NORMALIZING
         return operations.rearranges(node) or normalizes or _is_pointwise(whole)
@@ -205,7 +184,7 @@ class Moments:
 
     def _constants(self, node: Node) -> list[Node]:
         """A position embedding, for one, as the input that it might be."""
-        found = [each for each in operations.constants(node) if each.dim() > 1]
+        found = [each for each in node.constants if each.dim() > 1]
         for each in found:
             self._inputs.setdefault(id(each), Node(INPUT, shape=tuple(each.shape), value=each))
         return [self._inputs[id(each)] for each in found]
@@ -280,7 +259,7 @@ class Moments:
 
     def _put(self, node: Node, values: Mapping[Node, Tensor]) -> Mapping[int, Tensor]:
         """The samples of those constants of ``node`` that stand for random units."""
-        of_constants = [self._inputs.get(id(each)) for each in operations.constants(node)]
+        of_constants = [self._inputs.get(id(each)) for each in node.constants]
         return {id(x.value): values[x] for x in of_constants if x is not None and x in values}
 
     def _pair(self, node: Node, offset: Offset) -> tuple[Tensor, Tensor]:
@@ -410,7 +389,7 @@ def _is_pointwise(node: Node) -> bool:
     try:
         sizes = [shape_of(source) for source in sources]
         if offsets.broadcast(*sizes) != shape:
-            constants = [tuple(each.shape) for each in operations.constants(node)]
+            constants = [tuple(each.shape) for each in node.constants]
             if offsets.broadcast(*sizes, *constants) != shape:
                 return False
         stream = torch.Generator().manual_seed(0)

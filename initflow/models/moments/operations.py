@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -115,21 +114,6 @@ def arguments(node: Node) -> dict[str, Any]:
     """What ``node``'s function was called with, by the names that torch gives them."""
     names = NAMES.get(node.function, ())
     return {**dict(zip(names, node.arguments, strict=False)), **node.keywords}
-
-
-def constants(node: Node) -> list[Tensor]:
-    """The tensors that it was called with, and that are no nodes."""
-    return list(_constants((node.arguments, dict(node.keywords))))
-
-
-def _constants(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _constants(part)
-    elif isinstance(value, dict):
-        yield from _constants(tuple(value.values()))
 
 
 def each(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:

@@ -8,13 +8,16 @@ what it takes. Entries have the batch's place in them: the batch itself is not r
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from initflow.errors import cause
 from initflow.models.graph import Node
+from initflow.models.moments import offsets
 from initflow.models.moments.offsets import Offset
 
 
@@ -31,6 +34,37 @@ def of(node: Node) -> Iterator[None]:
         raise
     except Exception as error:  # a model may call anything with anything
         raise NoRuleError(f"no rule for {said(node)} as it is used: {cause(error)}") from error
+
+
+class PairMoments(ABC):
+    """The means of products of two entries, each found once, or why there is none."""
+
+    def __init__(self) -> None:
+        self._moments: dict[tuple[Node, Offset], Tensor | NoRuleError] = {}
+
+    def moment(self, node: Node, offset: Offset | None = None) -> Tensor:
+        """The mean of each entry's product with the one ``offset`` further on, 0 outside."""
+        shape = shape_of(node)
+        offset = offsets.none(shape) if offset is None else offset
+        if any(abs(step) >= size for step, size in zip(offset, shape, strict=True)):
+            return torch.zeros((1,) * len(shape), dtype=torch.double)
+        if not offsets.is_first(offset):
+            return offsets.shifted(self.moment(node, offsets.opposite(offset)), offset, shape)
+        key = (node, offset)
+        if key not in self._moments:
+            try:
+                with of(node):
+                    self._moments[key] = self._moment(node, offset)
+            except NoRuleError as error:
+                self._moments[key] = error
+        found = self._moments[key]
+        if isinstance(found, NoRuleError):
+            raise found
+        return found
+
+    @abstractmethod
+    def _moment(self, node: Node, offset: Offset) -> Tensor:
+        """Of an offset that :func:`~initflow.models.moments.offsets.is_first`."""
 
 
 class Forward(Protocol):
