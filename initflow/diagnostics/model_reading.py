@@ -42,8 +42,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class ModelReading:
-    """What was read, and why nothing is predicted of some layers: by their names, each way."""
+    """What was read of ``model``, and why nothing is predicted of some layers.
 
+    That is by their names, each way.
+    """
+
+    model: nn.Module
     reading: Reading
     unpredicted: Mapping[str, Mapping[str, str]]
 
@@ -92,7 +96,8 @@ def read(
     del theory
     gc.collect()
     said = advice_for_model(verdict, scheme)
-    return ModelReading(Reading(signals, predicted, None, verdict, said, ()), unpredicted)
+    reading = Reading(signals, predicted, None, verdict, said, ())
+    return ModelReading(draw.model, reading, unpredicted)
 
 
 def _interval(expected: float, values: Sequence[float]) -> Interval:

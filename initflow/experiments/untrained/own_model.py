@@ -23,6 +23,7 @@ from initflow.training import cache, datasets, model
 from initflow.training.splits import Split, Splits
 
 DEFAULT = "default"  # the weights as the user's function makes them
+WORDS = (DEFAULT, places.AUTO)  # for what is no single scheme
 IMAGES = 64  # of a data set, at most: each draw goes over all of them
 
 
@@ -41,8 +42,10 @@ def subject(config: DiagnoseConfig, device: str) -> Subject:
     kind = type(first.model).__name__
     data = _data(first, config)
     batch = batches.moved(data.batch, torch.device(device))
+    named = [init for init in config.inits if init not in WORDS]
+    found_schemes = cache.distinct(named, config.plugins_dir)
     names = [DEFAULT, *(init for init in config.inits if init != DEFAULT)]
-    schemes = {name: _scheme(name, config) for name in names}
+    schemes: dict[str, Scheme | str] = {name: found_schemes.get(name, name) for name in names}
     remarks: list[str] = []
 
     def read(cell: Cell) -> Network:
@@ -59,7 +62,7 @@ def subject(config: DiagnoseConfig, device: str) -> Subject:
             "initflow.model": config.model,
             "initflow.model_provider": first.provider,
             "initflow.initial_weights_sha256": model.weights_sha256(
-                _floats(drawn(config.seed).model.state_dict())
+                _floats(found.model.state_dict())
             ),
         }
         return Network(found.reading, config.as_text() | {"inits": cell.init}, tags)
@@ -75,14 +78,6 @@ def subject(config: DiagnoseConfig, device: str) -> Subject:
     )
     title = f"untrained {kind} of {config.model} on {data.words}"
     return Subject(title, config.model, data.words, summary, cells, read, data.splits, remarks)
-
-
-def _scheme(name: str, config: DiagnoseConfig) -> Scheme | str:
-    """What the weights are filled by; a word for what is no single scheme."""
-    if name in (DEFAULT, places.AUTO):
-        return name
-    (scheme,) = cache.distinct([name], config.plugins_dir).values()
-    return scheme
 
 
 def _provider(scheme: Scheme | str, built: Built) -> str:

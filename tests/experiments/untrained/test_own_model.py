@@ -167,6 +167,7 @@ def test_a_loss_of_ones_own(place):
         ("nothing", {}, "has no attribute 'nothing'"),
         ("cnn", {"inits": "hee"}, "init must be one of"),
         ("cnn", {"inits": "he:gain=2"}, "argument of scheme 'he' must be one of"),
+        ("cnn", {"inits": "normal:std=1,normal:std=1.0"}, "inits must be schemes that differ"),
         ("cnn", {"depth": 3}, "depth belongs to model=mlp"),
         ("cnn", {"draws": 1}, "draws must be a whole number, at least 2"),
     ],
