@@ -44,7 +44,7 @@ def trained(seeds: Sequence[int], splits: Splits) -> float:
     """Seconds for each of the tutorial's networks under ``seeds``, tested as often as the usual."""
     together = configs(seeds)
     started = time.perf_counter()
-    for of_stack in populations.stacks(together, splits.pixels, "cpu", None):
+    for of_stack in populations.stacks(together, splits.pixels, splits.classes, "cpu", None):
         recipes = [trainer.Recipe.of(config) for config in of_stack]
         starts = [record.start(c, find(c.init), splits).initial for c in of_stack]
         stack = model.Parameters.stack(starts, "cpu")

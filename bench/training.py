@@ -78,7 +78,7 @@ def measured(initial: model.Parameters, splits: Splits) -> tuple[float, float, l
 
 def start_of(splits: Splits) -> model.Parameters:
     """The network that both sides start from."""
-    widths = (splits.pixels, *CONFIG.hidden, datasets.CLASSES)
+    widths = datasets.widths(splits.pixels, CONFIG.hidden, splits.classes)
     scheme = find(CONFIG.init)
     return model.initialize(
         widths, scheme, ACTIVATIONS[CONFIG.activation], bias_init=CONFIG.bias_init, seed=CONFIG.seed

@@ -39,7 +39,7 @@ from initflow.training import datasets, model, trainer
 from initflow.training.splits import Splits
 
 FIGURES = Path(__file__).parent / "images" / "claims"
-CHANCE = math.log(datasets.CLASSES)
+CHANCE = math.log(10)  # of ten classes
 DPI = 110
 SMOOTHED = 20  # iterations, in the curves of losses
 STDS = tuple(10 ** (exponent / 4) for exponent in range(-14, 5))  # of weights, 0.0003 to 10
@@ -98,7 +98,7 @@ class Response:
 
 def network(config: TrainConfig, images: Splits) -> model.Parameters:
     """The untrained network of ``config``."""
-    widths = (images.pixels, *config.hidden, datasets.CLASSES)
+    widths = datasets.widths(images.pixels, config.hidden, images.classes)
     scheme = plugins.find(config.init)
     return model.initialize(
         widths, scheme, ACTIVATIONS[config.activation], bias_init=config.bias_init, seed=config.seed

@@ -28,6 +28,7 @@ from initflow.core.kinds import (
     TEXT,
     WIDTHS,
     choice,
+    data,
     format_widths,
     integer,
     listed,
@@ -71,7 +72,8 @@ ACTIVATION_NAMES = (
 RECOMMENDED = {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}
 MLP = "mlp"
 OF_MLP = ("activations", "depth", "width")  # a model of one's own has its own
-DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "digits")
+DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "emnist", "cifar10", "digits")
+DATASET = data(DATASET_NAMES)
 VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
 SAMPLERS = ("tpe", "gp", "random", "cmaes")
 PRUNERS = ("median", "hyperband", "none")
@@ -91,7 +93,9 @@ class PluginsConfig(Settings):
 class _Untrained(PluginsConfig):
     """What an untrained network and its images depend on, beside its shape and scheme."""
 
-    dataset: str = setting("mnist", choice(DATASET_NAMES), "images to learn")
+    dataset: str = setting(
+        "mnist", DATASET, "what to learn: a known set, a file of arrays, or a function giving them"
+    )
     data_dir: Path | None = setting(
         None,
         or_word("none", FOLDER),
@@ -103,7 +107,8 @@ class _Untrained(PluginsConfig):
     normalize: str = setting(
         "unit",
         choice(("unit", "half", "standard")),
-        "pixels: unit = [0, 1], half = [-1, 1], standard = mean 0 and std 1 over the data set",
+        "pixels: unit = [0, 1], half = [-1, 1], standard = mean 0 and std 1 over the data set"
+        " (other features: as they are, (x - 0.5)/0.5, each to mean 0 and std 1)",
     )
     seed: int = setting(0, integer(0, 2**63 - 1), "seed of the weights and the batch order")
 
@@ -356,6 +361,11 @@ class VerifyConfig(Settings):
         None,
         or_word("recorded", TEXT),
         "its scheme by another name or place (recorded: as it was)",
+    )
+    dataset: str | None = setting(
+        None,
+        or_word("recorded", DATASET),
+        "its data set by another name or place (recorded: as it was)",
     )
     plugins_dir: Path | None = setting(
         None,

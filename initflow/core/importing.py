@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import TypeVar
 
 from initflow.core import paths
-from initflow.core.isolation import left_alone
-from initflow.errors import PluginError, cause
+from initflow.core.isolation import left_alone, seed_all
+from initflow.errors import PluginError, SettingError, cause
 
 LIMIT_S = 30.0
 # Folders and files of a project that are no part of its distribution (as setuptools has it).
@@ -128,6 +128,28 @@ def by_place(place: str) -> tuple[object, str]:
     content = file.read_bytes()
     found = module_of_file(file.resolve(), content, f"initflow_file_{digest(content)}")
     return attrgetter(name)(found), f"{where} sha256:{digest(content)}"
+
+
+def called(place: str, who: str, seed: int) -> tuple[object, str]:
+    """What the function at ``place`` gives, and whose it is, in which version.
+
+    What it draws from torch's, NumPy's or Python's global generator follows from ``seed``, and they
+    are left as they were. Whatever is wrong is a :class:`SettingError` that begins with ``who``.
+    """
+    try:
+        function, provider = by_place(place)
+    except NoSuchFileError as error:
+        raise SettingError(f"{who}: {error}") from error
+    except Exception as error:  # the code may raise anything
+        raise SettingError(f"{who}: {cause(error)}") from error
+    if not callable(function):
+        raise SettingError(f"{who} must name a function, not {type(function).__name__}")
+    try:
+        with left_alone():
+            seed_all(seed)
+            return function(), provider
+    except Exception as error:
+        raise SettingError(f"{who} failed: {cause(error)}") from error
 
 
 def _provider(module: ModuleType) -> str:

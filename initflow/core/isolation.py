@@ -33,6 +33,13 @@ def left_alone() -> Iterator[set[str]]:
                 put(before[name])
 
 
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch, NumPy and Python, for what draws from them."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the one that a user's function may draw from
+
+
 def _cuda_states() -> tuple[bytes, ...]:
     there = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return tuple(map(_bytes, torch.cuda.get_rng_state_all())) if there else ()

@@ -17,6 +17,9 @@ from initflow.core.secrets import without_password
 MAX_LAYERS = 1_000
 MAX_WIDTH = 65_536
 MAX_WEIGHTS = 2**28  # between the hidden layers; training holds three copies in memory
+MAX_FEATURES = 2**20  # of one example
+MAX_CLASSES = 10_000
+ARRAYS = ".npz"  # how a file of arrays is called, as numpy.savez writes it
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,40 @@ def _parse_storage(value: object) -> str:
     return text if "://" in text else str(paths.own(text))
 
 
-def _parse_model(value: object) -> str:
-    """A function by its place, also where it is given itself, as in a notebook."""
+def _parse_place(value: object) -> str:
+    """A function by its place, also where it is given itself, as in a notebook; or any text."""
     if callable(value):
         value = f"{value.__module__}:{value.__qualname__}"  # type: ignore[attr-defined]
-    text = _parse_text(value)
-    if not re.fullmatch(r"mlp|(.+\.py|[^\W\d][\w.]*):[^\W\d]\w*", text):
+    return _parse_text(value)
+
+
+def is_place(text: str) -> bool:
+    """Whether it is ``path/to/file.py:function`` or ``package.module:function``."""
+    return bool(re.fullmatch(r"(.+\.py|[^\W\d][\w.]*):[^\W\d]\w*", text))
+
+
+def _parse_model(value: object) -> str:
+    text = _parse_place(value)
+    if text != "mlp" and not is_place(text):
         raise ValueError
     return text
+
+
+def data(published: tuple[str, ...]) -> Kind:
+    """A data set: a ``published`` one, a file of arrays, or a function that gives them."""
+
+    def parse(value: object) -> str:
+        text = _parse_place(str(value) if isinstance(value, Path) else value)
+        if not (text in published or text.endswith(ARRAYS) or is_place(text)):
+            raise ValueError
+        return text
+
+    forms = (*published, f"FILE{ARRAYS}", "FILE.py:FUNCTION")
+    expected = (
+        f"one of {', '.join(published)}, a file of arrays (path/to/file{ARRAYS}), or the function "
+        "that gives them: path/to/file.py:load or package.module:load"
+    )
+    return Kind("|".join(forms), expected, parse, choices=forms)
 
 
 BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from math import prod
 
 from initflow.core.configurations import NetworkConfig, training
 from initflow.errors import PluginError, SettingError
@@ -14,6 +15,7 @@ from initflow.initializers.scheme import Scheme, places
 from initflow.initializers.signature import Value
 from initflow.training import datasets
 from initflow.training.model import Parameters, initialize, layer_names
+from initflow.training.splits import Splits
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ class SchemeEntry:
 
 def entries(config: NetworkConfig) -> list[SchemeEntry]:
     """All schemes, built-in ones first, with what they state of the network of ``config``."""
-    listed = [_entry(scheme, config) for scheme in BUILT_IN.values()]
+    widths = _widths(config)
+    listed = [_entry(scheme, config, widths) for scheme in BUILT_IN.values()]
     for plugin, scheme in plugins.load_all(config.plugins_dir):
         if isinstance(scheme, PluginError):
             listed.append(SchemeEntry(plugin.name, plugin.origin, broken=str(scheme)))
         else:
-            listed.append(_entry(scheme, config))
+            listed.append(_entry(scheme, config, widths))
     return listed
 
 
@@ -71,22 +74,33 @@ def filled(spec: str, config: NetworkConfig) -> SchemeEntry:
     scheme = plugins.find(spec, config.plugins_dir)
     seen = datasets.load(training(config, init=spec)) if scheme.kind == "network" else None
     parameters = initialize(
-        datasets.widths(seen.pixels if seen else datasets.pixels(config.dataset), config.hidden),
+        _widths(config, seen),
         scheme,
         ACTIVATIONS[config.activation],
         bias_init=config.bias_init,
         seed=config.seed,
         data=seen.train if seen else None,
     )
-    return _entry(scheme, config, parameters)
+    return _entry(scheme, config, parameters.widths, parameters)
+
+
+def _widths(config: NetworkConfig, seen: Splits | None = None) -> tuple[int, ...]:
+    """Those of the network, for which nothing is loaded where the data is a published set."""
+    published = datasets.published(config.dataset)
+    if published and not seen:
+        shape, classes = published
+        return datasets.widths(prod(shape), config.hidden, classes)
+    seen = seen or datasets.load(training(config))
+    return datasets.widths(seen.pixels, config.hidden, seen.classes)
 
 
 def _entry(
-    scheme: Scheme, config: NetworkConfig, parameters: Parameters | None = None
+    scheme: Scheme,
+    config: NetworkConfig,
+    widths: tuple[int, ...],
+    parameters: Parameters | None = None,
 ) -> SchemeEntry:
     """The scheme with what it states of the network and, of ``parameters``, the deviations."""
-    published = datasets.widths(datasets.pixels(config.dataset), config.hidden)
-    widths = parameters.widths if parameters else published
     layers_at = places(widths, ACTIVATIONS[config.activation])
     layers, broken = [], None
     for i, (name, at) in enumerate(zip(layer_names(len(layers_at)), layers_at, strict=True)):

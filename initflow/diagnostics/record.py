@@ -76,7 +76,7 @@ class Record:
 def start(config: TrainConfig, scheme: Scheme, splits: Splits) -> Record:
     """The untrained network of ``config``, initialized by ``scheme``."""
     initial = model.initialize(
-        datasets.widths(splits.pixels, config.hidden),
+        datasets.widths(splits.pixels, config.hidden, splits.classes),
         scheme,
         ACTIVATIONS[config.activation],
         bias_init=config.bias_init,

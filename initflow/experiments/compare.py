@@ -24,18 +24,19 @@ from initflow.training import cache, datasets
 
 @dataclass(kw_only=True, repr=False)
 class Comparison(PopulationResult):
-    """What came of the networks: ``rows`` and ``differences`` of their accuracies."""
+    """What came of networks of a ``shape``: ``rows`` and ``differences`` of their accuracies."""
 
     command: ClassVar = "compare"
     always: ClassVar = ("inits",)
     config: CompareConfig
+    shape: str
     rows: Sequence[Row]
     differences: Sequence[Difference]
 
     @property
     def title(self) -> str:
         config, seeds = self.config, counted(self.config.seeds, "seed")
-        return f"{_shape(config)} networks on {config.dataset}, {seeds}"
+        return f"{self.shape} networks on {datasets.title(config.dataset)}, {seeds}"
 
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each scheme with each activation."""
@@ -76,13 +77,15 @@ def compare(
         for activation in config.activations
         for init in config.inits
     ]
+    progress("loading the data, downloaded at its first use", 0, 1)
+    shape, on = format_shape(cache.widths(configs[0])), datasets.title(config.dataset)
     names = ", ".join(scheme.spec for scheme in schemes.values())
     seeds, epochs = counted(config.seeds, "seed"), counted(config.epochs, "epoch")
     summary = (
-        f"{len(configs)} {_shape(config)} networks on {config.dataset}: {names} with "
+        f"{len(configs)} {shape} networks on {on}: {names} with "
         f"{', '.join(config.activations)}, {seeds}, {epochs}."
     )
-    name = f"compare {','.join(config.activations)} {config.dataset} {len(schemes)} schemes {seeds}"
+    name = f"compare {','.join(config.activations)} {on} {len(schemes)} schemes {seeds}"
     with trained_population(
         config, configs, name=name, summary=summary, experiment=experiment, progress=progress
     ) as population:
@@ -90,6 +93,7 @@ def compare(
         result = Comparison(
             **vars(population),
             config=config,
+            shape=shape,
             rows=seed_statistics.rows(outcomes),
             differences=seed_statistics.differences(outcomes),
             sentences=comparison_sentences(outcomes),
@@ -98,10 +102,6 @@ def compare(
         result.log_overview(name, [summary])
         result.log_report()
     return result
-
-
-def _shape(config: CompareConfig) -> str:
-    return format_shape(datasets.widths(datasets.pixels(config.dataset), config.hidden))
 
 
 def _log_table(result: Comparison) -> None:

@@ -24,7 +24,7 @@ from initflow.reporting import figures
 from initflow.reporting.formats import counted
 from initflow.reporting.results import Drawings
 from initflow.tracking import runs
-from initflow.training import model
+from initflow.training import datasets, model
 from initflow.training.splits import Splits
 
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
@@ -169,6 +169,7 @@ def log_trained(
                 mean=splits.mean,
                 std=splits.std,
                 pixels=splits.pixels,
+                takes=splits.takes,
                 step=record.step,
             )
     return None
@@ -192,7 +193,7 @@ def title(record: Record) -> str:
     """Its scheme, activation, shape and data set: ``he, relu, 784-100-10, mnist``."""
     config = record.config
     shape = format_shape(record.initial.widths)
-    return f"{record.scheme.spec}, {config.activation}, {shape}, {config.dataset}"
+    return f"{record.scheme.spec}, {config.activation}, {shape}, {datasets.title(config.dataset)}"
 
 
 def drawings(record: Record) -> Drawings:
@@ -221,7 +222,7 @@ def summary(record: Record, splits: Splits) -> str:
     momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     return (
         f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
-        f"{record.scheme.spec}, on {len(splits.train):,} images of {config.dataset}: "
+        f"{record.scheme.spec}, on {len(splits.train):,} {splits.are} of {splits.name}: "
         f"{epochs} of batches of {config.batch_size}, "
         f"SGD with lr {config.lr:g}, gamma {config.gamma:g}"
         f"{momentum if config.momentum else ''}; seed {config.seed}."

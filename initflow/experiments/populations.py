@@ -113,10 +113,11 @@ def room(widths: Sequence[int], batch_size: int, device: str) -> int:
 
 
 def stacks(
-    configs: Sequence[TrainConfig], pixels: int, device: str, requested: int | None
+    configs: Sequence[TrainConfig], pixels: int, classes: int, device: str, requested: int | None
 ) -> Iterator[list[TrainConfig]]:
-    """``configs`` in their order, parted into what trains together on images of ``pixels``.
+    """``configs`` in their order, parted into what trains together.
 
+    Their images are of so many ``pixels`` and ``classes``.
     Networks with validation images of their own, drawn by their seed, train with those of the
     same seed only. Those of one seed stay together where there is room for all of them.
     """
@@ -128,7 +129,7 @@ def stacks(
 
     for _, group in groupby(configs, alike):
         of_shape = list(group)
-        widths = datasets.widths(pixels, of_shape[0].hidden)
+        widths = datasets.widths(pixels, of_shape[0].hidden, classes)
         size = requested or room(widths, of_shape[0].batch_size, device)
         of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
         if not requested and size > of_a_seed:
@@ -182,6 +183,7 @@ def trained_population(
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = cache.splits(configs[0])
     with workers.worker_pool(settings.backend, settings.workers, settings.threads) as pool:
+        cache.check_data_elsewhere(configs[0].dataset, pool)
         for config in configs[: len(cells)]:
             scheme = cache.scheme(config.init, config.plugins_dir)
             cache.check_elsewhere([scheme], pool)
@@ -195,7 +197,9 @@ def trained_population(
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [
                 Stack(run, connection.uri(), together, device, tags, settings.run_figures)
-                for together in stacks(configs, splits.pixels, device, settings.stack)
+                for together in stacks(
+                    configs, splits.pixels, splits.classes, device, settings.stack
+                )
             ]
             train_all(population, parts, pool, progress)
             progress("comparing, drawing and logging", len(configs), len(configs))

@@ -72,7 +72,7 @@ def train(config: TrainConfig, *, experiment: str | None = None, progress: Progr
             config,
             splits,
             resolved.as_text(),
-            name=f"{scheme.spec} {config.activation} {config.dataset} seed {config.seed}",
+            name=f"{scheme.spec} {config.activation} {splits.name} seed {config.seed}",
             summary=network_run.summary(record, splits),
             experiment=experiment,
             tags=network_run.start_tags(scheme, record.initial, splits),

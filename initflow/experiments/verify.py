@@ -10,7 +10,8 @@ from pathlib import Path
 
 import initflow
 from initflow.core import machine, paths
-from initflow.core.configurations import VerifyConfig
+from initflow.core.configurations import DATASET_NAMES, VerifyConfig
+from initflow.core.kinds import ARRAYS, is_place
 from initflow.core.progress import Progress
 from initflow.errors import ReplayError, SettingError
 from initflow.experiments.public import public
@@ -79,13 +80,15 @@ def verify(
         own = replace(past.config, data_dir=None, plugins_dir=None)
     else:
         own = replace(past.config, plugins_dir=_if_there(past.config.plugins_dir))
-        needed = past.config.data_dir if past.config.dataset != "digits" else None
+        needed = past.config.data_dir if past.config.dataset in datasets.TORCHVISION else None
         if needed and not config.data_dir and not _if_there(needed):
             raise ReplayError(
                 f"its data folder, '{needed}', is not here: say by data_dir where the data is"
             )
+    dataset = config.dataset or _dataset(past, trusted=not is_folder)
     own = replace(
         own,
+        dataset=dataset,
         data_dir=config.data_dir or own.data_dir,
         plugins_dir=config.plugins_dir or own.plugins_dir,
         init=config.init or own.init,
@@ -148,6 +151,22 @@ def _is_folder(what: str) -> bool:
 
 def _if_there(folder: Path | None) -> Path | None:
     return folder if folder and os.path.isdir(folder) else None  # noqa: PTH112 - never raises
+
+
+def _dataset(past: Provenance, *, trusted: bool) -> str:
+    """The data set to train on; only a ``trusted`` one may be a file or a function to run."""
+    dataset = past.config.dataset
+    if dataset in DATASET_NAMES:
+        return dataset
+    if not trusted:
+        raise ReplayError(
+            f"its data is a file or a function by its place, '{dataset}', which is not read or run "
+            "because a folder says so: have the data, and give its place yourself by dataset"
+        )
+    place = dataset.rpartition(":")[0] if is_place(dataset) else dataset
+    if place.endswith((".py", ARRAYS)) and not paths.own_or_of_project(place).is_file():
+        raise ReplayError(f"its data, '{dataset}', is not here: say by dataset where it is now")
+    return dataset
 
 
 def _scheme(past: Provenance, init: str, plugins_dir: Path | None, *, trusted: bool) -> Scheme:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from initflow.core import importing
-from initflow.core.isolation import left_alone
 from initflow.core.seeds import stream_seed
-from initflow.errors import SettingError, cause
+from initflow.errors import SettingError
 from initflow.models import batches, layers
 
 Loss = Callable[..., Tensor]
@@ -43,18 +39,7 @@ def build(place: str, seed: int) -> Built:
     Without a loss it is :func:`usual_loss`. Whatever is wrong is a :class:`SettingError`.
     """
     who = f"model '{place}'"
-    try:
-        function, provider = importing.by_place(place)
-    except Exception as error:  # the code may raise anything
-        raise SettingError(f"{who}: {cause(error)}") from error
-    if not callable(function):
-        raise SettingError(f"{who} must name a function, not {type(function).__name__}")
-    try:
-        with left_alone():
-            _seed_all(stream_seed(seed, "model"))
-            made = function()
-    except Exception as error:
-        raise SettingError(f"{who} failed: {cause(error)}") from error
+    made, provider = importing.called(place, who, stream_seed(seed, "model"))
     model, batch, loss = _parts(made)
     if not isinstance(model, nn.Module) or not callable(loss):
         raise SettingError(
@@ -63,12 +48,6 @@ def build(place: str, seed: int) -> Built:
         )
     layers.check(model)
     return Built(model, batch, loss, place, provider)
-
-
-def _seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the one that a user's function may draw from
 
 
 def _parts(made: object) -> tuple[object, object, Any]:

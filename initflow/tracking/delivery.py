@@ -44,6 +44,7 @@ from initflow.tracking.outbox import (
     experiment_key,
 )
 from initflow.tracking.sender import SLOW_S, Sender, Way
+from initflow.training.splits import PIXELS
 
 KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
 ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
@@ -281,12 +282,19 @@ def _artifact_root(uri: str, run: str) -> str:
 def _data(client: mlflow.MlflowClient, entry: Entry) -> None:
     """The data set as an MLflow dataset input."""
     values = entry.values
-    shapes = {"images": (values["pixels"],), "labels": ()}
+    of_pixels = values.get("takes", PIXELS) == PIXELS
+    columns = {
+        "images" if of_pixels else "features": (
+            np.uint8 if of_pixels else np.float32,
+            (values["pixels"],),
+        ),
+        "labels": (np.uint8 if of_pixels else np.int64, ()),
+    }
     schema = Schema(
         [
-            TensorSpec(np.dtype(np.uint8), (images, *shape), f"{part}_{name}")
-            for part, images in values["parts"].items()
-            for name, shape in shapes.items()
+            TensorSpec(np.dtype(number), (n, *shape), f"{part}_{name}")
+            for part, n in values["parts"].items()
+            for name, (number, shape) in columns.items()
         ]
     )
     dataset = mlflow.data.meta_dataset.MetaDataset(  # type: ignore[abstract]

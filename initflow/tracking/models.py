@@ -22,6 +22,7 @@ from initflow.tracking import served_model
 from initflow.tracking.connection import impatient
 from initflow.tracking.outbox import Entry, Known
 from initflow.training import model
+from initflow.training.splits import PIXELS
 
 READY = LoggedModelStatus.READY
 LOADER = "initflow_model"  # the module of a logged model by which MLflow loads it
@@ -86,7 +87,7 @@ def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
         run_id=entry.run,
         model_uuid=made.model_id,
         model_id=made.model_id,
-        metadata={"input": f"pixels in [0, 1], as numbers of shape (n, {pixels})"},
+        metadata={"input": f"{values.get('takes', PIXELS)}, as numbers of shape (n, {pixels})"},
     )
     number = np.dtype(np.float32)
     inputs, outputs = (Schema([TensorSpec(number, (-1, n))]) for n in (pixels, classes))

@@ -34,7 +34,7 @@ from initflow.tracking import connection, delivery, mlflow_page, open_runs, outb
 from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED, PAGE
 from initflow.tracking.outages import translated
 from initflow.tracking.outbox import Entry
-from initflow.training.splits import Splits
+from initflow.training.splits import PIXELS, Scale, Splits
 
 EXPERIMENT = "initflow"
 LONGEST_KEY = 150  # characters of a name in a metric key, which has 250
@@ -138,6 +138,7 @@ class Run:
             digest=splits.digest[:DIGEST_LENGTH],
             source=splits.source,
             pixels=splits.pixels,
+            takes=splits.takes,
             parts=parts,
         )
 
@@ -146,16 +147,17 @@ class Run:
         state: Mapping[str, Tensor],
         activation: str,
         *,
-        mean: float,
-        std: float,
+        mean: Scale,
+        std: Scale,
         pixels: int,
         step: int,
+        takes: str = PIXELS,
     ) -> str:
         """The id of a network as an MLflow model: see :func:`initflow.training.model.to_module`."""
         key = outbox.new_key(outbox.MODEL_KEY)
         tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
         values = {"activation": activation, "mean": mean, "std": std, "pixels": pixels}
-        self._write("model", as_safetensors(tensors), key=key, step=step, **values)
+        self._write("model", as_safetensors(tensors), key=key, step=step, takes=takes, **values)
         return with_ids(key)
 
     def set_experiment_tag(self, key: str, value: str) -> None:

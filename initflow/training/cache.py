@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 
 from initflow.core.configurations import TrainConfig
@@ -43,6 +44,16 @@ def _splits(config: TrainConfig) -> Splits:
     return datasets.load(config)
 
 
+def widths(config: TrainConfig) -> tuple[int, ...]:
+    """Of its network: on a published set as that is published, on data of one's own as it is."""
+    published = datasets.published(config.dataset)
+    if published:
+        shape, classes = published
+        return datasets.widths(prod(shape), config.hidden, classes)
+    loaded = splits(config)
+    return datasets.widths(loaded.pixels, config.hidden, loaded.classes)
+
+
 def distinct(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme]:
     """The scheme of each of ``inits``; that two are the same is a :class:`SettingError`."""
     schemes = {init: scheme(init, plugins_dir) for init in inits}
@@ -64,6 +75,17 @@ def check_elsewhere(schemes: Iterable[Scheme], pool: WorkerPool) -> None:
                 f"init '{one.spec}' is defined where its workers cannot find it: put it into a "
                 "file and name it file.py:function, or use workers=1"
             )
+
+
+def check_data_elsewhere(dataset: str, pool: WorkerPool) -> None:
+    """The same for the function that gives a data set."""
+    is_script = hasattr(sys.modules[NOTEBOOK], "__file__")
+    is_found = pool.is_here or (is_script and pool.is_local)
+    if dataset.startswith(f"{NOTEBOOK}:") and not is_found:
+        raise SettingError(
+            f"dataset '{dataset}' is defined where its workers cannot find it: put it into a file "
+            "and name it file.py:function, or use workers=1"
+        )
 
 
 @functools.cache

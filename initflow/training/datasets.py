@@ -1,4 +1,4 @@
-"""Data sets as tensors in memory: found or downloaded, recognized, split, normalized.
+"""Data sets as tensors in memory: found, downloaded or given, recognized, split, normalized.
 
 Downloading and its checksums are torchvision's, whose import takes seconds; what is on disk is read
 without it.
@@ -26,11 +26,28 @@ from initflow.core import paths
 from initflow.core.configurations import TrainConfig
 from initflow.core.seeds import stream_seed
 from initflow.errors import DataError, SettingError
-from initflow.training import idx
-from initflow.training.splits import OWN, PUBLISHED, UNCHECKED, Split, Splits
+from initflow.training import arrays, cifar, idx, scaling
+from initflow.training.splits import (
+    FEATURES,
+    OWN,
+    PIXELS,
+    PUBLISHED,
+    UNCHECKED,
+    Split,
+    Splits,
+)
 
-# The class in torchvision.datasets that downloads each set; its name is also its folder's.
-TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+# The class in torchvision.datasets that downloads each set, the folder that it makes, and what else
+# it is to be told.
+TORCHVISION = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "emnist": "EMNIST",
+    "cifar10": "CIFAR10",
+}
+HOMES = {name: f"{title}/raw" for name, title in TORCHVISION.items()} | {"cifar10": cifar.FOLDER}
+ARGUMENTS = {"emnist": {"split": "balanced"}}
 # What is published of each is known by the digest of its content, or by the MD5 of its archives, in
 # the order of idx.NAMES.
 DIGESTS = {"mnist": "c54f490d44c92af38910021fb156153f6ce3a85ed6ff525a7f979f3d52b949be"}
@@ -48,22 +65,33 @@ ARCHIVES = {
         "7320c461ea6c1c855c0b718fb2a4b134",
     ),
 }
-CLASSES = 10
-SIDE = {"digits": 8}  # pixels; of all others 28
+# The shape of an image, and the classes, as they are published.
+SIZES: dict[str, tuple[tuple[int, ...], int]] = {
+    "mnist": ((1, 28, 28), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "kmnist": ((1, 28, 28), 10),
+    "emnist": ((1, 28, 28), 47),
+    "cifar10": (cifar.SHAPE, 10),
+    "digits": ((1, 8, 8), 10),
+}
 DIGITS_TEST_IMAGES = 360
 DOWNLOAD_TIMEOUT_S = 30.0
+LONGEST_TITLE = 100  # characters
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class _Loaded:
     """A data set as it comes.
 
-    ``tensors`` holds ``{train,test}_{images,labels}``, all uint8, the images as (n, pixels)
-    with values from 0 to ``white``; ``digest`` and ``edition`` are as in :class:`Splits`.
+    ``tensors`` holds ``{train,test}_{images,labels}``, the images as (n, features): uint8 with
+    values from 0 to ``white`` or, where that is None, float32. ``shape``, ``classes``, ``digest``
+    and ``edition`` are as in :class:`Splits`.
     """
 
     tensors: dict[str, Tensor]
-    white: int
+    white: int | None
+    shape: tuple[int, ...]
+    classes: int
     digest: str
     source: str
     edition: str
@@ -74,30 +102,25 @@ def load(config: TrainConfig) -> Splits:
 
     Raises :class:`DataError` where it is neither on disk nor can be downloaded, or where
     one of its files is missing or damaged, and :class:`SettingError` where more images are to
-    be held out for validation than there are.
+    be held out for validation than there are. What arrays of the user's own are refused for is in
+    :mod:`initflow.training.arrays`.
     """
-    if config.dataset == "digits":
-        loaded = _digits()
-    else:
-        loaded = _idx(config.dataset, data_dir(config.data_dir))
-    tensors = loaded.tensors
-    mean, std = _normalization(config.normalize, tensors["train_images"], loaded.white)
+    loaded = _loaded(config)
+    tensors, white = loaded.tensors, loaded.white
+    mean, std = scaling.normalization(config.normalize, tensors["train_images"], white)
     if not std:
         raise DataError(f"normalize=standard: all training pixels in '{loaded.source}' are equal")
 
     def split(images: Tensor, labels: Tensor) -> Split:
-        scaled = images.to(torch.float32).div_(loaded.white)
-        if config.normalize != "unit":
-            scaled.sub_(mean).div_(std)
-        return Split(scaled, labels.to(torch.int64))
+        return Split(scaling.scaled(images, white, mean, std), labels.to(torch.int64))
 
     train = split(tensors["train_images"], tensors["train_labels"])
     validation = None
     if config.validation:
-        kept, held_out = _hold_out(train.labels, config.validation, config.seed)
+        kept, held_out = _hold_out(train.labels, loaded.classes, config)
         train, validation = train.take(kept), train.take(held_out)
     return Splits(
-        name=config.dataset,
+        name=title(config.dataset),
         train=train,
         validation=validation,
         test=split(tensors["test_images"], tensors["test_labels"]),
@@ -105,18 +128,29 @@ def load(config: TrainConfig) -> Splits:
         std=std,
         digest=loaded.digest,
         source=loaded.source,
+        shape=loaded.shape,
+        classes=loaded.classes,
         edition=loaded.edition,
+        takes=FEATURES if white is None else PIXELS,
     )
 
 
-def pixels(dataset: str) -> int:
-    """Pixels of a published image of ``dataset``; one of the user's own may have others."""
-    return SIDE.get(dataset, 28) ** 2
+def published(dataset: str) -> tuple[tuple[int, ...], int] | None:
+    """The shape of a published image of ``dataset``, and its classes; None of what is one's own.
+
+    Files of the user's under a published name may have other pixels.
+    """
+    return SIZES.get(dataset)
 
 
-def widths(pixels: int, hidden: Sequence[int]) -> tuple[int, ...]:
+def title(dataset: str) -> str:
+    """What ``dataset`` is called in names and titles: of a path its last part."""
+    return Path(dataset).name[-LONGEST_TITLE:]
+
+
+def widths(pixels: int, hidden: Sequence[int], classes: int) -> tuple[int, ...]:
     """Of all layers of a network, from an image's pixels over ``hidden`` ones to the classes."""
-    return (pixels, *hidden, CLASSES)
+    return (pixels, *hidden, classes)
 
 
 def data_dir(given: Path | None) -> Path:
@@ -133,27 +167,19 @@ def _cache() -> Path:
     return platformdirs.user_cache_path("initflow") / "data"
 
 
-def _normalization(normalize: str, train_images: Tensor, white: int) -> tuple[float, float]:
-    """Mean and standard deviation to normalize with, of pixels scaled to [0, 1]."""
-    if normalize == "unit":
-        return 0.0, 1.0
-    if normalize == "half":
-        return 0.5, 0.5
-    # From integer counts, so that the last bit depends on no thread or order.
-    counts = torch.bincount(train_images.flatten(), minlength=256).to(torch.float64)
-    levels = torch.arange(len(counts), dtype=torch.float64) / white
-    mean = (counts @ levels / counts.sum()).item()
-    variance = (counts @ (levels - mean).square() / counts.sum()).item()
-    return mean, variance**0.5
-
-
-def _hold_out(labels: Tensor, validation: int, seed: int) -> tuple[Tensor, Tensor]:
+def _hold_out(labels: Tensor, classes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Indices to train on and to hold out, each class in its share, in the set's own order."""
     from sklearn.model_selection import train_test_split
 
-    if not CLASSES <= validation <= len(labels) - CLASSES:
+    validation = config.validation
+    if len(labels) < 2 * classes:
         raise SettingError(
-            f"validation must be 0 or from {CLASSES} to {len(labels) - CLASSES} of the "
+            f"validation must be 0, not '{validation}': to hold some out of {classes} classes "
+            f"takes {2 * classes} training images, and there are {len(labels)}"
+        )
+    if not classes <= validation <= len(labels) - classes:
+        raise SettingError(
+            f"validation must be 0 or from {classes} to {len(labels) - classes} of the "
             f"{len(labels)} training images, not '{validation}'"
         )
     try:
@@ -161,7 +187,7 @@ def _hold_out(labels: Tensor, validation: int, seed: int) -> tuple[Tensor, Tenso
             range(len(labels)),
             test_size=validation,
             stratify=labels.numpy(),
-            random_state=stream_seed(seed, "validation") % 2**32,
+            random_state=stream_seed(config.seed, "validation") % 2**32,
         )
     except ValueError as error:
         raise SettingError(
@@ -170,7 +196,21 @@ def _hold_out(labels: Tensor, validation: int, seed: int) -> tuple[Tensor, Tenso
     return torch.tensor(sorted(kept)), torch.tensor(sorted(held_out))
 
 
-def _digits() -> _Pixels:
+def _loaded(config: TrainConfig) -> _Loaded:
+    name = config.dataset
+    if name == "digits":
+        return _digits()
+    if name == "cifar10":
+        return _cifar(data_dir(config.data_dir))
+    if name in TORCHVISION:
+        return _idx(name, data_dir(config.data_dir))
+    given = arrays.load(name)
+    white = 255 if given.tensors["train_images"].dtype == torch.uint8 else None
+    digest = _content_digest(given.tensors)
+    return _Loaded(given.tensors, white, given.shape, given.classes, digest, given.source, OWN)
+
+
+def _digits() -> _Loaded:
     """scikit-learn's 1,797 digits of 8x8 pixels; which of them are the test is fixed."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -184,12 +224,28 @@ def _digits() -> _Pixels:
         name: torch.from_numpy(array.astype("uint8"))
         for name, array in zip(names, split, strict=True)
     }
-    return _Pixels(tensors, 16, _content_digest(tensors), "sklearn.datasets.load_digits", PUBLISHED)
+    digest, source = _content_digest(tensors), "sklearn.datasets.load_digits"
+    return _Loaded(tensors, 16, *SIZES["digits"], digest, source, PUBLISHED)
 
 
-def _idx(name: str, folder: Path) -> _Pixels:
+def _cifar(folder: Path) -> _Loaded:
+    """CIFAR-10's published files in ``folder``, downloaded where there is none of them."""
+    if not cifar.find(folder):
+        packed = folder / cifar.ARCHIVE
+        if os.path.exists(packed):  # noqa: PTH110 - never raises
+            raise DataError(f"cifar10 in '{folder}' is packed: unpack '{packed}'")
+        _download("cifar10", folder)
+    place = cifar.find(folder)
+    assert place
+    tensors = {part: torch.from_numpy(array) for part, array in cifar.read(place).items()}
+    tensors = {part: of.flatten(1) if of.ndim > 1 else of for part, of in tensors.items()}
+    digest = _content_digest(tensors)
+    return _Loaded(tensors, 255, *SIZES["cifar10"], digest, str(place.resolve()), PUBLISHED)
+
+
+def _idx(name: str, folder: Path) -> _Loaded:
     """A data set of four IDX files in ``folder``, downloaded where there is none of them."""
-    title = TORCHVISION[name]
+    title, (_, classes) = TORCHVISION[name], SIZES[name]
     found = idx.find(folder, title)
     if found.is_empty:
         beside = idx.related(folder, title)
@@ -203,31 +259,35 @@ def _idx(name: str, folder: Path) -> _Pixels:
     try:
         if found.missing:
             raise _incomplete(name, folder, found)
-        arrays = idx.read(found.taken, CLASSES)
+        read = idx.read(found.taken, classes)
     except DataError as error:
         if folder != _cache():  # the user's own files are not for us to have deleted
             raise
         raise DataError(f"{error}; delete '{folder / title}' to have it downloaded anew") from error
-    tensors = {part: torch.from_numpy(array) for part, array in arrays.items()}
+    tensors = {part: torch.from_numpy(array) for part, array in read.items()}
+    if name == "emnist":  # whose images lie on their side, mirrored
+        tensors = {part: of.mT if of.ndim > 1 else of for part, of in tensors.items()}
+    shape = (1, *tensors["train_images"].shape[1:])
     tensors = {part: of.flatten(1) if of.ndim > 1 else of for part, of in tensors.items()}
     digest = _content_digest(tensors)
     source = os.path.commonpath([file.parent.resolve() for file in found.taken.values()])
-    known = _known(found, arrays, digest)
+    known = _known(found, read, digest)
     if known not in (name, None):
         raise DataError(
             f"the files in '{source}' are {known}, not {name}: use dataset={known}, or point "
             f"data_dir to another folder"
         )
     own = OWN if name in DIGESTS else UNCHECKED
-    return _Pixels(tensors, 255, digest, source, PUBLISHED if known else own)
+    edition = PUBLISHED if known else own
+    return _Loaded(tensors, 255, shape, classes, digest, source, edition)
 
 
-def _known(found: idx.Found, arrays: Mapping[str, idx.Array], digest: str) -> str | None:
+def _known(found: idx.Found, read: Mapping[str, idx.Array], digest: str) -> str | None:
     """The data set whose published files these are, by their content or by their archives'."""
     for name, known in DIGESTS.items():
         if digest == known:
             return name
-    sums = {part: idx.checksums(files, arrays[part]) for part, files in found.files.items()}
+    sums = {part: idx.checksums(files, read[part]) for part, files in found.files.items()}
     for name, archives in ARCHIVES.items():
         if all(known in sums[part] for part, known in zip(idx.NAMES, archives, strict=True)):
             return name
@@ -248,7 +308,7 @@ def _download(name: str, folder: Path) -> None:
     """Download into a folder of its own and move that in as a whole, one process at a time."""
     from torchvision import datasets
 
-    raw = folder / TORCHVISION[name] / "raw"
+    home = HOMES[name]
     lock = folder / f".{TORCHVISION[name]}.lock"
     dataset = getattr(datasets, TORCHVISION[name])
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110 - never raises
@@ -262,13 +322,13 @@ def _download(name: str, folder: Path) -> None:
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            if not idx.find(folder, TORCHVISION[name]).is_empty:  # another process was first
+            if _is_there(name, folder):  # another process was first
                 return
             # torchvision sets none of its own and would wait for a silent server for ever.
             afterwards.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
             socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-            dataset(scratch, download=True)
-            _move_in(Path(scratch) / TORCHVISION[name] / "raw", raw)
+            dataset(scratch, download=True, **ARGUMENTS.get(name, {}))
+            _move_in(_needed(name, Path(scratch, home)), folder / home)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         if made:  # perhaps a slip of the pen: leave no trace of it
             with contextlib.suppress(OSError):
@@ -279,8 +339,23 @@ def _download(name: str, folder: Path) -> None:
             f"{name} is not in '{folder}'{', which is not there,' if made else ''} "
             f"and cannot be downloaded "
             f"({' '.join(str(error).split())}); point data_dir or INITFLOW_DATA_DIR to a folder "
-            f"that holds {TORCHVISION[name]}/raw, or use dataset=digits, which needs no download"
+            f"that holds {home}, or use dataset=digits, which needs no download"
         ) from error
+
+
+def _is_there(name: str, folder: Path) -> bool:
+    if name == "cifar10":
+        return cifar.find(folder) is not None
+    return not idx.find(folder, TORCHVISION[name]).is_empty
+
+
+def _needed(name: str, arrived: Path) -> Path:
+    """The folder that arrived, without the gigabytes of EMNIST's other splits."""
+    prefix = idx.PREFIXES.get(TORCHVISION[name], "")
+    for file in arrived.iterdir():
+        if not file.name.startswith(prefix):
+            file.unlink()
+    return arrived
 
 
 def _move_in(arrived: Path, raw: Path) -> None:
@@ -296,6 +371,8 @@ def _move_in(arrived: Path, raw: Path) -> None:
 def _content_digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy().data)
+        tensor = tensors[name].contiguous()
+        kind = "" if tensor.dtype == torch.uint8 else str(tensor.dtype)
+        digest.update(f"{name}{tuple(tensor.shape)}{kind}".encode())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()

@@ -56,8 +56,11 @@ _WORDS = {
     "MNIST": r"(?<![a-z])(?<!fashion[-_ ])mnist",
     "FashionMNIST": r"fashion",
     "KMNIST": r"kmnist|kuzushiji",
+    "EMNIST": r"emnist[-_ ]?balanced",
 }
 _SETS = r"mnist|fashion|kuzushiji"
+# What the names of a set's files begin with, where another one of its splits lies beside it.
+PREFIXES = {"EMNIST": "emnist-balanced-"}
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,13 @@ def find(folder: Path, name: str) -> Found:
     for place in places(folder, name):
         here: list[tuple[tuple[bool, int, str], str, Path]] = []
         for entry in _entries(place):
-            part, path = _part(entry), place / entry
+            part, path = _part(entry, name), place / entry
             if not part:
                 continue
             # Kaggle unpacks each file into a folder of the same name.
-            within = [path / inner for inner in _entries(path) if _part(inner) == part]
+            within = [path / inner for inner in _entries(path) if _part(inner, name) == part]
             for file in within or [path]:
-                reason = _refusal(file, NAMES[part])
+                reason = _refusal(file, NAMES[part], name)
                 if reason:
                     refused[file] = reason
                 else:
@@ -154,7 +157,7 @@ def related(folder: Path, name: str) -> dict[Path, str]:
             elif path.is_dir() or lower.endswith(_OTHERS):
                 found[path] = NOT_READ
             elif named:
-                found[path] = f"call it {NAMES[_part_of(named)]}"
+                found[path] = f"call it {PREFIXES.get(name, '')}{NAMES[_part_of(named)]}"
             elif lower.endswith(_ARCHIVES):
                 found[path] = UNPACK
     return found
@@ -221,9 +224,10 @@ def _entries(folder: Path) -> list[str]:
         raise _error(folder, UNREADABLE, error.strerror) from error
 
 
-def _part(name: str) -> str | None:
-    """The part whose name ``name`` is, or begins with."""
-    found = _NAME.match(name)
+def _part(name: str, title: str) -> str | None:
+    """The part whose name ``name`` is, or begins with, in the set of this ``title``."""
+    prefix = PREFIXES.get(title, "")
+    found = _NAME.match(name[len(prefix) :]) if name.lower().startswith(prefix) else None
     return _part_of(found) if found and not name.lower().endswith(_NOTES) else None
 
 
@@ -231,8 +235,9 @@ def _part_of(found: re.Match[str]) -> str:
     return f"{'train' if found[1].lower() == 'train' else 'test'}_{found[2].lower()}"
 
 
-def _refusal(path: Path, right: str) -> str:
+def _refusal(path: Path, right: str, title: str) -> str:
     """Why ``path``, whose name begins with a part's, is none of its files; empty where it is."""
+    prefix = PREFIXES.get(title, "")
     try:
         kind = path.stat().st_mode
     except OSError as error:
@@ -241,14 +246,14 @@ def _refusal(path: Path, right: str) -> str:
         return "a folder without that file"
     if not stat.S_ISREG(kind):
         return "not a file that can be read to its end"
-    name = path.name.lower()
+    name = path.name.lower().removeprefix(prefix)
     if _NAME.fullmatch(name) or (
         name.endswith(_PACKED) and _NAME.fullmatch(name.rpartition(".")[0])
     ):
         return ""
     if name.endswith(_PACKED):
-        return f"call it {right}.gz"
-    return UNPACK if name.endswith(_ARCHIVES) else f"call it {right}"
+        return f"call it {prefix}{right}.gz"
+    return UNPACK if name.endswith(_ARCHIVES) else f"call it {prefix}{right}"
 
 
 @contextlib.contextmanager

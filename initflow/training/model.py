@@ -17,7 +17,7 @@ from initflow.errors import SettingError
 from initflow.initializers import contract
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Place, Scheme, places
-from initflow.training.splits import Split
+from initflow.training.splits import Scale, Split
 
 BATCH = 1_000  # images, at most, that a scheme sees which fills the network as a whole
 
@@ -184,12 +184,22 @@ def bias_bound(bias_init: str, fan_in: int) -> float:
 
 
 class _Normalize(nn.Module):
-    def __init__(self, mean: float, std: float) -> None:
-        super().__init__()
-        self.mean, self.std = mean, std
+    """As :func:`initflow.training.scaling.scaled` does it, to the bit."""
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return (pixels - self.mean) / self.std
+    def __init__(self, mean: Scale, std: Scale) -> None:
+        super().__init__()
+        self.mean: float | Tensor
+        self.std: float | Tensor
+        for name, scale in (("mean", mean), ("std", std)):
+            if isinstance(scale, float):
+                setattr(self, name, scale)
+            else:  # of each feature; no weights of the network
+                self.register_buffer(
+                    name, torch.tensor(scale, dtype=torch.float32), persistent=False
+                )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
 
 
 class _Elementwise(nn.Module):
@@ -215,11 +225,12 @@ def network(state: Mapping[str, Tensor], activation: Activation) -> nn.Sequentia
 
 
 def to_module(
-    state: Mapping[str, Tensor], activation: Activation, *, mean: float = 0.0, std: float = 1.0
+    state: Mapping[str, Tensor], activation: Activation, *, mean: Scale = 0.0, std: Scale = 1.0
 ) -> nn.Sequential:
     """A plain PyTorch module with a copy of ``state``: (n, pixels) to (n, classes) logits.
 
-    It takes pixels in [0, 1]: it starts with the normalization that its data had.
+    It takes pixels in [0, 1], or other features as the data has them: it starts with the
+    normalization that its data had.
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     if (mean, std) != (0.0, 1.0):

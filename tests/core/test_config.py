@@ -57,7 +57,7 @@ def test_defaults_are_the_contracts():
 
 def test_a_run_is_verified_as_it_was_by_default():
     """What may be another is what another machine lacks."""
-    names = ("init", "plugins_dir", "data_dir", "device")
+    names = ("init", "dataset", "plugins_dir", "data_dir", "device")
     assert VerifyConfig().as_text() == dict.fromkeys(names, "recorded")
     assert VerifyConfig(data_dir="recorded").data_dir is None
 
@@ -331,8 +331,12 @@ WRONG = [
     ("hidden", "5x1001", "at most 1000 layers"),
     ("hidden", "99999", "of at most 65536"),
     ("device", "gpu", "device must be auto, cpu, cuda or cuda:N, not 'gpu'"),
-    ("dataset", "minst", "kmnist, digits, not 'minst' (did you mean 'mnist'?)"),
-    ("dataset", "MNIST", "digits, not 'MNIST' (did you mean 'mnist'?)"),
+    (
+        "dataset",
+        "minst",
+        "kmnist, emnist, cifar10, digits, FILE.npz, FILE.py:FUNCTION, not 'minst' (did you mean 'mnist'?)",
+    ),
+    ("dataset", "MNIST", "digits, FILE.npz, FILE.py:FUNCTION, not 'MNIST' (did you mean 'mnist'?)"),
     ("activation", "rleu", "linear, not 'rleu' (did you mean 'relu'?)"),
     ("normalize", "none", "normalize must be one of unit, half, standard, not 'none'"),
     ("bias_init", "ones", "bias_init must be one of pytorch, zeros, not 'ones'"),

@@ -182,7 +182,7 @@ def test_stacks_are_the_networks_in_their_order(asked, stack, memory):
     """None is lost; what trains together can; no stack is larger than it may be, or empty."""
     patch = sized(memory)
     try:
-        found = list(populations.stacks(asked, 64, "cpu", stack))
+        found = list(populations.stacks(asked, 64, 10, "cpu", stack))
         assert [config for together in found for config in together] == asked
         for together in found:
             first = together[0]
@@ -211,7 +211,7 @@ def test_networks_of_a_seed_stay_together_where_there_is_room(cells, seeds, room
     asked = configs(inits, seeds=range(seeds), validation=100 * validation)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(populations, "room", lambda *_: room)
-        found = list(populations.stacks(asked, 64, "cpu", None))
+        found = list(populations.stacks(asked, 64, 10, "cpu", None))
     by_seed = [{config.seed for config in together} for together in found]
     if room >= cells:
         assert all(
@@ -231,11 +231,11 @@ def test_networks_of_a_seed_stay_together_where_there_is_room(cells, seeds, room
 def test_what_is_asked_for_is_the_size():
     """Though it parts the networks of a seed; those without validation images only."""
     asked = configs(["he", "zero"], ["relu", "tanh"], [0, 1])
-    assert [len(s) for s in populations.stacks(asked, 64, "cpu", 3)] == [3, 3, 2]
-    assert [len(s) for s in populations.stacks(asked, 64, "cpu", 100)] == [8]
+    assert [len(s) for s in populations.stacks(asked, 64, 10, "cpu", 3)] == [3, 3, 2]
+    assert [len(s) for s in populations.stacks(asked, 64, 10, "cpu", 100)] == [8]
     own = configs(["he", "zero"], ["relu", "tanh"], [0, 1], validation=100)
-    assert [len(s) for s in populations.stacks(own, 64, "cpu", 3)] == [3, 1, 3, 1]
-    assert [len(s) for s in populations.stacks(own, 64, "cpu", 100)] == [4, 4]
+    assert [len(s) for s in populations.stacks(own, 64, 10, "cpu", 3)] == [3, 1, 3, 1]
+    assert [len(s) for s in populations.stacks(own, 64, 10, "cpu", 100)] == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_what_is_asked_for_is_the_size():
 def test_what_may_differ_within_a_stack(own, stacks):
     """What a recipe has of its own; not the shape, the batches' size, the steps or the data."""
     asked = [TrainConfig(**QUICK), TrainConfig(**(QUICK | own))]
-    assert len(list(populations.stacks(asked, 64, "cpu", 10))) == stacks
+    assert len(list(populations.stacks(asked, 64, 10, "cpu", 10))) == stacks
 
 
 def test_room_is_what_half_of_the_last_cache_holds():
@@ -738,7 +738,8 @@ g = torch.Generator().manual_seed(0)
 def split(n):
     return Split(torch.rand(n, 784, generator=g), torch.randint(10, (n,), generator=g))
 
-splits = Splits("synthetic", split(60_000), None, split(500), 0.0, 1.0, "0" * 64, "memory")
+of = "0" * 64, "memory", (1, 28, 28), 10
+splits = Splits("synthetic", split(60_000), None, split(500), 0.0, 1.0, *of)
 trainer.batch_order = lambda images, seed, epoch: torch.arange(500) * (seed + 1)  # five updates
 configs = [TrainConfig(seed=n // 8, epochs=1, probe=100) for n in range(200)]
 scheme = plugins.find("he")

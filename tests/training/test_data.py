@@ -8,10 +8,13 @@ import hashlib
 import html
 import http.server
 import os
+import pickle
 import re
 import shlex
+import tarfile
 import tempfile
 import threading
+import zipfile
 from pathlib import Path
 
 import mlflow
@@ -26,6 +29,7 @@ from torchvision import transforms
 from initflow.cli import process
 from initflow.core.configurations import CompareConfig, DiagnoseConfig, TrainConfig, TuneConfig
 from initflow.errors import DataError, SettingError
+from initflow.training import cifar as cifar_files
 from initflow.training import datasets, idx
 from initflow.training.splits import OWN, PUBLISHED, UNCHECKED
 from tests.conftest import idx as idx_file
@@ -570,6 +574,171 @@ def server(tmp_path, monkeypatch):
         yield raw
         httpd.shutdown()
         thread.join()
+
+
+def emnist(split="balanced", train=94, test=47):
+    """The four files of a small EMNIST by name, with images that lie on their side."""
+    random = np.random.default_rng(1)
+    files = {}
+    for part, n in (("train", train), ("test", test)):
+        images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        for of, content in (("images-idx3", images), ("labels-idx1", np.arange(n) % 47)):
+            files[f"emnist-{split}-{part}-{of}-ubyte"] = idx_file(content)
+    return files
+
+
+def cifar(folder, monkeypatch):
+    """CIFAR-10's folder as torchvision keeps it, of 20 images a file, and what is in it."""
+    random = np.random.default_rng(2)
+    home = folder / "cifar-10-batches-py"
+    home.mkdir(parents=True)
+    held, sums = [], {}
+    for name in cifar_files.SUMS:
+        data = random.integers(0, 256, (20, 3_072), dtype=np.uint8)
+        labels = random.permutation(np.arange(20) % 10).tolist()
+        held.append((data, labels))
+        # Under Python 2 they were written with NumPy's name of its time.
+        content = pickle.dumps({"data": data, "labels": labels}, protocol=2)
+        content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        (home / name).write_bytes(content)
+        sums[name] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    meta = pickle.dumps({"label_names": list("abcdefghij")}, protocol=2)
+    (home / "batches.meta").write_bytes(meta)
+    known = {"md5": hashlib.md5(meta, usedforsecurity=False).hexdigest()}
+    theirs = torchvision_sets.CIFAR10
+    monkeypatch.setattr(theirs, "meta", theirs.meta | known)
+    monkeypatch.setattr(
+        theirs, "train_list", [[n, s] for n, s in sums.items() if n != "test_batch"]
+    )
+    monkeypatch.setattr(theirs, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(cifar_files, "SUMS", sums)
+    return held
+
+
+def test_cifars_files_are_torchvisions():
+    """The MD5 of each."""
+    theirs = torchvision_sets.CIFAR10
+    assert dict([*theirs.train_list, *theirs.test_list]) == cifar_files.SUMS
+    assert (theirs.base_folder, theirs.filename) == (cifar_files.FOLDER, cifar_files.ARCHIVE)
+
+
+@pytest.mark.parametrize("place", [".", "cifar-10-batches-py"])
+def test_cifar_is_torchvisions(alone, tmp_path, monkeypatch, place):
+    """Channels first, in the order of the files, pixel for pixel as ToTensor gives them."""
+    cifar(tmp_path, monkeypatch)
+    splits = load(tmp_path / place, dataset="cifar10")
+    assert (splits.shape, splits.classes, splits.edition) == ((3, 32, 32), 10, PUBLISHED)
+    for train, split in ((True, splits.train), (False, splits.test)):
+        theirs = torchvision_sets.CIFAR10(tmp_path, train=train, transform=transforms.ToTensor())
+        assert len(split) == len(theirs)
+        for (image, label), ours, is_label in zip(theirs, split.images, split.labels, strict=True):
+            assert torch.equal(ours.view(3, 32, 32), image)
+            assert is_label == label
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch was-run",)
+
+
+def test_no_pickle_but_the_published_one_is_opened(alone, tmp_path, monkeypatch):
+    """Nor would one of its checksum run anything."""
+    cifar(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    file.write_bytes(pickle.dumps(_Evil()))
+    with pytest.raises(DataError, match=rf"'{file}' is not the published one, by its MD5"):
+        load(tmp_path, dataset="cifar10")
+    made = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(cifar_files.SUMS, "data_batch_3", made)
+    with pytest.raises(DataError, match=r"is damaged: it names (posix|nt)\.system, no array"):
+        load(tmp_path, dataset="cifar10")
+    assert not (tmp_path / "was-run").exists()
+    file.unlink()
+    with pytest.raises(DataError, match=rf"'{file}' is missing"):
+        load(tmp_path, dataset="cifar10")
+
+
+def test_an_archive_of_cifar_is_to_be_unpacked(alone, tmp_path):
+    """Nothing is downloaded beside it."""
+    (tmp_path / cifar_files.ARCHIVE).write_bytes(b"")
+    with pytest.raises(DataError, match="cifar10 in .* is packed: unpack '.*tar.gz'"):
+        load(tmp_path, dataset="cifar10")
+
+
+@pytest.mark.parametrize("place", ["EMNIST/raw", "EMNIST", "raw", "."])
+def test_emnist_stands_upright(alone, tmp_path, place):
+    """The balanced split alone, each image turned from how its file has it, of 47 classes."""
+    for name, content in (emnist("letters") | emnist()).items():
+        lay(tmp_path, name, content, place=place)
+    splits = load(tmp_path, dataset="emnist")
+    assert (splits.shape, splits.classes, len(splits.train)) == ((1, 28, 28), 47, 94)
+    (tmp_path / "EMNIST" / "raw").mkdir(parents=True, exist_ok=True)
+    for name, content in emnist().items():
+        (tmp_path / "EMNIST" / "raw" / name).write_bytes(content)
+    theirs = torchvision_sets.EMNIST(tmp_path, split="balanced", train=False)
+    assert torch.equal(splits.test.images.view(-1, 28, 28), theirs.data.mT / 255)
+    assert torch.equal(splits.test.labels, theirs.targets)
+
+
+def test_another_split_of_emnist_is_not_taken(alone, tmp_path, monkeypatch):
+    """It is in nobody's way."""
+    for name, content in emnist("letters").items():
+        lay(tmp_path, name, content, place="EMNIST/raw")
+
+    def downloaded(*_):
+        raise DataError("downloading")
+
+    monkeypatch.setattr(datasets, "_download", downloaded)
+    with pytest.raises(DataError, match="downloading"):
+        load(tmp_path, dataset="emnist")
+
+
+@contextlib.contextmanager
+def served(folder):
+    """A local server of the files in ``folder``, and its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with QuietServer(handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_emnist_is_downloaded_without_its_other_splits(tmp_path, monkeypatch):
+    """They would take gigabytes; the second time it is there."""
+    (tmp_path / "served").mkdir()
+    packed = tmp_path / "served" / "gzip.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in (emnist("letters") | emnist()).items():
+            archive.writestr(f"gzip/{name}.gz", gzip.compress(content))
+    md5 = hashlib.md5(packed.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(torchvision_sets.EMNIST, "md5", md5)
+    with served(packed.parent) as address:
+        monkeypatch.setattr(torchvision_sets.EMNIST, "url", f"{address}/gzip.zip")
+        splits = load(tmp_path / "data", dataset="emnist")
+    raw = tmp_path / "data" / "EMNIST" / "raw"
+    assert {file.name: file.read_bytes() for file in raw.iterdir()} == emnist()
+    assert load(tmp_path / "data", dataset="emnist").digest == splits.digest
+
+
+def test_cifar_is_downloaded_once(tmp_path, monkeypatch, capsys):
+    """Into the folder that torchvision gives it, and then read without torchvision."""
+    held = cifar(tmp_path / "made", monkeypatch)
+    (tmp_path / "served").mkdir()
+    packed = tmp_path / "served" / cifar_files.ARCHIVE
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(tmp_path / "made" / cifar_files.FOLDER, cifar_files.FOLDER)
+    md5 = hashlib.md5(packed.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(torchvision_sets.CIFAR10, "tgz_md5", md5)
+    with served(packed.parent) as address:
+        monkeypatch.setattr(torchvision_sets.CIFAR10, "url", f"{address}/{packed.name}")
+        splits = load(tmp_path / "data", dataset="cifar10")
+    assert np.array_equal(splits.test.images.numpy() * 255, held[-1][0])
+    monkeypatch.setattr(datasets, "_download", lambda *_: pytest.fail("it is there"))
+    assert load(tmp_path / "data", dataset="cifar10").digest == splits.digest
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("before", [(), ("MNIST/raw",), ("MNIST/raw/.DS_Store", "note.txt")])

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from initflow.core.configurations import DATASET_NAMES
 from initflow.core.kinds import format_shape
 from initflow.core.machine import Resolved
 from initflow.errors import ReplayError, SettingError, first_line
@@ -31,6 +32,7 @@ from initflow.experiments.replay.provenance import (
 )
 from initflow.initializers.scheme import FUNCTION
 from initflow.reporting import drawing, figures, webpage
+from initflow.training import datasets
 
 MANIFEST = "manifest.json"
 REPORT, README = "report.html", "README.md"
@@ -178,9 +180,12 @@ def _content(folder: Path, name: str, limit: int) -> bytes | None:
 
 
 def verifying(past: Provenance, folder: str) -> str:
-    """The command that verifies ``folder``; who runs a function by its place must name it."""
-    place = ["--init", past.config.init] if FUNCTION.fullmatch(past.config.init) else []
-    return shlex.join(["initflow", "verify", folder, *place])
+    """The command that verifies ``folder``; who runs a function or reads a file must name it."""
+    config = past.config
+    places = ["--init", config.init] if FUNCTION.fullmatch(config.init) else []
+    if config.dataset not in DATASET_NAMES:
+        places += ["--dataset", config.dataset]
+    return shlex.join(["initflow", "verify", folder, *places])
 
 
 def commands(past: Provenance) -> dict[str, str]:
@@ -205,7 +210,7 @@ def pages(evidence: Evidence, history: History, run_id: str) -> dict[str, bytes]
     """The report and the README of a bundle; ``history`` has the metrics of its run."""
     past = evidence.provenance
     shape = format_shape(past.widths)
-    title = f"{past.spec}, {past.config.activation}, {shape}, {past.config.dataset}"
+    title = f"{past.spec}, {past.config.activation}, {shape}, {datasets.title(past.config.dataset)}"
     lead = _lead(past, shape, history)
     curve = drawing.png(figures.learning_curves(history, evidence.losses.tolist(), title))
     told = commands(past)
@@ -236,9 +241,11 @@ def pages(evidence: Evidence, history: History, run_id: str) -> dict[str, bytes]
 
 
 def _lead(past: Provenance, shape: str, history: History) -> list[str]:
+    are = "images" if past.config.dataset in DATASET_NAMES else "examples"
     what = (
         f"A {shape} network with {past.config.activation}, initialized by {past.spec}, trained on "
-        f"{past.images:,} images of {past.config.dataset}: {past.outcome} after {past.updates:,} "
+        f"{past.images:,} {are} of {datasets.title(past.config.dataset)}: {past.outcome} after "
+        f"{past.updates:,} "
         "iterations."
     )
     accuracies = [

@@ -40,10 +40,11 @@ class Provenance:
     """``replay.json``: all that the numbers of one network follow from, and their hashes.
 
     ``config`` is as it was asked for, and ``device`` and ``threads`` what became of it; ``images``
-    of ``pixels`` were trained on, of the data set with this ``digest``, and ``tested`` says whether
-    it was evaluated on the test images. ``spec``, ``provider`` and ``source``, the SHA-256 of its
-    code, are the scheme's. Of ``outcome`` finished, diverged or pruned it trained for
-    ``updates``. ``is_exact`` as in :class:`initflow.diagnostics.record.Record`. The hashes are
+    of ``pixels``, in this ``shape``, and of so many ``classes`` were trained on, of the data set
+    with this ``digest``, and ``tested`` says whether it was evaluated on the test images.
+    ``spec``, ``provider`` and ``source``, the SHA-256 of its code, are the scheme's. Of ``outcome``
+    finished, diverged or pruned it trained for ``updates``. ``is_exact`` as in
+    :class:`initflow.diagnostics.record.Record`. The hashes are
     those of the initial weights, the final ones and the losses; ``environment`` is as
     :func:`initflow.core.environment.current` gave it.
     """
@@ -53,6 +54,8 @@ class Provenance:
     threads: int
     digest: str
     pixels: int
+    shape: tuple[int, ...]
+    classes: int
     images: int
     tested: bool
     spec: str
@@ -68,7 +71,7 @@ class Provenance:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return datasets.widths(self.pixels, self.config.hidden)
+        return datasets.widths(self.pixels, self.config.hidden, self.classes)
 
     @property
     def whole(self) -> int:
@@ -85,6 +88,8 @@ class Provenance:
             "data": {
                 "digest": self.digest,
                 "pixels": self.pixels,
+                "shape": list(self.shape),
+                "classes": self.classes,
                 "images": self.images,
                 "tested": self.tested,
             },
@@ -124,6 +129,8 @@ def of(record: Record, splits: Splits, resolved: Resolved) -> Evidence:
         threads=resolved.threads,
         digest=splits.digest,
         pixels=splits.pixels,
+        shape=splits.shape,
+        classes=splits.classes,
         images=len(splits.train),
         tested=len(splits.test) > 0,
         spec=record.scheme.spec,

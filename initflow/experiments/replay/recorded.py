@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from initflow.core.configurations import TrainConfig
+from initflow.core.kinds import MAX_CLASSES, MAX_FEATURES
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.experiments.replay.provenance import (
     FORMAT,
@@ -34,7 +35,7 @@ from initflow.training import model
 OUTCOMES = ("finished", "diverged", "pruned")
 LARGEST = 2**22  # bytes of a replay.json
 HEADER = 2**20  # bytes of what stands before the numbers of a safetensors file
-MAX_PIXELS = 2**16
+OLD_CLASSES = 10  # of all sets, before it was recorded how many
 SHOWN = 100  # letters of a value that is wrong
 MAX_COUNT = 2**53  # that JSON holds exactly
 DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
@@ -132,12 +133,15 @@ def read(content: bytes, where: str) -> Provenance:
             f"format {FORMAT}"
         )
     of_data, scheme, hashes = (parts.part(name) for name in ("data", "scheme", "sha256"))
+    pixels = of_data.count("pixels", 1, MAX_FEATURES)
     provenance = Provenance(
         config=_config(parts),
         device=parts.text("device", DEVICE),
         threads=parts.count("threads", 1, 1024),
         digest=of_data.text("digest", SHA256),
-        pixels=of_data.count("pixels", 1, MAX_PIXELS),
+        pixels=pixels,
+        shape=_shape(of_data, pixels),
+        classes=_classes(of_data),
         images=of_data.count("images", 1),
         tested=of_data.take("tested", bool),
         spec=scheme.text("spec"),
@@ -157,6 +161,21 @@ def read(content: bytes, where: str) -> Provenance:
             "updates", f"{whole} of a finished training, at most that of others", updates
         )
     return provenance
+
+
+def _shape(of_data: _Parts, pixels: int) -> tuple[int, ...]:
+    """One example's; where it was not recorded yet, that of a picture, if it is square."""
+    if "shape" not in of_data.values:
+        side = math.isqrt(pixels)
+        return (1, side, side) if side * side == pixels else (pixels,)
+    shape = of_data.take("shape", list)
+    if not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) != pixels:
+        raise of_data.odd("shape", f"a list of whole numbers, whose product is {pixels}", shape)
+    return tuple(shape)
+
+
+def _classes(of_data: _Parts) -> int:
+    return of_data.count("classes", 2, MAX_CLASSES) if "classes" in of_data.values else OLD_CLASSES
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:

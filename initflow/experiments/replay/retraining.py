@@ -143,7 +143,8 @@ def _check_data(past: Provenance, splits: Splits) -> None:
             f"dataset {past.config.dataset} in '{splits.source}' has the digest "
             f"{splits.digest[:12]}…, and the network was trained on one with {past.digest[:12]}…"
         )
-    if (len(splits.train), splits.pixels) != (past.images, past.pixels):
+    then, now = (past.images, past.pixels), (len(splits.train), splits.pixels)
+    if (*then, past.classes) != (*now, splits.classes):
         raise ReplayError(
             f"the network was trained on {past.images} images of {past.pixels} pixels, and its "
             f"configuration gives {len(splits.train)} of {splits.pixels}: one was changed"

@@ -65,7 +65,7 @@ def try_batch(batch: Batch, progress: Progress = silent) -> Spent:
     connection.set_uri(batch.tracking)
     first = batch.configs[0]
     splits = cache.splits(first).untested().to(torch.device(batch.device))
-    widths = datasets.widths(splits.pixels, first.hidden)
+    widths = datasets.widths(splits.pixels, first.hidden, splits.classes)
     size = batch.stack or populations.room(widths, first.batch_size, batch.device)
     worker = _Worker(batch, splits, RunningTrials(batch.search, batch.pending), progress)
     pairs = list(zip(batch.pending, batch.configs, strict=True))

@@ -52,7 +52,9 @@ def evaluate(
             tags = {scheme.cell: plan.tags(part, scheme.study)}
             stacks += [
                 Stack(scheme.run, connection.uri(), some, plan.device, tags, label=f"{part} ")
-                for some in populations.stacks(missing, plan.pixels, plan.device, plan.config.stack)
+                for some in populations.stacks(
+                    missing, plan.pixels, plan.classes, plan.device, plan.config.stack
+                )
             ]
 
     def remember(stack: Stack, trained: Trained) -> None:

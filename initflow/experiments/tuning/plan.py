@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import connection, runs
 from initflow.training import cache, datasets, trainer
 
+LONGEST = 50  # characters of a data set in a study's name
 SHARE = 6  # one of so many training images is held out, 10,000 of MNIST's
 # The settings that trials depend on, beside the data and the scheme: with others it would be
 # another study, whatever its name.
@@ -46,8 +48,8 @@ CHOICE = ("sampler", "pruner", "batch")  # how a study goes about it, which may 
 class Plan:
     """What all studies have in common: ``study`` is the name that the user knows them by.
 
-    ``validation`` images, of ``pixels`` like all, are held out to choose by; ``updates`` are those
-    of a trial's training.
+    ``validation`` images, of ``pixels`` and ``classes`` like all, are held out to choose by;
+    ``updates`` are those of a trial's training.
     ``described`` says what they are studies of, setting by setting; ``data_tags`` and ``remark``
     say of which images, as of :class:`initflow.training.splits.Splits`.
     """
@@ -58,6 +60,7 @@ class Plan:
     storage: str
     device: str
     pixels: int
+    classes: int
     updates: int
     described: Mapping[str, str]
     data_tags: Mapping[str, object]
@@ -91,8 +94,9 @@ class Plan:
     @property
     def title(self) -> str:
         config = self.config
-        shape = format_shape(datasets.widths(self.pixels, config.hidden))
-        return f"{shape} networks with {config.activation} on {config.dataset}"
+        shape = format_shape(datasets.widths(self.pixels, config.hidden, self.classes))
+        on = datasets.title(config.dataset)
+        return f"{shape} networks with {config.activation} on {on}"
 
     @property
     def summary(self) -> str:
@@ -123,7 +127,7 @@ def of(config: TuneConfig) -> Plan:
     described |= {"validation": str(validation), "data": splits.digest[: runs.DIGEST_LENGTH]}
     named = json.dumps(described | {name: text[name] for name in CHOICE}, sort_keys=True)
     digest = hashlib.sha256(named.encode()).hexdigest()[:8]
-    study = config.study or f"{config.dataset}-{config.activation}-{digest}"
+    study = config.study or f"{_named(config.dataset)}-{config.activation}-{digest}"
     return Plan(
         config,
         validation,
@@ -131,8 +135,15 @@ def of(config: TuneConfig) -> Plan:
         config.storage or storages.journal(connection.folder() / "studies", study),
         machine.device(config.device),
         splits.pixels,
+        splits.classes,
         trainer.iterations(len(splits.train), config.batch_size, config.epochs),
         described,
         splits.tags,
         splits.remark,
     )
+
+
+def _named(dataset: str) -> str:
+    """A part of a study's name, which is one of files, too."""
+    found = re.sub(r"[^A-Za-z0-9_.-]", "-", datasets.title(dataset))[:LONGEST].lstrip("-_.")
+    return found or "data"

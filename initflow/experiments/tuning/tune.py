@@ -31,7 +31,7 @@ from initflow.initializers.scheme import Scheme
 from initflow.reporting import trials
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import connection, outages, runs, unsent
-from initflow.training import cache
+from initflow.training import cache, datasets
 
 LOSSES = 3  # of every worker, one after the other, after which nothing more is tried
 EXPERIMENTS = "initflow.experiments"  # under which a study remembers where its runs are
@@ -58,7 +58,8 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
         storages.locked(plan.storage, plan.study),
     ):
         cache.check_elsewhere(schemes.values(), pool)
-        of_cells = _opened(plan, schemes)
+        cache.check_data_elsewhere(config.dataset, pool)
+        of_cells, on = _opened(plan, schemes), datasets.title(config.dataset)
         progress("looking for what an earlier process left", 0, 1)
         for study in of_cells.values():
             study.recover()
@@ -67,7 +68,7 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
                 config,
                 cache.splits(plan.trial(config.inits[0])),
                 _resolved(plan, pool),
-                name=f"tune {config.activation} {config.dataset} {len(schemes)} schemes",
+                name=f"tune {config.activation} {on} {len(schemes)} schemes",
                 summary=plan.summary,
                 experiment=experiment,
                 tags=plan.tags("study", *of_cells.values()),

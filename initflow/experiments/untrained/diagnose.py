@@ -44,7 +44,7 @@ def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
     schemes = {scheme.spec: scheme for scheme in found}
     cells = [Cell(init, activation) for init in schemes for activation in config.activations]
     splits = datasets.load(config.network(*cells[0]))
-    shape = format_shape(datasets.widths(splits.pixels, config.hidden))
+    shape = format_shape(datasets.widths(splits.pixels, config.hidden, splits.classes))
     probe = measure.probe(splits.train, config.probe).to(torch.device(device))
 
     def initialized(cell: Cell) -> model.Parameters:
@@ -62,8 +62,8 @@ def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
         initialized(cell)
     summary = (
         f"{len(cells)} untrained {shape} networks, {', '.join(schemes)} with "
-        f"{', '.join(config.activations)}, on {len(probe):,} images of {config.dataset}; "
+        f"{', '.join(config.activations)}, on {len(probe):,} {splits.are} of {splits.name}; "
         f"seed {config.seed}."
     )
-    title = f"untrained {shape} networks on {config.dataset}"
-    return Subject(title, shape, config.dataset, summary, cells, network, splits)
+    title = f"untrained {shape} networks on {splits.name}"
+    return Subject(title, shape, splits.name, summary, cells, network, splits)

@@ -114,31 +114,35 @@ def _data(built: Built, config: DiagnoseConfig) -> _Data:
     splits = datasets.load(config.network(config.inits[0], config.activations[0]))
     probe = measure.probe(splits.train, min(config.probe, IMAGES))
     refused = ""
-    for name, images in _shapes(probe).items():
+    for name, images in _shapes(probe, splits.shape).items():
         try:
             with (
                 torch.no_grad(),
                 batches.undisturbed(built.model),
-                batches.refused(f"images of {name}"),
+                batches.refused(f"{splits.are} of {name}"),
             ):
                 built.model(images)
         except SettingError as error:
             refused = refused or str(error)
             continue
-        return _Data((images, probe.labels), f"{len(probe):,} images of {config.dataset}", splits)
+        return _Data(
+            (images, probe.labels), f"{len(probe):,} {splits.are} of {splits.name}", splits
+        )
     raise SettingError(
-        f"model '{config.model}' takes no images of {config.dataset}: have it give "
+        f"model '{config.model}' takes no {splits.are} of {config.dataset}: have it give "
         f"(module, batch). {refused}"
     )
 
 
-def _shapes(probe: Split) -> dict[str, Tensor]:
-    """Images as models take them: with a channel, flat, and with three channels."""
-    side = int(probe.images.shape[1] ** 0.5)
-    if side * side != probe.images.shape[1]:
-        return {f"{tuple(probe.images.shape)}": probe.images}
-    square = probe.images.view(-1, 1, side, side)
-    forms = [square, probe.images, square.expand(-1, 3, -1, -1).contiguous()]
+def _shapes(probe: Split, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Images as models take them: of their ``shape``, flat and, of one channel, with three."""
+    whole = probe.images.view(-1, *shape)
+    forms = [whole]
+    if len(shape) == 2:
+        forms.append(whole.unsqueeze(1))
+    forms.append(probe.images)
+    if len(forms[-2].shape) == 4 and forms[-2].shape[1] == 1:
+        forms.append(forms[-2].expand(-1, 3, -1, -1).contiguous())
     return {f"shape {tuple(form.shape)}": form for form in forms}
 
 

@@ -125,7 +125,7 @@ def test_the_signal_survives_a_hundred_tanh_layers_where_xaviers_fades():
     tanh = ACTIVATIONS["tanh"]
     splits = datasets.load(TrainConfig(dataset="digits"))
     probe = measure.probe(splits.train, 200)
-    widths = (splits.pixels, *[100] * 100, datasets.CLASSES)
+    widths = (splits.pixels, *[100] * 100, splits.classes)
     signal, gradient = {}, {}
     for scheme in (find("xavier"), SCHEME):
         signals = []

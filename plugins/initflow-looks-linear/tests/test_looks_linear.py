@@ -169,7 +169,7 @@ def test_a_hundred_relu_layers_keep_images_apart_and_gradients_alike():
     images = measure.probe(datasets.load(TrainConfig(dataset="digits")).train, 100).images
     cosine, gradients = {}, {}
     for scheme in (find("he"), SCHEME):
-        widths = (64, *[100] * 100, datasets.CLASSES)
+        widths = (64, *[100] * 100, 10)
         start = model.initialize(widths, scheme, relu, bias_init="zeros", seed=0)
         net = model.network(start.state(), relu).requires_grad_(requires_grad=False)
         cosine[scheme.name] = mean_cosine(net[:-2](images))

@@ -134,7 +134,7 @@ def test_it_carries_silu_through_20_layers_where_hes_scheme_fades():
     probe = measure.probe(train, 300)
     signal = {}
     for scheme in (find("he"), Scheme.of(lsuv, "lsuv", "a test")):
-        widths = (64, *[100] * 20, datasets.CLASSES)
+        widths = (64, *[100] * 20, 10)
         start = model.initialize(widths, scheme, silu, bias_init="zeros", seed=0, data=train)
         (seen,) = measure.observe(start, silu, probe)
         signal[scheme.name] = seen.signals.layers["fc20"]["signal_variance"]

@@ -158,7 +158,7 @@ def changed(written, *path, to):
         (["data", "digest"], "x" * 64, "it: replay.json, data: digest must be of the form"),
         (["data", "images"], 0, "it: replay.json, data: images must be from 1 to"),
         (["data", "tested"], 1, "it: replay.json, data: tested must be true or false, not '1'"),
-        (["data", "pixels"], 10**9, "it: replay.json, data: pixels must be from 1 to 65536"),
+        (["data", "pixels"], 10**9, "it: replay.json, data: pixels must be from 1 to 1048576"),
         (
             ["scheme", "spec"],
             None,
