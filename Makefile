@@ -64,7 +64,7 @@ audit: $(READY) ## known vulnerabilities of the pinned packages, by PyPI's recor
 
 # The targets are those of tests/targets.py; what is found is left in build/fuzz.
 FUZZ_S ?= 60
-TARGETS := spec setting toml metadata idx packed sampler journal bundle secret
+TARGETS := spec setting toml metadata idx packed npz sampler journal bundle secret
 fuzz: $(READY) ## hostile bytes made by what they cover, FUZZ_S seconds for each target
 	mkdir -p build/fuzz
 	for target in $(TARGETS); do python -m tests.fuzz $$target -max_total_time=$(FUZZ_S) -artifact_prefix=build/fuzz/ || exit 1; done

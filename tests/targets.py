@@ -129,6 +129,22 @@ def packed(content):
     _load()
 
 
+def npz(content):
+    """A file of arrays of the user's own."""
+    file = folder() / "own.npz"
+    file.write_bytes(content)
+    splits = datasets.load(TrainConfig(dataset=str(file)))
+    assert splits.train.labels.max() < splits.classes
+
+
+def _arrays(**others):
+    buffer = io.BytesIO()
+    labels = np.arange(4) % 2
+    found = {"x_train": np.eye(4), "y_train": labels, "x_test": np.eye(4), "y_test": labels}
+    np.savez(buffer, **found | others)
+    return buffer.getvalue()
+
+
 def _load():
     return datasets.load(TrainConfig(data_dir=folder() / "data", dataset="mnist"))
 
@@ -236,6 +252,7 @@ TARGETS = {
         packed,
         lambda: [bytes([n]) + gzip.compress(MNIST[name]) for n, name in enumerate(FILES)],
     ),
+    "npz": (npz, lambda: [_arrays(), _arrays(x_test=np.array([None]))]),
     "sampler": (sampler, lambda: [_learned()]),
     "journal": (journal, lambda: [_written()]),
     "bundle": (

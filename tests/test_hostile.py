@@ -476,7 +476,10 @@ def _calls(file):
 
 
 def test_nothing_is_unpickled_or_run_but_what_is_known():
-    """A pickle of our own worker, a file that the user names; weights by safetensors."""
+    """A pickle of our own worker, CIFAR-10's of known checksums, a file that the user names.
+
+    Weights are read by safetensors.
+    """
     risky = re.compile(
         r"(.*\.)?(loads?|_?Unpickler|eval|exec|system|popen|\w+_load|read_pickle|__import__)$"
     )
@@ -488,7 +491,7 @@ def test_nothing_is_unpickled_or_run_but_what_is_known():
         if risky.match(name) and name not in harmless
     }
     unpickled = {(module, name) for module, name in found if "pickle" in name}
-    assert unpickled == {("core/workers.py", "pickle.loads")}
+    assert unpickled == {("core/workers.py", "pickle.loads"), ("training/cifar.py", "_Unpickler")}
     assert {(m, n) for m, n in found if n in ("exec", "eval")} == {("core/importing.py", "exec")}
     assert not {(m, n) for m, n in found if n.startswith(("yaml", "os.", "torch.load"))}
 

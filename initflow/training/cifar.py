@@ -83,7 +83,8 @@ def _content(path: Path) -> bytes:
 
 def _arrays(content: bytes, path: Path) -> dict[str, Array]:
     try:
-        values = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+        reader = _Unpickler(io.BytesIO(content), encoding="latin1")
+        values = reader.load()
         images = np.asarray(values["data"], np.uint8).reshape(-1, *SHAPE)
         return {"images": images, "labels": np.asarray(values["labels"], np.uint8)}
     except Exception as error:  # whatever a pickle does

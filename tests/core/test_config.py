@@ -331,11 +331,7 @@ WRONG = [
     ("hidden", "5x1001", "at most 1000 layers"),
     ("hidden", "99999", "of at most 65536"),
     ("device", "gpu", "device must be auto, cpu, cuda or cuda:N, not 'gpu'"),
-    (
-        "dataset",
-        "minst",
-        "kmnist, emnist, cifar10, digits, FILE.npz, FILE.py:FUNCTION, not 'minst' (did you mean 'mnist'?)",
-    ),
+    ("dataset", "minst", "FILE.npz, FILE.py:FUNCTION, not 'minst' (did you mean 'mnist'?)"),
     ("dataset", "MNIST", "digits, FILE.npz, FILE.py:FUNCTION, not 'MNIST' (did you mean 'mnist'?)"),
     ("activation", "rleu", "linear, not 'rleu' (did you mean 'relu'?)"),
     ("normalize", "none", "normalize must be one of unit, half, standard, not 'none'"),

@@ -662,7 +662,7 @@ def test_no_pickle_but_the_published_one_is_opened(alone, tmp_path, monkeypatch)
 def test_an_archive_of_cifar_is_to_be_unpacked(alone, tmp_path):
     """Nothing is downloaded beside it."""
     (tmp_path / cifar_files.ARCHIVE).write_bytes(b"")
-    with pytest.raises(DataError, match="cifar10 in .* is packed: unpack '.*tar.gz'"):
+    with pytest.raises(DataError, match=r"cifar10 in .* is packed: unpack '.*tar.gz'"):
         load(tmp_path, dataset="cifar10")
 
 
