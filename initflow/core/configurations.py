@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from initflow.core.kinds import (
+    BETAS,
     BOOLEAN,
     DECAY,
     DEVICE,
+    EPSILON,
     FIRST_SEED,
     FOLDER,
     MAX_LAYERS,
@@ -26,6 +28,7 @@ from initflow.core.kinds import (
     SEEDS,
     STORAGE,
     TEXT,
+    WEIGHT_DECAY,
     WIDTHS,
     choice,
     data,
@@ -78,6 +81,27 @@ VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric"
 SAMPLERS = ("tpe", "gp", "random", "cmaes")
 PRUNERS = ("median", "hyperband", "none")
 BACKENDS = ("local", "ray")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("step", "cosine")
+# The choice that each setting is of, which with another one would do nothing.
+CHOICE_OF = {
+    "momentum": ("optimizer", ("sgd",)),
+    "nesterov": ("optimizer", ("sgd",)),
+    "betas": ("optimizer", ("adam", "adamw")),
+    "eps": ("optimizer", ("adam", "adamw")),
+    "gamma": ("schedule", ("step",)),
+    "gamma_low": ("schedule", ("step",)),
+    "gamma_high": ("schedule", ("step",)),
+}
+# Settings that files and studies of earlier versions do not have: theirs had these values.
+ADDED = {
+    "optimizer": "sgd",
+    "betas": "0.9,0.999",
+    "eps": "1e-08",
+    "weight_decay": "auto",
+    "schedule": "step",
+    "clip": "none",
+}
 
 
 class PluginsConfig(Settings):
@@ -139,8 +163,37 @@ class _Training(_Untrained):
     gamma: float = setting(0.96, DECAY, "factor on the learning rate after each epoch")
     momentum: float = setting(0.9, MOMENTUM, "momentum of SGD (0: plain SGD)")
     nesterov: bool = setting(True, BOOLEAN, "Nesterov's form of the momentum")
+    optimizer: str = setting(
+        "sgd", choice(OPTIMIZERS), "how weights follow from gradients (Adam's usual lr is 0.001)"
+    )
+    betas: tuple[float, float] = setting(
+        (0.9, 0.999), BETAS, "decay of the two moments of adam and adamw"
+    )
+    eps: float = setting(1e-8, EPSILON, "added to the denominator of adam and adamw")
+    weight_decay: float | None = setting(
+        None,
+        or_word("auto", WEIGHT_DECAY),
+        "weight decay, decoupled for adamw, else L2 (auto: PyTorch's, 0.01 for adamw, else 0)",
+    )
+    schedule: str = setting(
+        "step", choice(SCHEDULES), "learning rate by epoch: times gamma, or along a cosine to 0"
+    )
+    clip: float | None = setting(
+        None, or_word("none", RATE), "largest norm of a network's gradient, as clip_grad_norm_"
+    )
     eval_every: int = setting(500, integer(1), "iterations between evaluations")
     log_model: bool = setting(True, BOOLEAN, "log the trained model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        text = self.as_text()
+        for one in fields(self):
+            choice, its = CHOICE_OF.get(one.name, ("", ()))
+            if its and text[choice] not in its and getattr(self, one.name) != one.default:
+                raise SettingError(
+                    f"{one.name}={text[one.name]} is for {choice}={' and '.join(its)}, "
+                    f"not for '{text[choice]}'"
+                )
 
 
 class _One(Settings):

@@ -235,3 +235,20 @@ MAX_SEEDS = 10_000
 SEEDS = integer(1, MAX_SEEDS)
 FIRST_SEED = integer(0, 2**63 - 1 - MAX_SEEDS)  # the others follow it
 MOMENTUM = number("a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+
+
+def _parse_betas(value: object) -> tuple[float, float]:
+    parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    first, second = parts
+    return MOMENTUM.parse(first), MOMENTUM.parse(second)
+
+
+BETAS = Kind(
+    "BETA1,BETA2",
+    "two numbers from 0 up to, not including, 1, such as 0.9,0.999",
+    _parse_betas,
+    lambda values: ",".join(map(str, values)),
+)
+# Not 0: what never had a gradient would be 0 divided by 0.
+EPSILON = number("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
+WEIGHT_DECAY = number("a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)

@@ -7,11 +7,9 @@ rates and activation functions, and each as it would alone.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,29 +19,35 @@ from initflow.core.configurations import TrainConfig
 from initflow.core.seeds import generator
 from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.training.model import Parameters, aligned
+from initflow.training.optimizers import Optimizer, clip_, learning_rates
 from initflow.training.propagation import Pass, blocks, run
 from initflow.training.splits import Split
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network trains: by SGD on cross-entropy, at ``rates[e]`` in epoch e.
+    """How one network trains: by ``optimizer`` on cross-entropy, at ``rates[e]`` in epoch e.
 
-    Its batches follow from ``seed``: networks with the same one see the same.
+    Its batches follow from ``seed``: networks with the same one see the same. Its gradients are
+    scaled to a norm of at most ``clip``, or left as they are.
     """
 
     activation: Activation
     seed: int
     rates: Sequence[float]
-    momentum: float = 0.0
-    nesterov: bool = False
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    clip: float | None = None
 
     @classmethod
     def of(cls, config: TrainConfig) -> Recipe:
         """That of the network of ``config``."""
-        rates = learning_rates(config.lr, config.gamma, config.epochs)
-        activation = ACTIVATIONS[config.activation]
-        return cls(activation, config.seed, rates, config.momentum, config.nesterov)
+        return cls(
+            ACTIVATIONS[config.activation],
+            config.seed,
+            learning_rates(config),
+            Optimizer.of(config),
+            config.clip,
+        )
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,6 @@ def batch_order(images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(images, generator=generator(seed, f"batches/{epoch}"))
 
 
-def learning_rates(lr: float, gamma: float, epochs: int) -> list[float]:
-    """Each epoch's rate, multiplied up one by one as ``StepLR`` does."""
-    factors = itertools.repeat(gamma, epochs - 1)
-    return list(itertools.accumulate(factors, operator.mul, initial=lr))
-
-
 def iterations(images: int, batch_size: int, epochs: int) -> int:
     """Updates in a whole training; an epoch's last batch may be smaller."""
     return math.ceil(images / batch_size) * epochs
@@ -90,7 +88,7 @@ class Trainer:
 
     Given the same parameters, each network's losses and parameters are on the CPU, bit for bit,
     those that it has alone, and those of ``torch.nn.Linear`` layers trained by
-    ``torch.optim.SGD`` and ``StepLR`` with the same number of threads.
+    ``torch.optim`` with its schedulers and ``clip_grad_norm_``, with the same number of threads.
     """
 
     def __init__(self, parameters: Parameters, recipes: Sequence[Recipe], data: Split) -> None:
@@ -99,7 +97,12 @@ class Trainer:
         self._recipes = recipes
         self._data = data
         self._seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
-        self._gradient, self._velocity = parameters.zeros_like(), parameters.zeros_like()
+        self._gradient = parameters.zeros_like()
+        states = max(recipe.optimizer.states for recipe in recipes)
+        self._state = [parameters.zeros_like() for _ in range(states)]
+        self._launch_bound = machine.is_launch_bound(parameters.flat.device)
+        # The number of the update that is being made: of recorded ones it must be in a tensor.
+        self._number = torch.zeros((), dtype=torch.float64, device=parameters.flat.device)
         self._losses: dict[int, list[float]] = {member: [] for member in self.running}
         self._step = self._epoch = 0  # updates made, and the epoch of the last one
 
@@ -139,8 +142,9 @@ class Trainer:
                 for member, loss in losses.items():
                     self._losses[member].append(loss)
                 step.backward()
-                step.descend()
                 self._step, self._epoch = self._step + 1, epoch
+                self._number.fill_(self._step)
+                step.descend()
         yield self._checkpoint(self.running)
 
     def exact(self, batch_size: int) -> list[bool]:
@@ -149,9 +153,8 @@ class Trainer:
         On batches of all sizes that the training will have. CUDA's kernels promise no such
         thing, whatever comes out once.
         """
-        on_cpu = not machine.is_launch_bound(self.parameters.flat.device)
-        found = [on_cpu] * len(self._recipes)
-        if len(found) == 1 or not on_cpu:
+        found = [not self._launch_bound] * len(self._recipes)
+        if len(found) == 1 or self._launch_bound:
             return found
         images = len(self._data)
         for size in {min(batch_size, images), images % batch_size} - {0}:
@@ -180,7 +183,7 @@ class Trainer:
 
     def _make_step(self, epoch: int, batch: int, members: tuple[int, ...]) -> _Step:
         """An update of ``members`` in ``epoch``, each on a batch of that size."""
-        parameters, gradient, velocity = self.parameters, self._gradient, self._velocity
+        parameters, gradient = self.parameters, self._gradient
         data, seeds, device = self._data, self._seeds, self.parameters.flat.device
         both = Pass(
             parameters,
@@ -192,12 +195,12 @@ class Trainer:
         indices = torch.empty(len(seeds), batch, dtype=torch.int64, device=device)
         images = aligned(len(seeds), (batch, data.images.shape[1]), device)
         labels = data.labels.new_empty(len(seeds), batch)
-        settings = [(r.rates[epoch], r.momentum, r.nesterov) for r in self._recipes]
-        updates = [
-            functools.partial(_sgd, *rows, self._recipes[at.start], epoch)
-            for at in blocks(settings, members)
-            for rows in zip(parameters.rows(at), gradient.rows(at), velocity.rows(at), strict=True)
+        clips = [
+            functools.partial(clip_, list(gradient.state(member).values()), clip)
+            for member in members
+            if (clip := self._recipes[member].clip) is not None
         ]
+        updates = self._updates(epoch, members)
         gathers = [
             functools.partial(torch.index_select, of_all, 0, chosen, out=of_batch)
             for of_all, batches in ((data.images, images), (data.labels, labels))
@@ -209,13 +212,40 @@ class Trainer:
             both.forward(images)
             return both.losses(labels)
 
+        def descend() -> None:
+            run(clips)
+            number = self._number if self._launch_bound else self._step
+            for update in updates:
+                update(number)
+
         return _Step(
             members,
             indices,
             machine.recorded(forward, device),
             machine.recorded(functools.partial(both.backward, labels, gradient), device),
-            machine.recorded(functools.partial(run, updates), device),
+            machine.recorded(descend, device),
         )
+
+    def _updates(self, epoch: int, members: Sequence[int]) -> list[Callable[[int | Tensor], None]]:
+        """The steps of the optimizers of ``members``, which take the number of the update."""
+        found: list[Callable[[int | Tensor], None]] = []
+        settings = [(recipe.optimizer, recipe.rates[epoch]) for recipe in self._recipes]
+        for at in blocks(settings, members):
+            optimizer, rate = settings[at.start]
+            together = self._launch_bound or optimizer.rounds_alike()
+            stacks = [self.parameters, self._gradient, *self._state[: optimizer.states]]
+            for rows in zip(*(_tensors(stack, at, together) for stack in stacks), strict=True):
+                parameters, gradient, *state = rows
+                step = functools.partial(optimizer.step, parameters, gradient, state, rate)
+                found.append(step)
+        return found
+
+
+def _tensors(stack: Parameters, at: slice, together: bool) -> list[Tensor]:
+    """All numbers of the members ``at``, in few tensors or in those of each network."""
+    if together:
+        return stack.rows(at)
+    return [one for member in range(at.start, at.stop) for one in stack.state(member).values()]
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
@@ -241,16 +271,3 @@ class _Step:
         """Of each network over its images, before the update."""
         self.indices.copy_(indices)
         return dict(zip(self.members, self.forward().tolist(), strict=True))
-
-
-def _sgd(
-    parameters: Tensor, gradient: Tensor, velocity: Tensor, recipe: Recipe, epoch: int
-) -> None:
-    """One step of ``torch.optim.SGD`` in place, in its order of operations; spends ``gradient``."""
-    if recipe.momentum:
-        velocity.mul_(recipe.momentum).add_(gradient)
-        if recipe.nesterov:
-            gradient.add_(velocity, alpha=recipe.momentum)
-        else:
-            gradient = velocity
-    parameters.add_(gradient, alpha=-recipe.rates[epoch])

@@ -14,7 +14,7 @@ from initflow.core import machine
 from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
-from initflow.training import model, propagation, trainer
+from initflow.training import model, optimizers, propagation, trainer
 from initflow.training.splits import Split
 from tests.conftest import ROOT
 
@@ -29,8 +29,9 @@ def images(n, pixels=784, seed=0):
 
 
 def recipe(activation, *, epochs, lr=0.1, gamma=0.96, seed=0, momentum=0.9, nesterov=True):
-    rates = trainer.learning_rates(lr, gamma, epochs)
-    return trainer.Recipe(ACTIVATIONS[activation], seed, rates, momentum, nesterov)
+    rates = optimizers.step_rates(lr, gamma, epochs)
+    sgd = optimizers.Optimizer("sgd", momentum, nesterov)
+    return trainer.Recipe(ACTIVATIONS[activation], seed, rates, sgd)
 
 
 def population(parameters, recipes, data, *, batch_size=100, eval_every=500):
@@ -311,23 +312,9 @@ def test_checkpoints_come_at_the_start_the_interval_and_the_end():
     checkpoints, (losses,) = run(parameters, "relu", data, epochs=3, eval_every=7)
     assert [checkpoint.step for checkpoint in checkpoints] == [0, 7, 14, 21, 28, 30]
     assert [len(checkpoint.losses[0]) for checkpoint in checkpoints] == [0, 7, 7, 7, 7, 2]
-    rates = trainer.learning_rates(0.1, 0.96, 3)
+    rates = optimizers.step_rates(0.1, 0.96, 3)
     assert [c.rates[0] for c in checkpoints] == [rates[e] for e in (0, 0, 1, 2, 2, 2)]
     assert len(losses) == trainer.iterations(1_000, 100, 3) == 30
-
-
-def test_rates_are_those_of_step_lr():
-    """The tutorial's five epochs, and StepLR's own bits."""
-    rates = trainer.learning_rates(0.1, 0.96, 5)
-    assert rates == pytest.approx([0.1, 0.096, 0.09216, 0.0884736, 0.084934656])
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.96)
-    theirs = []
-    for _ in rates:
-        theirs.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == theirs
 
 
 def test_batch_order_is_a_permutation_of_seed_and_epoch_alone():

@@ -1,0 +1,195 @@
+"""SGD, Adam and AdamW, their schedules and the clipping of gradients, tensor by tensor.
+
+On the CPU, bit for bit, what ``torch.optim`` and ``clip_grad_norm_`` do by default, in their order
+of operations; the package of optimizers itself takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from initflow.core.configurations import TrainConfig
+
+NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+DECAYS = {"adamw": 0.01}  # PyTorch's defaults of the weight decay; 0 of the others
+TRIED = 2**14  # numbers on which it is tried whether they round alike wherever they stand
+PIECE = 7  # of them at once: fewer than a vectorized loop takes
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How parameters follow from their gradients, by default by plain SGD.
+
+    ``momentum`` and ``nesterov`` are SGD's; ``betas`` and ``eps`` Adam's and AdamW's. The
+    ``weight_decay`` is added to the gradient but by AdamW, which shrinks the parameters.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Optimizer:
+        """That of ``config``."""
+        decay = config.weight_decay
+        decay = DECAYS.get(config.optimizer, 0.0) if decay is None else decay
+        if config.optimizer == "sgd":
+            momentum, nesterov = config.momentum, config.nesterov
+            return cls("sgd", momentum, nesterov and momentum > 0, weight_decay=decay)
+        return cls(config.optimizer, betas=config.betas, eps=config.eps, weight_decay=decay)
+
+    @property
+    def states(self) -> int:
+        """How many tensors of a parameter's shape it keeps of each."""
+        if self.name == "sgd":
+            return 1 if self.momentum else 0
+        return 2
+
+    def state_like(self, parameter: Tensor) -> list[Tensor]:
+        """What it keeps of ``parameter``, before the first step."""
+        return [torch.zeros_like(parameter) for _ in range(self.states)]
+
+    def step(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        state: Sequence[Tensor],
+        rate: float,
+        number: int | Tensor,
+    ) -> None:
+        """The step of this ``number``, the first being 1, in place; spends ``gradient``.
+
+        ``state`` is what :meth:`state_like` gave. A ``number`` that is a tensor, of one float64
+        on the same device, is read when the step is taken: so a recorded step can be taken
+        again, with the next number in it. Where all but that is 0, as in the gaps of a stack, all
+        stays 0.
+        """
+        if self.name == "sgd":
+            self._sgd(parameter, gradient, state, rate)
+        else:
+            self._adam(parameter, gradient, *state, rate=rate, number=number)
+
+    def _sgd(
+        self, parameter: Tensor, gradient: Tensor, state: Sequence[Tensor], rate: float
+    ) -> None:
+        if self.weight_decay:
+            gradient.add_(parameter, alpha=self.weight_decay)
+        if self.momentum:
+            (velocity,) = state
+            velocity.mul_(self.momentum).add_(gradient)
+            if self.nesterov:
+                gradient.add_(velocity, alpha=self.momentum)
+            else:
+                gradient = velocity
+        parameter.add_(gradient, alpha=-rate)
+
+    def _adam(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        first: Tensor,
+        second: Tensor,
+        *,
+        rate: float,
+        number: int | Tensor,
+    ) -> None:
+        """Of Kingma & Ba (2015), and of Loshchilov & Hutter (2019) with the decay decoupled."""
+        beta1, beta2 = self.betas
+        if self.weight_decay and self.name == "adamw":
+            parameter.mul_(1 - rate * self.weight_decay)
+        elif self.weight_decay:
+            gradient.add_(parameter, alpha=self.weight_decay)
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        size = rate / (1 - beta1**number)
+        scale = (1 - beta2**number) ** 0.5
+        denominator = second.sqrt().div_(scale).add_(self.eps)
+        if isinstance(size, Tensor):  # no factor that addcdiv takes
+            parameter.addcdiv_(first, denominator.div_(size), value=-1)
+        else:
+            parameter.addcdiv_(first, denominator, value=-size)
+
+    def rounds_alike(self) -> bool:
+        """Whether a number's step has the same bits wherever it stands in a tensor.
+
+        The vectorized loops of the CPU end with single numbers: where those round like the others,
+        tensors that lie side by side can take their steps as one.
+        """
+        return _rounds_alike(self.name, torch.get_num_threads())
+
+
+@functools.cache
+def _rounds_alike(name: str, _: int) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    optimizer = Optimizer(name, momentum=0.9, nesterov=True, weight_decay=0.01)
+    parameter, gradient = (torch.randn(TRIED, generator=generator) for _ in range(2))
+    state = [torch.rand(TRIED, generator=generator) for _ in range(optimizer.states)]
+    whole = [parameter, gradient, *state]
+    parts = [tensor.clone() for tensor in whole]
+    optimizer.step(parameter, gradient, state, 0.1, 3)
+    for pieces in zip(*(torch.split(tensor, PIECE) for tensor in parts), strict=True):
+        part, of_gradient, *of_state = pieces
+        optimizer.step(part, of_gradient, of_state, 0.1, 3)
+    return all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+def clip_(gradients: Sequence[Tensor], norm: float) -> None:
+    """Scale the ``gradients`` of one network so that their norm is at most ``norm``, in place.
+
+    As ``torch.nn.utils.clip_grad_norm_``: the norm of all of them is the norm of the norm of each.
+    """
+    tensors = list(gradients)
+    norms = torch._foreach_norm(tensors, 2.0)  # noqa: SLF001 - torch has no other name for it
+    total = torch.linalg.vector_norm(torch.stack(list(norms)), 2.0)
+    torch._foreach_mul_(tensors, torch.clamp(norm / (total + 1e-6), max=1.0))
+
+
+def learning_rates(config: TrainConfig) -> list[float]:
+    """The rate of each epoch of ``config``."""
+    if config.schedule == "cosine":
+        return cosine_rates(config.lr, config.epochs)
+    return step_rates(config.lr, config.gamma, config.epochs)
+
+
+def step_rates(lr: float, gamma: float, epochs: int) -> list[float]:
+    """Each epoch's rate, multiplied up one by one as ``StepLR`` does."""
+    factors = itertools.repeat(gamma, epochs - 1)
+    return list(itertools.accumulate(factors, operator.mul, initial=lr))
+
+
+def cosine_rates(lr: float, epochs: int) -> list[float]:
+    """From ``lr`` along half a cosine towards 0, which an epoch after the last would have.
+
+    Each from the one before, as ``CosineAnnealingLR`` does with ``T_max=epochs``.
+    """
+    heights = [1 + math.cos(math.pi * epoch / epochs) for epoch in range(epochs)]
+    factors = (height / before for before, height in itertools.pairwise(heights))
+    return list(itertools.accumulate(factors, operator.mul, initial=lr))
+
+
+def described(config: TrainConfig) -> str:
+    """How ``config`` optimizes, in words: ``SGD with lr 0.1, gamma 0.96, momentum 0.9``."""
+    optimizer = Optimizer.of(config)
+    decays = f"gamma {config.gamma:g}" if config.schedule == "step" else "along a cosine to 0"
+    parts = [f"{NAMES[optimizer.name]} with lr {config.lr:g}", decays]
+    if optimizer.name != "sgd":
+        beta1, beta2 = optimizer.betas
+        parts.append(f"betas {beta1:g} and {beta2:g}, eps {optimizer.eps:g}")
+    elif optimizer.momentum:
+        parts.append(f"{'Nesterov ' if optimizer.nesterov else ''}momentum {optimizer.momentum:g}")
+    if optimizer.weight_decay:
+        parts.append(f"weight decay {optimizer.weight_decay:g}")
+    if config.clip is not None:
+        parts.append(f"gradients clipped to norm {config.clip:g}")
+    return ", ".join(parts)
