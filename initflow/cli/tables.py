@@ -311,6 +311,8 @@ def _tuning_table(rows: Sequence[Tuned], *, wide: bool) -> Table:
     }
     if not wide:
         del shown["95 % interval"], shown["within a point"]
+    if not trials.is_gamma_searched(rows):
+        del shown["gamma"]
     table = _table({"scheme": FOLDED, **dict.fromkeys(shown, NUMBER)}, caption)
     for row in rows:
         table.add_row(Text(row.cell.init), *(show(row) for show in shown.values()))

@@ -191,7 +191,7 @@ class _Training(_Untrained):
             choice, its = CHOICE_OF.get(one.name, ("", ()))
             if its and text[choice] not in its and getattr(self, one.name) != one.default:
                 raise SettingError(
-                    f"{one.name}={text[one.name]} is for {choice}={' and '.join(its)}, "
+                    f"{one.name}={text[one.name]} is for {choice}={' or '.join(its)}, "
                     f"not for '{text[choice]}'"
                 )
 
@@ -373,7 +373,8 @@ class _Search(Settings):
 class TuneConfig(_Many, _Measured, _Training, _Search):
     """The settings of tuning: a study of the learning rate and gamma for every scheme.
 
-    ``lr`` and ``gamma`` are those of the untuned network, with which each study begins.
+    ``lr`` and ``gamma`` are those of the untuned network, with which each study begins. With
+    ``schedule=cosine`` there is no gamma to search.
     """
 
     lr: float = setting(0.1, RATE, "learning rate of the untuned network, tried first")
@@ -395,15 +396,16 @@ class TuneConfig(_Many, _Measured, _Training, _Search):
                     f"{name}_high={high:g}"
                 )
 
-    def trial(self, init: str, lr: float, gamma: float, validation: int) -> TrainConfig:
+    def trial(self, init: str, lr: float, gamma: float | None, validation: int) -> TrainConfig:
         """The settings of a trial's network, which is not logged as a model."""
-        return training(self, init=init, lr=lr, gamma=gamma, validation=validation, log_model=False)
+        chosen = {"lr": lr, "gamma": self.gamma if gamma is None else gamma}
+        return training(self, init=init, validation=validation, log_model=False, **chosen)
 
     def final(
-        self, init: str, lr: float, gamma: float, seed: int, *, log: bool = False
+        self, init: str, lr: float, gamma: float | None, seed: int, *, log: bool = False
     ) -> TrainConfig:
         """The settings of a network that is tested, trained on all images."""
-        chosen = {"lr": lr, "gamma": gamma, "seed": seed}
+        chosen = {"lr": lr, "gamma": self.gamma if gamma is None else gamma, "seed": seed}
         return training(self, init=init, validation=0, log_model=log, **chosen)
 
 

@@ -24,7 +24,7 @@ from initflow.reporting import figures
 from initflow.reporting.formats import counted
 from initflow.reporting.results import Drawings
 from initflow.tracking import runs
-from initflow.training import datasets, model
+from initflow.training import datasets, model, optimizers
 from initflow.training.splits import Splits
 
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
@@ -219,13 +219,11 @@ def summary(record: Record, splits: Splits) -> str:
     """The settings as a sentence."""
     config = record.config
     epochs = counted(config.epochs, "epoch")
-    momentum = f", {'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}"
     return (
         f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
         f"{record.scheme.spec}, on {len(splits.train):,} {splits.are} of {splits.name}: "
         f"{epochs} of batches of {config.batch_size}, "
-        f"SGD with lr {config.lr:g}, gamma {config.gamma:g}"
-        f"{momentum if config.momentum else ''}; seed {config.seed}."
+        f"{optimizers.described(config)}; seed {config.seed}."
     )
 
 

@@ -24,11 +24,24 @@ from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
-from initflow.training import cache, datasets
+from initflow.training import cache, datasets, optimizers
 
 # Metrics by layer instead of step, whose charts are the picture by depth: see by_layer.
 BY_LAYER = ("preactivation_variance", "relative_gradient_variance")
 STACK = "initflow.stack"  # the tag of the runs of a stack, with its id
+# Settings in which the networks of a stack may differ, beside the seed.
+OWN = (
+    "init",
+    "activation",
+    "lr",
+    "gamma",
+    "momentum",
+    "nesterov",
+    "betas",
+    "eps",
+    "weight_decay",
+    "clip",
+)
 LOSSES = 3  # of its worker, after which a stack is given up
 STACK_SHARE = 0.5  # of the last cache, or of CUDA's memory: the images need some too
 
@@ -99,15 +112,15 @@ class Population(Trained):
         return {cell: signals for cell, signals in cells.items() if signals}
 
 
-def room(widths: Sequence[int], batch_size: int, device: str) -> int:
+def room(widths: Sequence[int], batch_size: int, device: str, optimizer: str = "sgd") -> int:
     """How many networks of ``widths`` train at once, so that none waits for memory.
 
     On the CPU as many as have their parameters, gradients, momenta and activations in half of
     its last cache: more gain nothing from each other, and lose it. On CUDA as many as half of
-    the free memory holds.
+    the free memory holds. The momenta are what the ``optimizer`` keeps of each parameter.
     """
     parameters = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
-    numbers = 3 * parameters + 4 * batch_size * sum(widths[1:])
+    numbers = (2 + optimizers.STATES[optimizer]) * parameters + 4 * batch_size * sum(widths[1:])
     share = STACK_SHARE * machine.working_memory(device)
     return max(1, int(share / (4 * numbers)))
 
@@ -121,16 +134,16 @@ def stacks(
     Networks with validation images of their own, drawn by their seed, train with those of the
     same seed only. Those of one seed stay together where there is room for all of them.
     """
+    usual = TrainConfig()
 
     def alike(config: TrainConfig) -> TrainConfig:
         seed = config.seed if config.validation else 0
-        config = replace(config, init="he", activation="relu", seed=seed)
-        return replace(config, lr=0.1, gamma=1.0, momentum=0.0, nesterov=True)
+        return replace(config, **{name: getattr(usual, name) for name in OWN}, seed=seed)
 
     for _, group in groupby(configs, alike):
         of_shape = list(group)
         widths = datasets.widths(pixels, of_shape[0].hidden, classes)
-        size = requested or room(widths, of_shape[0].batch_size, device)
+        size = requested or room(widths, of_shape[0].batch_size, device, of_shape[0].optimizer)
         of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
         if not requested and size > of_a_seed:
             size -= size % of_a_seed

@@ -22,14 +22,20 @@ WITHIN = 0.01  # of the best accuracy: one point, in which a learning rate count
 class Trial:
     """One setting tried: ``accuracy`` is the best that was seen on the validation images.
 
-    ``outcome`` is one of ``OUTCOMES``; of a failed trial there is no accuracy.
+    ``gamma`` is None where it was not searched. ``outcome`` is one of ``OUTCOMES``; of a failed
+    trial there is no accuracy.
     """
 
     number: int
     lr: float
-    gamma: float
+    gamma: float | None
     outcome: str
     accuracy: float | None
+
+
+def in_words(lr: float, gamma: float | None, digits: int = 6) -> str:
+    """A setting: ``lr 0.1 and gamma 0.96``; without a gamma, ``lr 0.1``."""
+    return f"lr {lr:.{digits}g}" + ("" if gamma is None else f" and gamma {gamma:.{digits}g}")
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
@@ -94,6 +100,11 @@ class Tuned:
     def accuracy(self) -> float | None:
         """The best on the validation images."""
         return self.best.accuracy if self.best else None
+
+
+def is_gamma_searched(tuned: Sequence[Tuned]) -> bool:
+    """Whether the settings tried have a gamma."""
+    return not any(one.best and one.best.gamma is None for one in tuned)
 
 
 def tuned(

@@ -19,6 +19,7 @@ from torch import Tensor
 from initflow.core.configurations import TrainConfig
 
 NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors kept of each parameter, at most
 DECAYS = {"adamw": 0.01}  # PyTorch's defaults of the weight decay; 0 of the others
 TRIED = 2**14  # numbers on which it is tried whether they round alike wherever they stand
 PIECE = 7  # of them at once: fewer than a vectorized loop takes
@@ -52,9 +53,7 @@ class Optimizer:
     @property
     def states(self) -> int:
         """How many tensors of a parameter's shape it keeps of each."""
-        if self.name == "sgd":
-            return 1 if self.momentum else 0
-        return 2
+        return STATES[self.name] if self.name != "sgd" or self.momentum else 0
 
     def state_like(self, parameter: Tensor) -> list[Tensor]:
         """What it keeps of ``parameter``, before the first step."""

@@ -34,6 +34,12 @@ NETWORK = {
     "gamma": "0.96",
     "momentum": "0.9",
     "nesterov": "true",
+    "optimizer": "sgd",
+    "betas": "0.9,0.999",
+    "eps": "1e-08",
+    "weight_decay": "auto",
+    "schedule": "step",
+    "clip": "none",
     "bias_init": "pytorch",
     "normalize": "unit",
     "validation": "0",
@@ -125,6 +131,8 @@ def test_defaults_of_a_tuning_are_the_contracts():
         ({"register": "it's"}, "register must be 'none' or a name of up to 100 letters, digits"),
         ({"batch": 0}, "batch must be a whole number, at least 1"),
         ({"workers": 0}, "workers must be a whole number, at least 1"),
+        ({"schedule": "cosine"}, None),
+        ({"schedule": "cosine", "gamma_low": 0.9}, "gamma_low=0.9 is for schedule=step, not for"),
     ],
 )
 def test_what_a_tuning_is_told_wrong_is_one_line(own, said):
@@ -212,6 +220,17 @@ trained = common | {
     "gamma": st.floats(1e-6, 1),
     "momentum": st.floats(0, 0.999),
     "nesterov": st.booleans(),
+    "weight_decay": st.none() | st.floats(0, 1e30),
+    "clip": st.none() | st.floats(1e-300, 1e30),
+}
+adaptive = {
+    name: trained[name] for name in trained if name not in ("momentum", "nesterov", "gamma")
+}
+adaptive |= {
+    "optimizer": st.sampled_from(["adam", "adamw"]),
+    "betas": st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+    "eps": st.floats(1e-30, 1e30),
+    "schedule": st.just("cosine"),
 }
 populations = {
     "seeds": st.integers(1, 10_000),
@@ -219,7 +238,8 @@ populations = {
     "run_figures": st.booleans(),
 }
 CONFIGS = {
-    "train": st.builds(TrainConfig, init=schemes, **trained),
+    "train": st.builds(TrainConfig, init=schemes, **trained)
+    | st.builds(TrainConfig, init=schemes, **adaptive),
     "diagnose": st.builds(
         DiagnoseConfig,
         fail_on=st.none() | st.lists(st.sampled_from(VERDICTS), min_size=1, unique=True),
@@ -305,6 +325,31 @@ def test_a_command_line_tells_what_is_not_the_default():
     )
 
 
+@pytest.mark.parametrize("config", [TrainConfig, CompareConfig, TuneConfig])
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (
+            {"optimizer": "adam", "momentum": 0.5},
+            "momentum=0.5 is for optimizer=sgd, not for 'adam'",
+        ),
+        (
+            {"optimizer": "adamw", "nesterov": False},
+            "nesterov=false is for optimizer=sgd, not for 'adamw'",
+        ),
+        ({"betas": "0.9,0.99"}, "betas=0.9,0.99 is for optimizer=adam or adamw, not for 'sgd'"),
+        ({"eps": 1e-7}, "eps=1e-07 is for optimizer=adam or adamw, not for 'sgd'"),
+        ({"schedule": "cosine", "gamma": 1}, "gamma=1.0 is for schedule=step, not for 'cosine'"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_would_do_nothing_is_refused(config, own, said):
+    """It belongs to another choice; at its default it is nobody's wish."""
+    with pytest.raises(SettingError) as error:
+        config(**own)
+    assert str(error.value) == said
+
+
 WRONG = [
     ("lr", "abc", "lr must be a number above 0 and at most 1e30, not 'abc'"),
     ("lr", "0", "lr must be a number above 0 and at most 1e30, not '0'"),
@@ -316,6 +361,15 @@ WRONG = [
     ("epochs", "1000001", "at least 1 and at most 1000000, not '1000001'"),
     ("hidden", "65536x2", "268435456 weights between them"),
     ("gamma", "1.5", "gamma must be a number above 0 and at most 1, not '1.5'"),
+    ("optimizer", "adamm", "optimizer must be one of sgd, adam, adamw, not 'adamm' (did you mean"),
+    ("betas", "0.9", "betas must be two numbers from 0 up to, not including, 1, such as 0.9,0.999"),
+    ("betas", "0.9,1", "such as 0.9,0.999, not '0.9,1'"),
+    ("betas", (0.9, 0.99, 0.999), "such as 0.9,0.999, not '(0.9, 0.99, 0.999)'"),
+    ("betas", 0.9, "such as 0.9,0.999, not '0.9'"),
+    ("eps", "0", "eps must be a number from 1e-30 to 1e30, not '0'"),
+    ("weight_decay", "-1", "weight_decay must be 'auto' or a number from 0 to 1e30, not '-1'"),
+    ("schedule", "cos", "schedule must be one of step, cosine, not 'cos'"),
+    ("clip", "0", "clip must be 'none' or a number above 0 and at most 1e30, not '0'"),
     ("momentum", "1", "momentum must be a number from 0 up to, not including, 1, not '1'"),
     ("epochs", "0", "epochs must be a whole number, at least 1 and at most 1000000, not '0'"),
     ("epochs", "2.5", "epochs must be a whole number, at least 1 and at most 1000000, not '2.5'"),

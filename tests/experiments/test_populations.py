@@ -158,6 +158,8 @@ VALUES = {
     "eval_every": [5, 7],
     "normalize": ["unit", "half"],
     "bias_init": ["pytorch", "zeros"],
+    "weight_decay": ["auto", 0.1],
+    "clip": ["none", 1.0],
 }
 
 
@@ -243,6 +245,9 @@ def test_what_is_asked_for_is_the_size():
     [
         ({"lr": 0.01, "gamma": 0.5, "momentum": 0.0, "nesterov": False}, 1),
         ({"init": "zero", "activation": "tanh", "seed": 9}, 1),
+        ({"clip": 1, "weight_decay": 0.1}, 1),
+        ({"optimizer": "adam"}, 2),
+        ({"schedule": "cosine"}, 2),
         ({"hidden": "17"}, 2),
         ({"batch_size": 99}, 2),
         ({"epochs": 2}, 2),
@@ -260,6 +265,15 @@ def test_what_may_differ_within_a_stack(own, stacks):
     assert len(list(populations.stacks(asked, 64, 10, "cpu", 10))) == stacks
 
 
+def test_networks_by_adam_with_other_betas_train_together():
+    """Though what is usual for SGD would be refused beside them."""
+    asked = [
+        TrainConfig(**(QUICK | {"optimizer": "adam", "schedule": "cosine"} | own))
+        for own in ({}, {"lr": 0.01}, {"betas": "0.5,0.9"}, {"eps": 1e-3}, {"weight_decay": 1})
+    ]
+    assert len(list(populations.stacks(asked, 64, "cpu", 10))) == 1
+
+
 def test_room_is_what_half_of_the_last_cache_holds():
     """Of parameters, gradients, momenta and activations; on CUDA of the free memory."""
     patch = sized(16 * MIB)
@@ -267,6 +281,7 @@ def test_room_is_what_half_of_the_last_cache_holds():
         assert populations.room((784, 100, 10), 100, "cpu") == 7
         assert populations.room((64, 16, 10), 100, "cpu") == 149
         assert populations.room((784, 4_000, 10), 100, "cpu") == 1
+        assert populations.room((784, 100, 10), 100, "cpu", "adam") == 5
     finally:
         patch.undo()
     patch = sized(140 * 1024**3)

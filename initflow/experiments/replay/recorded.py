@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
@@ -18,7 +18,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from initflow.core.configurations import TrainConfig
+from initflow.core.configurations import ADDED, TrainConfig
 from initflow.core.kinds import MAX_CLASSES, MAX_FEATURES
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.experiments.replay.provenance import (
@@ -192,8 +192,9 @@ def _parsed(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _config(parts: _Parts) -> TrainConfig:
-    """The resolved settings: all of them, each as text."""
+    """The resolved settings: all of them, each as text, but for those that came later."""
     config = parts.part("config")
+    config = replace(config, values={**ADDED, **config.values})
     texts = {setting.name: config.take(setting.name, str) for setting in fields(TrainConfig)}
     try:
         return TrainConfig(**texts)  # type: ignore[arg-type]  # it reads text

@@ -66,7 +66,7 @@ def try_batch(batch: Batch, progress: Progress = silent) -> Spent:
     first = batch.configs[0]
     splits = cache.splits(first).untested().to(torch.device(batch.device))
     widths = datasets.widths(splits.pixels, first.hidden, splits.classes)
-    size = batch.stack or populations.room(widths, first.batch_size, batch.device)
+    size = batch.stack or populations.room(widths, first.batch_size, batch.device, first.optimizer)
     worker = _Worker(batch, splits, RunningTrials(batch.search, batch.pending), progress)
     pairs = list(zip(batch.pending, batch.configs, strict=True))
     for begin in range(0, len(pairs), size):
@@ -169,4 +169,5 @@ class _Worker:
 
 
 def _name(number: int, config: TrainConfig) -> str:
-    return f"trial {number}: lr {config.lr:.3g}, gamma {config.gamma:.3g}"
+    decay = f", gamma {config.gamma:.3g}" if config.schedule == "step" else ""
+    return f"trial {number}: lr {config.lr:.3g}{decay}"

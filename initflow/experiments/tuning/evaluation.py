@@ -83,7 +83,7 @@ def _networks(plan: Plan, scheme: SchemeStudy) -> dict[str, list[TrainConfig]]:
     config = plan.config
     seeds = range(config.seed + 1, config.seed + 1 + config.seeds)
     log = config.log_model or config.register is not None
-    found = {"untuned": (config.lr, config.gamma)}
+    found = {"untuned": plan.untuned_setting}
     best = trials.best(scheme.study.trials(config.trials))
     if best and (best.lr, best.gamma) == found["untuned"]:
         found = {}

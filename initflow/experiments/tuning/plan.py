@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from initflow.core import machine
-from initflow.core.configurations import TrainConfig, TuneConfig
+from initflow.core.configurations import ADDED, TrainConfig, TuneConfig
 from initflow.core.kinds import format_shape
 from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.experiments.tuning.studies import Study
 from initflow.reporting.formats import counted
 from initflow.reporting.seed_statistics import Cell
+from initflow.reporting.trials import in_words
 from initflow.tracking import connection, runs
 from initflow.training import cache, datasets, trainer
 
@@ -35,6 +36,12 @@ OBJECTIVE = (
     "batch_size",
     "momentum",
     "nesterov",
+    "optimizer",
+    "betas",
+    "eps",
+    "weight_decay",
+    "schedule",
+    "clip",
     "bias_init",
     "normalize",
     "eval_every",
@@ -68,7 +75,7 @@ class Plan:
 
     def trial(self, init: str, pending: PendingTrial | None = None) -> TrainConfig:
         """The network of a trial, or the untuned one."""
-        lr, gamma = (pending.lr, pending.gamma) if pending else (self.config.lr, self.config.gamma)
+        lr, gamma = (pending.lr, pending.gamma) if pending else self.untuned_setting
         return self.config.trial(init, lr, gamma, self.validation)
 
     def search(self, cell: Cell) -> Search:
@@ -77,7 +84,7 @@ class Plan:
             storage=self.storage,
             name=f"{self.study}: {cell}",
             lr=(config.lr_low, config.lr_high),
-            gamma=(config.gamma_low, config.gamma_high),
+            gamma=(config.gamma_low, config.gamma_high) if config.schedule == "step" else None,
             sampler=config.sampler,
             pruner=config.pruner,
             seed=config.seed,
@@ -103,17 +110,27 @@ class Plan:
         """The settings as a sentence."""
         config = self.config
         settings, seeds = counted(config.trials, "setting"), counted(config.seeds, "seed")
+        decay = (
+            f"and gamma from {config.gamma_low:g} to {config.gamma_high:g}"
+            if config.schedule == "step"
+            else "falling along a cosine"
+        )
         return (
             f"{settings} tried for each scheme, lr from {config.lr_low:g} to {config.lr_high:g} "
-            f"and gamma from {config.gamma_low:g} to {config.gamma_high:g}, for {self.title}; "
+            f"{decay}, for {self.title}; "
             f"chosen by {self.validation:,} validation images, tested under "
             f"{seeds}."
         )
 
     @property
+    def untuned_setting(self) -> tuple[float, float | None]:
+        """The one that nobody chose for a scheme: lr, and gamma where it is searched."""
+        return self.config.lr, self.config.gamma if self.config.schedule == "step" else None
+
+    @property
     def untuned(self) -> str:
-        """The setting that nobody chose for a scheme."""
-        return f"lr {self.config.lr:g} and gamma {self.config.gamma:g}"
+        """It in words."""
+        return in_words(*self.untuned_setting)
 
 
 def of(config: TuneConfig) -> Plan:
@@ -125,8 +142,11 @@ def of(config: TuneConfig) -> Plan:
     text = config.as_text()
     described = {name: text[name] for name in OBJECTIVE}
     described |= {"validation": str(validation), "data": splits.digest[: runs.DIGEST_LENGTH]}
-    named = json.dumps(described | {name: text[name] for name in CHOICE}, sort_keys=True)
-    digest = hashlib.sha256(named.encode()).hexdigest()[:8]
+    named = described | {name: text[name] for name in CHOICE}
+    for name in ADDED:  # a study of an earlier version goes on under the name that it has
+        if named.get(name) == ADDED[name]:
+            del named[name]
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
     study = config.study or f"{_named(config.dataset)}-{config.activation}-{digest}"
     return Plan(
         config,

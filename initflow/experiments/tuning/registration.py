@@ -55,8 +55,7 @@ def _versions(
                 model_id,
                 run_id,
                 {**plan.tags("tuned", scheme.study), **scheme.cell._asdict()},
-                f"{scheme.cell} at lr {best.lr:g} and gamma {best.gamma:g}, the best of its "
-                "trials.",
+                f"{scheme.cell} at {trials.in_words(best.lr, best.gamma)}, the best of its trials.",
             )
             known = {**known, key: made}
             scheme.study.set_user_attr(REGISTERED, known)

@@ -170,12 +170,12 @@ def _at_edge(config: TuneConfig, lr: float) -> bool:
 
 
 def _accuracy_table(result: Tuning) -> webpage.Table:
-    names = ("lr", "gamma", "validation", "test", "95 % interval", "untuned", "95 % interval")
+    searched = ("lr", "gamma") if trials.is_gamma_searched(result.rows) else ("lr",)
+    names = (*searched, "validation", "test", "95 % interval", "untuned", "95 % interval")
     rows = [
         [
             row.cell.init,
-            rounded(row.lr),
-            rounded(row.gamma),
+            *(rounded(getattr(row, name)) for name in searched),
             percent(row.accuracy),
             percent(row.tested.mean),
             interval(row.tested.low, row.tested.high),

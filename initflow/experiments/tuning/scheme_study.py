@@ -53,7 +53,9 @@ class SchemeStudy:
         )
         best = row.best
         if best and best.accuracy is not None:
-            ends = {"best/lr": best.lr, "best/gamma": best.gamma}
+            ends = {"best/lr": best.lr}
+            if best.gamma is not None:
+                ends["best/gamma"] = best.gamma
             ends |= {"best/accuracy/validation": best.accuracy}
             if row.tested.mean is not None:
                 ends["best/accuracy/test"] = row.tested.mean
@@ -65,7 +67,7 @@ class SchemeStudy:
             if 1 < len(ids) <= mlflow_page.LINKED:
                 address = mlflow_page.comparison_address(self.run.experiment_id, ids)
                 links.append(f"[{text}]({address})")
-        setting = f"lr {best.lr:.4g} and gamma {best.gamma:.4g}" if best else "none finished"
+        setting = trials.in_words(best.lr, best.gamma, digits=4) if best else "none finished"
         counts = ", ".join(f"{n} {outcome}" for outcome, n in row.counts.items() if n)
         self.run.describe(
             f"The trials of {self.cell}: {counts}. The best setting: {setting}.", " · ".join(links)

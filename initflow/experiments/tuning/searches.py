@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 SETTINGS = "initflow.settings"  # the study's attribute that says what it is a study of
@@ -19,14 +19,15 @@ PLACE = "initflow.place"  # of a trial among those that count, and where its bat
 class Search:
     """What is searched in a study, and how: all that a worker needs to find it again.
 
-    ``storage`` is a database's URL or a journal's path. ``lr`` and ``gamma`` are the bounds.
+    ``storage`` is a database's URL or a journal's path. ``lr`` and ``gamma`` are the bounds;
+    ``gamma`` is None where it is not searched.
     ``updates`` are those of a whole training, which is evaluated every ``eval_every``.
     """
 
     storage: str
     name: str
     lr: tuple[float, float]
-    gamma: tuple[float, float]
+    gamma: tuple[float, float] | None
     sampler: str
     pruner: str
     seed: int
@@ -41,15 +42,15 @@ class PendingTrial:
     key: int
     number: int
     lr: float
-    gamma: float
+    gamma: float | None = None
 
 
-def distributions(search: Search) -> dict[str, BaseDistribution]:
-    """As Optuna takes them."""
-    return {
-        "lr": FloatDistribution(*search.lr, log=True),
-        "gamma": FloatDistribution(*search.gamma),
-    }
+def distributions(search: Search) -> dict[str, FloatDistribution]:
+    """Of all that is searched, as Optuna takes them."""
+    found = {"lr": FloatDistribution(*search.lr, log=True)}
+    if search.gamma:
+        found["gamma"] = FloatDistribution(*search.gamma)
+    return found
 
 
 def was_interrupted(trial: FrozenTrial) -> bool:

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 from sqlalchemy import text
 
+from initflow.core.configurations import ADDED
 from initflow.core.seeds import stream_seed
 from initflow.errors import SettingError, StudyError
 from initflow.experiments.tuning import storages
@@ -52,7 +53,7 @@ def check(search: Search, settings: Mapping[str, str]) -> None:
         kept = study.user_attrs.get(SETTINGS)
         if kept is None and not study.get_trials(deepcopy=False):  # its maker was killed
             return
-    kept = kept if isinstance(kept, dict) else {}
+    kept = ADDED | kept if isinstance(kept, dict) else {}
     other = [name for name, value in settings.items() if kept.get(name) != value]
     if other:
         had = ", ".join(f"{name}={kept.get(name, '?')}" for name in other)
@@ -71,7 +72,10 @@ class Study:
     """
 
     def __init__(
-        self, search: Search, settings: Mapping[str, str], first: tuple[float, float]
+        self,
+        search: Search,
+        settings: Mapping[str, str],
+        first: tuple[float, float | None],
     ) -> None:
         self.search = search
         check(search, settings)
@@ -88,15 +92,16 @@ class Study:
                         f"trial {trial.number} of study '{search.name}' is not by initflow: give "
                         "study another name"
                     )
-            bounds = (search.lr, search.gamma)
-            within = (low <= x <= high for x, (low, high) in zip(first, bounds, strict=True))
-            params = dict(zip(("lr", "gamma"), first, strict=True))
+            of_first = zip(("lr", "gamma"), first, strict=True)
+            params = {name: value for name, value in of_first if value is not None}
+            bounds = distributions(search)
+            within = (bounds[name].low <= x <= bounds[name].high for name, x in params.items())
             if all(within) and not self._all():
                 self._enqueue(params)
 
     def trials(self, budget: float = math.inf) -> list[Trial]:
         """Of the first ``budget`` that count those that have ended, in their order."""
-        found = (_trial(one) for one in self._all() if _place(one) < budget)
+        found = (self._trial(one) for one in self._all() if _place(one) < budget)
         return [trial for trial in found if trial]
 
     def _all(self, *states: TrialState) -> list[FrozenTrial]:
@@ -126,7 +131,7 @@ class Study:
                 seed = stream_seed(search.seed, f"trial/{place}") % 2**32
                 known = place - begun < len(waiting)
                 self._study.sampler = sampler("random" if known else search.sampler, seed, place)
-                trial = self._study.ask(distributions(search))
+                trial = self._study.ask({**distributions(search)})
                 if PLACE not in trial.user_attrs:
                     trial.set_user_attr(PLACE, (place, batch))
                 if isinstance(storage, RDBStorage):
@@ -180,7 +185,9 @@ class Study:
         everything = self._all()
         again = {trial.user_attrs.get(INSTEAD_OF) for trial in everything}
         lost = [
-            t for t in everything if was_interrupted(t) and t.number not in again and _is_set(t)
+            t
+            for t in everything
+            if was_interrupted(t) and t.number not in again and self._is_set(t)
         ]
         with storages.failing(self.search.storage):
             if lost:  # those that wait already may come after them: all anew, in their order
@@ -208,11 +215,24 @@ class Study:
             optuna.trial.create_trial(
                 state=TrialState.WAITING,
                 params=dict(params),
-                distributions=distributions(self.search),
+                distributions={**distributions(self.search)},
                 user_attrs=attributes,
                 system_attrs=of_sampler,
             )
         )
+
+    def _is_set(self, trial: FrozenTrial) -> bool:
+        """Whether all that is searched has a value: a trial may have been cut off before."""
+        return trial.params.keys() == distributions(self.search).keys()
+
+    def _trial(self, kept: FrozenTrial) -> Trial | None:
+        """As a value; None for one that has not ended, or was interrupted."""
+        if not kept.state.is_finished() or was_interrupted(kept) or not self._is_set(kept):
+            return None
+        outcome = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+        how = "diverged" if kept.user_attrs.get(DIVERGED) else outcome.get(kept.state, "finished")
+        seen = max(kept.intermediate_values.values(), default=None)
+        return Trial(kept.number, kept.params["lr"], kept.params.get("gamma"), how, seen)
 
     def interrupted(self) -> list[int]:
         """The numbers of the trials that do not count."""
@@ -233,10 +253,12 @@ class Study:
         drawn: dict[str, Callable[[], Any]] = {
             "history": lambda: plots.plot_optimization_history(self._study)
         }
-        if all(len({trial.params[name] for trial in finished}) > 2 for name in ("lr", "gamma")):
-            drawn["slice"] = lambda: plots.plot_slice(self._study, ["lr", "gamma"])
-            drawn["contour"] = lambda: plots.plot_contour(self._study, ["lr", "gamma"])
-            if len({trial.value for trial in finished}) > 1:
+        names = list(distributions(self.search))
+        if all(len({trial.params[name] for trial in finished}) > 2 for name in names):
+            drawn["slice"] = lambda: plots.plot_slice(self._study, names)
+            if len(names) > 1:
+                drawn["contour"] = lambda: plots.plot_contour(self._study, names)
+            if len(names) > 1 and len({trial.value for trial in finished}) > 1:
                 evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
                 drawn["importances"] = lambda: plots.plot_param_importances(
                     self._study, evaluator=evaluator
@@ -259,22 +281,6 @@ def _is_ours(trial: FrozenTrial) -> bool:
 def _place(trial: FrozenTrial) -> float:
     place: float = trial.user_attrs.get(PLACE, (math.inf, None))[0]
     return place
-
-
-def _is_set(trial: FrozenTrial) -> bool:
-    """Whether all that is searched has a value: a trial may have been cut off before."""
-    return len(trial.params) == 2
-
-
-def _trial(kept: FrozenTrial) -> Trial | None:
-    """As a value; None for one that has not ended, or was interrupted."""
-    if not kept.state.is_finished() or was_interrupted(kept) or not _is_set(kept):
-        return None
-    outcome = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(kept.state, "finished")
-    if kept.user_attrs.get(DIVERGED):
-        outcome = "diverged"
-    seen = max(kept.intermediate_values.values(), default=None)
-    return Trial(kept.number, kept.params["lr"], kept.params["gamma"], outcome, seen)
 
 
 def load(search: Search, *, make: bool = False) -> optuna.Study:

@@ -165,7 +165,7 @@ def _opened(plan: Plan, schemes: Mapping[str, Scheme]) -> dict[Cell, Study]:
         cell = Cell(scheme.spec, config.activation)
         settings[cell] = {**plan.described, "scheme": f"{scheme.spec} ({scheme.provider})"}
         studies.check(plan.search(cell), settings[cell])
-    first = config.lr, config.gamma
+    first = plan.untuned_setting
     return {cell: Study(plan.search(cell), of_cell, first) for cell, of_cell in settings.items()}
 
 

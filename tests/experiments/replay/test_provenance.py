@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from initflow import __version__
+from initflow.core.configurations import ADDED
 from initflow.errors import ReplayError
 from initflow.experiments.replay import provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, TRACE, WEIGHTS
@@ -138,6 +139,14 @@ def changed(written, *path, to):
     else:
         part[path[-1]] = to
     return json.dumps(values).encode()
+
+
+def test_a_file_of_an_earlier_version_has_the_settings_that_there_were(written):
+    """What came later has the value that all had before there was a choice."""
+    values = json.loads(written[REPLAY])
+    assert {name: values["config"].pop(name) for name in ADDED} == ADDED
+    older = recorded.read(json.dumps(values).encode(), "it")
+    assert older == recorded.read(written[REPLAY], "it")
 
 
 @pytest.mark.parametrize(

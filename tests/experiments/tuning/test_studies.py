@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from initflow.core.configurations import PRUNERS, SAMPLERS
+from initflow.core.configurations import ADDED, PRUNERS, SAMPLERS
 from initflow.errors import GivenUpError, SettingError, StudyError
 from initflow.experiments.tuning import running, samplers, searches, storages, studies
 from initflow.experiments.tuning.running import RunningTrials
@@ -207,6 +207,27 @@ def test_bounds_may_be_equal(journal, sampler, lr, gamma):
     found = whole(search, 4, 2)
     assert found[0][:2] == FIRST
     assert all(lr[0] <= one[0] <= lr[1] and gamma[0] <= one[1] <= gamma[1] for one in found)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_gamma_may_not_be_searched(journal, sampler):
+    """As along a cosine: trials have none, the first one has the untuned rate."""
+    search = searching(journal, sampler=sampler, gamma=None)
+    study = Study(search, SETTINGS, (FIRST[0], None))
+    for _ in range(6):
+        asked = study.ask(2)
+        running = RunningTrials(search, asked)
+        for one in asked:
+            running.report(one.number, UPDATES, accuracy(one.lr, 0.95, UPDATES))
+            running.finished(one.number, accuracy(one.lr, 0.95, UPDATES))
+    found = study.trials()
+    assert [one.number for one in found] == list(range(12))
+    assert {one.gamma for one in found} == {None}
+    assert found[0].lr == FIRST[0]
+    assert len({one.lr for one in found}) == 12
+    study.interrupt([one.number for one in study.ask(1)])  # and is tried again
+    assert len(study.interrupted()) == 1
+    assert set(study.figures()) == {"history", "slice"}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -712,6 +733,14 @@ def test_a_study_of_other_settings(request, kind):
     with pytest.raises(SettingError, match=r"with momentum=\?, not momentum=0\.9;"):
         reopened(storage, described=SETTINGS | {"momentum": "0.9"})
     assert len(reopened(storage).trials()) == 1
+
+
+def test_a_study_of_an_earlier_version_goes_on(journal):
+    """With the settings that all had before there was a choice, and with no others."""
+    tried(opened(journal), 0.5)
+    assert len(reopened(journal, described=SETTINGS | ADDED).trials()) == 1
+    with pytest.raises(SettingError, match="with optimizer=sgd, not optimizer=adam;"):
+        reopened(journal, described=SETTINGS | ADDED | {"optimizer": "adam"})
 
 
 def test_a_study_that_is_not_ours(journal):

@@ -666,6 +666,34 @@ def test_one_network_is_tested_where_the_untuned_setting_is_the_best(tracked):
     assert not part(runs_of("first"), "untuned")
 
 
+def test_along_a_cosine_only_the_rate_is_searched(tracked):
+    """By Adam too; nothing that is told has a gamma, and the same command has nothing to do."""
+    settings = config(
+        tracked, "cosine", trials=4, seeds=2, optimizer="adam", schedule="cosine", lr=0.003
+    )
+    result = tune.tune(settings, experiment="cosine")
+    (found,) = result.trials.values()
+    assert found[0].lr == 0.003
+    assert len({trial.lr for trial in found}) == 4
+    assert {trial.gamma for trial in found} == {result.rows[0].gamma} == {None}
+    told = [*result.sentences, result.plan.summary, result.plan.untuned]
+    tables = [section.blocks[-1] for section in result.sections({})]
+    told += [column.name for table in tables for column in table.columns]
+    runs = runs_of("cosine")
+    told += [run.info.run_name for run in runs]
+    told += [run.data.tags["mlflow.note.content"] for run in runs]
+    assert any("Adam with lr 0.003, along a cosine to 0" in text for text in told)
+    assert not [text for text in told if "gamma" in text]
+    assert not [run for run in runs if "best/gamma" in run.data.metrics]
+    assert any("best/lr" in run.data.metrics for run in runs)
+    rates = mlflow.MlflowClient().get_metric_history(part(runs, "trial")[0].info.run_id, "lr")
+    assert rates[-1].value == pytest.approx(0.003 / 2)  # in the second of two epochs
+
+    again = tune.tune(settings, experiment="cosine")
+    assert again.rows == result.rows
+    assert len(part(runs_of("cosine"), "trial")) == 4
+
+
 def test_inside_an_mlflow_run_the_parent_is_that(tracked, monkeypatch):
     """As when MLflow's launcher or a notebook has opened one: it is nested below."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "notebook")
