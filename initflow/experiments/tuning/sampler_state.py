@@ -46,7 +46,8 @@ class _Type:
 
 
 def _array(raw: bytes, _: object, shape: tuple[int, ...], order: Literal["C", "F"] = "C") -> object:
-    return np.frombuffer(raw, np.float64).reshape(shape, order=order)
+    numbers = np.frombuffer(raw, np.float64).copy()  # the optimizer goes on in it
+    return numbers.reshape(shape, order=order)
 
 
 ADMITTED: dict[tuple[str, str], Callable[..., object] | None] = {

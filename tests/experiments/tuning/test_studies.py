@@ -230,6 +230,23 @@ def test_gamma_may_not_be_searched(journal, sampler):
     assert set(study.figures()) == {"history", "slice"}
 
 
+@pytest.mark.parametrize("gamma", [None, (0.8, 1.0)], ids=str)
+def test_cmaes_learns_over_generations(journal, gamma):
+    """What it learned is read back and goes on, also to a second generation and a third."""
+    search = searching(journal, sampler="cmaes", gamma=gamma)
+    study = Study(search, SETTINGS, (FIRST[0], FIRST[1] if gamma else None))
+    for _ in range(15):
+        asked = study.ask(2)
+        trying = RunningTrials(search, asked)
+        for one in asked:
+            reached = accuracy(one.lr, one.gamma or 0.95, UPDATES)
+            trying.report(one.number, UPDATES, reached)
+            trying.finished(one.number, reached)
+    learned = [t.number for t in study._all() if any("optimizer" in key for key in t.system_attrs)]
+    assert len(learned) > 2
+    assert len({one.lr for one in study.trials()}) == 30
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_learns_from_what_it_is_told(journal, tmp_path, sampler):
     """All but the random one ask for other settings where the accuracies were others."""
