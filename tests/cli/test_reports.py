@@ -206,6 +206,15 @@ def test_a_tuning_never_folds_a_short_name(columns, tests):
     assert any(line.split()[:3] == ["scheme", "lr", "gamma"] for line in lines)
 
 
+def test_a_tuning_along_a_cosine_has_no_gamma():
+    """Neither a column of it nor a number."""
+    trials = [Trial(0, 0.0123456, None, "finished", 0.95), Trial(1, 0.9, None, "diverged", None)]
+    found = tuned(Cell("he", "relu"), trials, trained((0.96, 0.97)), trained((0.9, 0.9)))
+    lines = shown(tables.tuning_table([found], 140), 140)
+    assert any(line.split()[:3] == ["scheme", "lr", "validation"] for line in lines)
+    assert cells_of(lines, "he")[:3] == ["0.0123", "95.00", "96.50"]
+
+
 def test_a_long_scheme_does_not_cost_the_tuning_its_intervals():
     """It is folded beside them."""
     init = "plugins/some-folder/with/a_long_name.py:function:gain=2.0,other_argument=17"
