@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from bench import populations, study, training, watching
-from initflow.initializers.finder import GROUP
+from bench import cnn, populations, study, training, watching
+from initflow.initializers.finder import INITIALIZERS
 from initflow.training import datasets
 
 ROUNDS = 3
@@ -33,6 +33,7 @@ def main() -> None:
         *_comparing(),
         *_tuning(),
         *_workers(),
+        *_cnn(),
         *_watching(),
         *_context(),
         *_command(),
@@ -121,6 +122,21 @@ def _workers() -> Iterator[str]:
         yield "two workers 1.6 times one"
 
 
+def _cnn() -> Iterator[str]:
+    found = cnn.measured(_environment())
+    scripts, own = cnn.SEEDS * found.script / found.command, found.command / cnn.SEEDS
+    print(f"initflow compare of a CNN, {cnn.SEEDS} networks, two workers {found.command:8.1f} s")
+    print(f"  a script with a DataLoader           {found.script:6.2f} s each")
+    print(f"  times faster than so many of them    {scripts:5.2f}   (to hold: at least 2)")
+    print(f"  the kernels alone                    {found.kernels:6.2f} s each")
+    ratio = own / found.kernels
+    print(f"  times as long as these               {ratio:5.2f}   (to hold: at most 1.3)\n")
+    if scripts < 2:
+        yield "comparing a CNN 2 times faster than scripts"
+    if ratio > 1.3:
+        yield "comparing a CNN within 1.3 of its kernels"
+
+
 def _watching() -> Iterator[str]:
     print(f"watching any model, every {watching.EVERY} steps, against the same training unwatched")
     for name, blocks in watching.rounds(ROUNDS).items():
@@ -192,7 +208,9 @@ def _listing() -> Iterator[str]:
             info = Path(folder) / f"plugin_{n}-1.0.dist-info"
             info.mkdir()
             (info / "METADATA").write_text(f"Name: plugin-{n}\nVersion: 1.0\n")
-            (info / "entry_points.txt").write_text(f"[{GROUP}]\nscheme-{n} = plugin_{n}:fill\n")
+            (info / "entry_points.txt").write_text(
+                f"[{INITIALIZERS.name}]\nscheme-{n} = plugin_{n}:fill\n"
+            )
         command = ("initflow", "plugins", "list")
         pairs = [
             (_seconds(*command, PYTHONPATH=folder), _seconds(*command, cwd=folder))

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 from bench import training
 from initflow.core.configurations import TrainConfig
-from initflow.diagnostics import measure, record
+from initflow.diagnostics import measure
 from initflow.experiments import populations
-from initflow.initializers.plugins import find
 from initflow.training import datasets, model, trainer
 from initflow.training.splits import Splits
 
@@ -46,7 +45,7 @@ def trained(seeds: Sequence[int], splits: Splits) -> float:
     started = time.perf_counter()
     for of_stack in populations.stacks(together, splits.pixels, splits.classes, "cpu", None):
         recipes = [trainer.Recipe.of(config) for config in of_stack]
-        starts = [record.start(c, find(c.init), splits).initial for c in of_stack]
+        starts = [training.start_of(splits, config) for config in of_stack]
         stack = model.Parameters.stack(starts, "cpu")
         stack_training = trainer.Trainer(stack, recipes, splits.train)
         checkpoints = stack_training.train(

@@ -76,12 +76,14 @@ def measured(initial: model.Parameters, splits: Splits) -> tuple[float, float, l
     return time.perf_counter() - started - measuring, measuring, losses
 
 
-def start_of(splits: Splits) -> model.Parameters:
+def start_of(splits: Splits, config: TrainConfig = CONFIG) -> model.Parameters:
     """The network that both sides start from."""
-    widths = datasets.widths(splits.pixels, CONFIG.hidden, splits.classes)
-    scheme = find(CONFIG.init)
     return model.initialize(
-        widths, scheme, ACTIVATIONS[CONFIG.activation], bias_init=CONFIG.bias_init, seed=CONFIG.seed
+        datasets.widths(splits.pixels, config.hidden, splits.classes),
+        find(config.init),
+        ACTIVATIONS[config.activation],
+        bias_init=config.bias_init,
+        seed=config.seed,
     )
 
 

@@ -223,7 +223,7 @@ def _written():
     return file.read_bytes()
 
 
-GROUP = finder.GROUP.encode()
+GROUP = finder.INITIALIZERS.name.encode()
 # Each with bytes that it takes, from which others are made.
 TARGETS = {
     "spec": (spec, lambda: [b"he:mode=fan_out", b"a/b.py:f:gain=2,x=true", b"normal:std=0.05"]),

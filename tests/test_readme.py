@@ -177,6 +177,8 @@ def test_commands_of_the_command_line(tmp_path, monkeypatch, command):
     if "iris.npz" in command:
         monkeypatch.chdir(tmp_path)
         exec(example(PAGES["training.md"], "### Arrays of your own"), {})  # noqa: S102 - it is one
+    if "net.py" in command:
+        (tmp_path / "net.py").write_text(example(PAGES["training.md"], "## Models"))
     if command == "initflow plugins check mine":
         assert run(tmp_path, *shlex.split("initflow plugins new mine")).returncode == 0
     done = run(tmp_path, *shlex.split(command))

@@ -18,6 +18,7 @@ from initflow.core.kinds import (
     EPSILON,
     FIRST_SEED,
     FOLDER,
+    KERNEL,
     MAX_LAYERS,
     MAX_WIDTH,
     MODEL,
@@ -73,8 +74,14 @@ ACTIVATION_NAMES = (
 )
 # The built-in scheme made for an activation function, by its authors' claim; he for all others.
 RECOMMENDED = {"tanh": "xavier", "sigmoid": "xavier", "selu": "lecun", "linear": "lecun"}
-MLP = "mlp"
-OF_MLP = ("activations", "depth", "width")  # a model of one's own has its own
+MLP, CNN, RNN, LSTM, GRU = MODEL_NAMES = ("mlp", "cnn", "rnn", "lstm", "gru")  # the built-in ones
+# What settings are for that do nothing elsewhere.
+ACTIVATED = ("model", (MLP, CNN, RNN))
+BUILT_IN = ("model", MODEL_NAMES)
+FEED_FORWARD = ("model", (MLP,))
+CONVOLUTIONAL = ("model", (CNN,))
+ACTIVATION = "relu"  # the default one
+POOLS = ("max", "average", "none")
 DATASET_NAMES = ("mnist", "fashion-mnist", "kmnist", "emnist", "cifar10", "digits")
 DATASET = data(DATASET_NAMES)
 VERDICTS = ("stable", "vanishing", "exploding", "saturated", "dead", "symmetric")
@@ -83,18 +90,15 @@ PRUNERS = ("median", "hyperband", "none")
 BACKENDS = ("local", "ray")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("step", "cosine")
-# The choice that each setting is of, which with another one would do nothing.
-CHOICE_OF = {
-    "momentum": ("optimizer", ("sgd",)),
-    "nesterov": ("optimizer", ("sgd",)),
-    "betas": ("optimizer", ("adam", "adamw")),
-    "eps": ("optimizer", ("adam", "adamw")),
-    "gamma": ("schedule", ("step",)),
-    "gamma_low": ("schedule", ("step",)),
-    "gamma_high": ("schedule", ("step",)),
-}
+SGD = ("optimizer", ("sgd",))
+ADAM = ("optimizer", ("adam", "adamw"))
+STEPS = ("schedule", ("step",))
 # Settings that files and studies of earlier versions do not have: theirs had these values.
 ADDED = {
+    "model": MLP,
+    "channels": "6,16",
+    "kernel": "5",
+    "pool": "max",
     "optimizer": "sgd",
     "betas": "0.9,0.999",
     "eps": "1e-08",
@@ -112,6 +116,32 @@ class PluginsConfig(Settings):
         or_word("none", FOLDER),
         "folder of plugins to use in place (none: INITFLOW_PLUGINS_DIR, else plugins)",
     )
+
+
+class Architecture(Settings):
+    """Which network it is, beside its widths and its activation function."""
+
+    model: str = setting(
+        MLP,
+        MODEL,
+        f"{', '.join(MODEL_NAMES)}, a plugin's, or the function that builds one: FILE.py:FUNCTION",
+    )
+    channels: tuple[int, ...] = setting(
+        (6, 16),
+        WIDTHS,
+        "of a cnn: channels of its convolutions; pooled after the last of each width: 16x2,32x2",
+        only=CONVOLUTIONAL,
+    )
+    kernel: int = setting(
+        5, KERNEL, "of a cnn: height and width of its kernels, odd", only=CONVOLUTIONAL
+    )
+    pool: str = setting(
+        "max", choice(POOLS), "of a cnn: how it is pooled, 2 by 2", only=CONVOLUTIONAL
+    )
+
+    def kind_with(self, activation: str) -> str:
+        """What tells networks of one scheme apart: ``activation`` or, without it, the model."""
+        return activation if self.model in ACTIVATED[1] else short_name(self.model)
 
 
 class _Untrained(PluginsConfig):
@@ -155,21 +185,24 @@ class _Training(_Untrained):
     """How networks are trained."""
 
     hidden: tuple[int, ...] = setting(
-        (100,), WIDTHS, "hidden widths: 100, 300,100, 100x20 for 20 layers of 100, or none"
+        (100,),
+        WIDTHS,
+        "hidden widths: 100, 300,100, 100x20 for 20 layers of 100, or none",
+        only=BUILT_IN,
     )
     epochs: int = setting(5, integer(1, 1_000_000), "passes over the training images")
     batch_size: int = setting(100, integer(1, 1_000_000_000), "images per update")
     lr: float = setting(0.1, RATE, "learning rate of the first epoch")
-    gamma: float = setting(0.96, DECAY, "factor on the learning rate after each epoch")
-    momentum: float = setting(0.9, MOMENTUM, "momentum of SGD (0: plain SGD)")
-    nesterov: bool = setting(True, BOOLEAN, "Nesterov's form of the momentum")
+    gamma: float = setting(0.96, DECAY, "factor on the learning rate after each epoch", only=STEPS)
+    momentum: float = setting(0.9, MOMENTUM, "momentum of SGD (0: plain SGD)", only=SGD)
+    nesterov: bool = setting(True, BOOLEAN, "Nesterov's form of the momentum", only=SGD)
     optimizer: str = setting(
         "sgd", choice(OPTIMIZERS), "how weights follow from gradients (Adam's usual lr is 0.001)"
     )
     betas: tuple[float, float] = setting(
-        (0.9, 0.999), BETAS, "decay of the two moments of adam and adamw"
+        (0.9, 0.999), BETAS, "decay of the two moments of adam and adamw", only=ADAM
     )
-    eps: float = setting(1e-8, EPSILON, "added to the denominator of adam and adamw")
+    eps: float = setting(1e-8, EPSILON, "added to the denominator of adam and adamw", only=ADAM)
     weight_decay: float | None = setting(
         None,
         or_word("auto", WEIGHT_DECAY),
@@ -184,17 +217,6 @@ class _Training(_Untrained):
     eval_every: int = setting(500, integer(1), "iterations between evaluations")
     log_model: bool = setting(True, BOOLEAN, "log the trained model")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        text = self.as_text()
-        for one in fields(self):
-            choice, its = CHOICE_OF.get(one.name, ("", ()))
-            if its and text[choice] not in its and getattr(self, one.name) != one.default:
-                raise SettingError(
-                    f"{one.name}={text[one.name]} is for {choice}={' or '.join(its)}, "
-                    f"not for '{text[choice]}'"
-                )
-
 
 class _One(Settings):
     """A scheme with an activation function.
@@ -204,7 +226,9 @@ class _One(Settings):
     """
 
     init: str = setting("he", TEXT, "initialization scheme, with arguments after a colon")
-    activation: str = setting("relu", choice(ACTIVATION_NAMES), "activation of every hidden layer")
+    activation: str = setting(
+        ACTIVATION, choice(ACTIVATION_NAMES), "activation of every hidden layer", only=ACTIVATED
+    )
 
 
 class _Grid(Settings):
@@ -222,7 +246,17 @@ class _Grid(Settings):
             f"names between commas, none twice, of {', '.join(ACTIVATION_NAMES)}",
         ),
         "activations, between commas",
+        only=ACTIVATED,
     )
+
+
+class _ModelGrid(Architecture, _Grid):
+    """Every scheme with every activation function, in one kind of model."""
+
+    @property
+    def own_activations(self) -> tuple[str, ...]:
+        """The activations; of a model that has its own, a single one that says nothing."""
+        return self.activations if self.has("activations") else (ACTIVATION,)
 
 
 class _Seeds(Settings):
@@ -246,10 +280,19 @@ class _Many(Settings):
     )
 
 
-class TrainConfig(_Measured, _Training, _One):
+class TrainConfig(_Measured, _Training, Architecture, _One):
     """The settings of one training run."""
 
     validation: int = setting(0, integer(0), "training images held out for validation")
+
+    @property
+    def kind(self) -> str:
+        return self.kind_with(self.activation)
+
+
+def short_name(model: str) -> str:
+    """A model's name, or the last part of a function's place: ``net.py:build``."""
+    return model.replace("\\", "/").rpartition("/")[2]
 
 
 def training(settings: Settings, **chosen: Any) -> TrainConfig:
@@ -265,19 +308,22 @@ class NetworkConfig(_Untrained):
     hidden: tuple[int, ...] = shared(_Training, "hidden")
 
 
-class _Deep(_Grid):
+class _Deep(_ModelGrid):
     """Every scheme with every activation function, in networks of many layers, or in a model."""
 
-    model: str = setting(
-        MLP,
-        MODEL,
-        "feed-forward networks (mlp), or the function that builds a model of one's own",
-    )
     draws: int = setting(
-        20, integer(2, 1_000), "of a model of one's own: seeds from which bands are drawn"
+        20, integer(2, 1_000), "of all models but mlp: seeds from which bands are drawn"
     )
-    depth: int = setting(20, integer(1, MAX_LAYERS), "hidden layers")
-    width: int = setting(100, integer(1, MAX_WIDTH), "units of each hidden layer")
+    hidden: tuple[int, ...] | None = setting(
+        None,
+        or_word("auto", WIDTHS),
+        "hidden widths (auto: of an mlp depth × width, else 100)",
+        only=BUILT_IN,
+    )
+    depth: int = setting(20, integer(1, MAX_LAYERS), "hidden layers of an mlp", only=FEED_FORWARD)
+    width: int = setting(
+        100, integer(1, MAX_WIDTH), "units of each of its hidden layers", only=FEED_FORWARD
+    )
     fail_on: tuple[str, ...] | None = setting(
         None,
         or_word(
@@ -295,24 +341,24 @@ class DiagnoseConfig(_Measured, _Untrained, _Deep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in fields(self):
-            if self.model != MLP and one.name in OF_MLP and getattr(self, one.name) != one.default:
-                raise SettingError(f"{one.name} belongs to model=mlp: '{self.model}' has its own")
         try:
-            parse_widths(self.hidden)
+            parse_widths(self.widths)
         except ValueError:
-            raise invalid("width x depth", WIDTHS, format_widths(self.hidden)) from None
+            raise invalid("width x depth", WIDTHS, format_widths(self.widths)) from None
 
     @property
-    def hidden(self) -> tuple[int, ...]:
-        return (self.width,) * self.depth
+    def widths(self) -> tuple[int, ...]:
+        """Those of the hidden layers."""
+        if self.hidden is not None:
+            return self.hidden
+        return (self.width,) * self.depth if self.model == MLP else TrainConfig().hidden
 
     def network(self, init: str, activation: str) -> TrainConfig:
         """The settings that a training of one of the networks would have."""
-        return training(self, init=init, activation=activation, hidden=self.hidden)
+        return training(self, init=init, activation=activation, hidden=self.widths)
 
 
-class CompareConfig(_Many, _Measured, _Training, _Seeds, _Grid):
+class CompareConfig(_Many, _Measured, _Training, _Seeds, _ModelGrid):
     """The settings of one comparison: every scheme with every activation under every seed."""
 
     validation: int = shared(TrainConfig, "validation")
@@ -347,8 +393,8 @@ class _Search(Settings):
     trials: int = setting(30, integer(1, 1_000_000), "settings tried for each scheme")
     lr_low: float = setting(1e-3, RATE, "the lowest learning rate to try")
     lr_high: float = setting(1.0, RATE, "the highest")
-    gamma_low: float = setting(0.5, DECAY, "the lowest gamma to try")
-    gamma_high: float = setting(1.0, DECAY, "the highest")
+    gamma_low: float = setting(0.5, DECAY, "the lowest gamma to try", only=STEPS)
+    gamma_high: float = setting(1.0, DECAY, "the highest", only=STEPS)
     seeds: int = setting(5, SEEDS, "fresh seeds under which the best is tested")
     study: str | None = setting(
         None,
@@ -370,7 +416,7 @@ class _Search(Settings):
     )
 
 
-class TuneConfig(_Many, _Measured, _Training, _Search):
+class TuneConfig(_Many, _Measured, _Training, Architecture, _Search):
     """The settings of tuning: a study of the learning rate and gamma for every scheme.
 
     ``lr`` and ``gamma`` are those of the untuned network, with which each study begins. With
@@ -378,7 +424,7 @@ class TuneConfig(_Many, _Measured, _Training, _Search):
     """
 
     lr: float = setting(0.1, RATE, "learning rate of the untuned network, tried first")
-    gamma: float = setting(0.96, DECAY, "gamma of the untuned network, tried first")
+    gamma: float = setting(0.96, DECAY, "gamma of the untuned network, tried first", only=STEPS)
     validation: int | None = setting(
         None,
         or_word("auto", integer(1)),
@@ -395,6 +441,10 @@ class TuneConfig(_Many, _Measured, _Training, _Search):
                     f"{name}_low must be at most {name}_high, not '{low:g}' with "
                     f"{name}_high={high:g}"
                 )
+
+    @property
+    def kind(self) -> str:
+        return self.kind_with(self.activation)
 
     def trial(self, init: str, lr: float, gamma: float | None, validation: int) -> TrainConfig:
         """The settings of a trial's network, which is not logged as a model."""
@@ -421,6 +471,11 @@ class VerifyConfig(Settings):
         None,
         or_word("recorded", DATASET),
         "its data set by another name or place (recorded: as it was)",
+    )
+    model: str | None = setting(
+        None,
+        or_word("recorded", MODEL),
+        "its model by another name or place (recorded: as it was)",
     )
     plugins_dir: Path | None = setting(
         None,

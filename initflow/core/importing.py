@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from importlib.metadata import distribution, packages_distributions
 from operator import attrgetter
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from initflow.core import paths
 from initflow.core.isolation import left_alone, seed_all
-from initflow.errors import PluginError, SettingError, cause
+from initflow.errors import InitflowError, PluginError, SettingError, cause
 
 LIMIT_S = 30.0
 # Folders and files of a project that are no part of its distribution (as setuptools has it).
@@ -136,6 +136,13 @@ def called(place: str, who: str, seed: int) -> tuple[object, str]:
     What it draws from torch's, NumPy's or Python's global generator follows from ``seed``, and they
     are left as they were. Whatever is wrong is a :class:`SettingError` that begins with ``who``.
     """
+    function, provider = function_at(place, who)
+    made, _ = call(function, (), who, seed)
+    return made, provider
+
+
+def function_at(place: str, who: str) -> tuple[Callable[..., object], str]:
+    """The function at ``place``, and whose it is; or a :class:`SettingError` about ``who``."""
     try:
         function, provider = by_place(place)
     except NoSuchFileError as error:
@@ -144,12 +151,26 @@ def called(place: str, who: str, seed: int) -> tuple[object, str]:
         raise SettingError(f"{who}: {cause(error)}") from error
     if not callable(function):
         raise SettingError(f"{who} must name a function, not {type(function).__name__}")
+    return function, provider
+
+
+def call(
+    function: Callable[..., object], arguments: Sequence[object], who: str, seed: int
+) -> tuple[object, list[str]]:
+    """What ``function`` gives, seeded as :func:`called` has it.
+
+    And from which of the global random states it drew.
+    """
     try:
         with left_alone():
             seed_all(seed)
-            return function(), provider
-    except Exception as error:
+            with left_alone() as changed:
+                made = function(*arguments)
+    except InitflowError:
+        raise
+    except Exception as error:  # the code may raise anything
         raise SettingError(f"{who} failed: {cause(error)}") from error
+    return made, sorted(what for what in changed if "random" in what)
 
 
 def _provider(module: ModuleType) -> str:

@@ -181,7 +181,7 @@ def is_place(text: str) -> bool:
 
 def _parse_model(value: object) -> str:
     text = _parse_place(value)
-    if text != "mlp" and not is_place(text):
+    if not re.fullmatch(r"\w[\w.-]*", text) and not is_place(text):
         raise ValueError
     return text
 
@@ -215,8 +215,9 @@ DEVICE = matching(
     "auto|cpu|cuda|cuda:N", "auto, cpu, cuda or cuda:N", r"auto|cpu|cuda(:[0-9]{1,3})?"
 )
 MODEL = Kind(
-    "mlp|FILE.py:FUNCTION",
-    "mlp, or the function that builds a model: path/to/file.py:build or package.module:build",
+    "MODEL|FILE.py:FUNCTION",
+    "a model's name, or the function that builds one: path/to/file.py:build or "
+    "package.module:build",
     _parse_model,
 )
 WIDTHS = Kind(
@@ -226,6 +227,7 @@ WIDTHS = Kind(
     parse_widths,
     format_widths,
 )
+KERNEL = number("an odd whole number from 1 to 99", lambda n: 1 <= n <= 99 and n % 2 == 1, int)
 PROBE = number(  # with one image nothing would vary from image to image
     "0, or a whole number from 2 to 1000000000", lambda n: n == 0 or 2 <= n <= 10**9, int
 )

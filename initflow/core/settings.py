@@ -11,8 +11,11 @@ from initflow.core.kinds import Kind
 from initflow.errors import SettingError, unknown
 
 
-def setting(default: object, kind: Kind, meaning: str) -> Any:
-    return field(default=default, metadata={"kind": kind, "meaning": meaning})
+def setting(
+    default: object, kind: Kind, meaning: str, *, only: tuple[str, tuple[str, ...]] | None = None
+) -> Any:
+    """One of ``Settings``. ``only`` names another one, and which of its values this one is for."""
+    return field(default=default, metadata={"kind": kind, "meaning": meaning, "only": only})
 
 
 def shared(owner: type[Settings], name: str) -> Any:
@@ -41,6 +44,19 @@ class Settings:
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 raise invalid(setting.name, kind, value) from None
             object.__setattr__(self, setting.name, parsed)
+        for setting in fields(self):
+            if getattr(self, setting.name) != setting.default and not self.has(setting.name):
+                choice, values = setting.metadata["only"]
+                text = setting.metadata["kind"].format(getattr(self, setting.name))
+                raise SettingError(
+                    f"{setting.name}={text} is for {choice}={either(values)}, not for "
+                    f"'{getattr(self, choice)}'"
+                )
+
+    def has(self, name: str) -> bool:
+        """Whether the setting ``name`` says anything with the others as they are."""
+        only = self.__dataclass_fields__[name].metadata["only"]
+        return only is None or getattr(self, only[0], only[1][0]) in only[1]
 
     @classmethod
     def of(cls, settings: Mapping[str, object]) -> Self:
@@ -79,6 +95,12 @@ class Settings:
             options = (f"--{key.replace('_', '-')} {text}" for key, text in chosen.items())
             words = ["initflow", name, *options]
         return " ".join(words)
+
+
+def either(values: Sequence[str]) -> str:
+    """``a, b or c``."""
+    *others, last = values
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def invalid(name: str, kind: Kind, value: object) -> SettingError:

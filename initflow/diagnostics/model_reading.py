@@ -71,6 +71,7 @@ def read(
 
     ``drawn`` gives the model filled from a seed, the same one or another each time; ``batch`` and
     ``loss`` are as :func:`initflow.inspect` takes them. ``scheme`` is the name of what fills it.
+    Without further draws there is no band.
     """
     measured, sizes = [], []
     for nth in reversed(range(draws + 1)):  # that of the seed itself comes last, and stays
@@ -101,7 +102,8 @@ def read(
 
 
 def _interval(expected: float, values: Sequence[float]) -> Interval:
-    return replace(band(values), expected=expected)
+    of_draws = band(values) if values else Interval(math.nan, math.nan, math.nan)
+    return replace(of_draws, expected=expected)
 
 
 class _Theory:

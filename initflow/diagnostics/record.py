@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from initflow.core.configurations import TrainConfig
+from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.progress import Progress, silent
-from initflow.diagnostics import measure
-from initflow.diagnostics.reading import Reading, read
+from initflow.diagnostics import measure, networks
+from initflow.diagnostics.networks import Network, Networks, Untrained
+from initflow.diagnostics.reading import Reading
 from initflow.diagnostics.signals import Signals
 from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.initializers.scheme import Scheme
-from initflow.training import datasets, model, trainer
+from initflow.training import model, trainer
+from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Split, Splits
 
 History = dict[str, list[tuple[int, float]]]
+OnMeasured = Callable[["Record", int, Mapping[str, float]], None]
+ShouldStop = Callable[["Record", int, Mapping[str, float]], bool]
 
 
 @dataclass(kw_only=True)
@@ -39,7 +43,7 @@ class Record:
 
     config: TrainConfig
     scheme: Scheme
-    initial: model.Parameters
+    initial: Untrained
     history: History = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     step: int = 0
@@ -75,14 +79,7 @@ class Record:
 
 def start(config: TrainConfig, scheme: Scheme, splits: Splits) -> Record:
     """The untrained network of ``config``, initialized by ``scheme``."""
-    initial = model.initialize(
-        datasets.widths(splits.pixels, config.hidden, splits.classes),
-        scheme,
-        ACTIVATIONS[config.activation],
-        bias_init=config.bias_init,
-        seed=config.seed,
-        data=splits.train,
-    )
+    initial = networks.initialize(config, scheme, splits)
     return Record(config=config, scheme=scheme, initial=initial)
 
 
@@ -90,65 +87,91 @@ def train_together(
     records: Sequence[Record],
     splits: Splits,
     *,
-    on_measured: Callable[[Record, int, Mapping[str, float]], None] = lambda *_: None,
-    should_stop: Callable[[Record, int, Mapping[str, float]], bool] = lambda *_: False,
+    on_measured: OnMeasured = lambda *_: None,
+    should_stop: ShouldStop = lambda *_: False,
     progress: Progress = silent,
 ) -> None:
-    """Train the networks of ``records`` to the end as one stack, on the device of ``splits``.
+    """Train the networks of ``records`` to the end, on the device of ``splits``.
 
-    They differ in scheme, seed, learning rate, gamma, momentum or activation only; neighbours of
-    one seed share their batches. What is measured of one at a step is in its record before
-    ``on_measured`` is called; a network that is still running and that ``should_stop`` says true of
-    then trains no further. Whatever is raised, the records hold what was measured until then.
+    Feed-forward networks train as one stack: they differ in scheme, seed, learning rate, gamma,
+    momentum or activation only, and neighbours of one seed share their batches. Others train one
+    after the other. What is measured of one at a step is in its record before ``on_measured`` is
+    called; a network that is still running and that ``should_stop`` says true of then trains no
+    further. Whatever is raised, the records hold what was measured until then.
     """
+    together = [list(records)] if records[0].config.model == MLP else [[one] for one in records]
     config = records[0].config
-    device = splits.train.images.device
-    stack = model.Parameters.stack([record.initial for record in records], str(device))
+    updates = trainer.iterations(len(splits.train), config.batch_size, config.epochs)
+
+    def told() -> None:
+        done = sum(record.step for record in records)
+        progress("training", done, updates * len(records))
+
+    for some in together:
+        _train(some, splits, on_measured, should_stop, told)
+
+
+def _train(
+    records: Sequence[Record],
+    splits: Splits,
+    on_measured: OnMeasured,
+    should_stop: ShouldStop,
+    told: Callable[[], None],
+) -> None:
+    config = records[0].config
     probe = measure.probe(splits.train, config.probe) if config.probe else None
-    training = trainer.Trainer(
-        stack, [trainer.Recipe.of(record.config) for record in records], splits.train
-    )
-    exact = training.exact(config.batch_size)
+    training = _networks(records, splits.train)
+    running = training.trainer.running
+    exact = training.trainer.exact(config.batch_size)
     for member, record in enumerate(records):
         record.is_exact = exact[member]
         if probe:
-            one, activation = stack.member(member), record.activation
-            record.reading = read(one, record.scheme, activation, config.bias_init, probe)
+            record.reading = training.network(member).read(probe)
             predicted = record.reading.metrics()
             record.add(0, predicted)
             on_measured(record, 0, predicted)
     updates = trainer.iterations(len(splits.train), config.batch_size, config.epochs)
     lap = time.perf_counter()
-    for checkpoint in training.train(batch_size=config.batch_size, eval_every=config.eval_every):
+    for checkpoint in training.trainer.train(
+        batch_size=config.batch_size, eval_every=config.eval_every
+    ):
         logging = 0.0
         for member in checkpoint.rates:
             record = records[member]
-            values = _measure(
-                record, stack.member(member), checkpoint, member, splits=splits, probe=probe
-            )
-            if record.diverged_at is not None and member in training.running:
-                training.stop(member)
+            network = training.network(member)
+            values = _measure(record, network, checkpoint, member, splits=splits, probe=probe)
+            if record.diverged_at is not None and member in running:
+                training.trainer.stop(member)
             record.add(checkpoint.step, values)
             paused = time.perf_counter()
             on_measured(record, checkpoint.step, values)
-            undecided = member in training.running and checkpoint.step < updates
+            undecided = member in running and checkpoint.step < updates
             if undecided and should_stop(record, checkpoint.step, values):
-                training.stop(member)
+                training.trainer.stop(member)
                 record.stopped_at = checkpoint.step
             logging += time.perf_counter() - paused
-        done = sum(record.step for record in records)
-        progress("training", done, updates * len(records))
+        told()
         now = time.perf_counter()
         for record in records:
             record.seconds += (now - lap - logging) / len(records)
         lap = now
     for member, record in enumerate(records):
-        record.trained = stack.member(member).copy_to("cpu").state()
+        record.trained = dict(training.network(member).state())
+
+
+def _networks(records: Sequence[Record], data: Split) -> Networks:
+    configs, schemes = [r.config for r in records], [r.scheme for r in records]
+    starts = [record.initial for record in records]
+    first = starts[0]
+    if isinstance(first, ModuleNetwork):
+        return networks.OneModule(first, configs[0], schemes[0], data)
+    stack = [start for start in starts if isinstance(start, model.Parameters)]
+    return networks.Stack(stack, configs, schemes, data)
 
 
 def _measure(
     record: Record,
-    parameters: model.Parameters,
+    network: Network,
     checkpoint: trainer.Checkpoint,
     member: int,
     *,
@@ -156,11 +179,10 @@ def _measure(
     probe: Split | None,
 ) -> dict[str, float]:
     """What there is to say of one network at a checkpoint, finite values only."""
-    activation, step = record.activation, checkpoint.step
-    record.step = step
+    record.step = step = checkpoint.step
     values: dict[str, float] = {}
     if not checkpoint.diverged:
-        values = {"lr": checkpoint.rates[member], **_evaluations(parameters, activation, splits)}
+        values = {"lr": checkpoint.rates[member], **_evaluations(network, splits)}
     recent = checkpoint.losses[member]
     if recent:
         values["loss/train"] = statistics.fmean(recent)
@@ -168,10 +190,10 @@ def _measure(
     elif step == 0:  # no batch was trained on yet: the first one, untrained
         order = trainer.batch_order(len(splits.train), record.config.seed, 0)
         first = splits.train.take(order[: record.config.batch_size])
-        values["loss/train"] = measure.evaluate(parameters, activation, first)[0].loss
+        values["loss/train"] = network.evaluate(first).loss
     if probe:
         untrained = record.reading if step == 0 else None  # which has been observed
-        seen = untrained or measure.observe(parameters, activation, probe)[0]
+        seen = untrained or network.observe(probe)
         if not record.signals or record.signals[-1][0] != step:  # it may diverge where it was seen
             record.signals.append((step, seen.signals))
         record.received = seen.preactivations[:-1]
@@ -183,14 +205,12 @@ def _measure(
     return {key: v for key, v in values.items() if key.partition("/")[2] not in lost}
 
 
-def _evaluations(
-    parameters: model.Parameters, activation: Activation, splits: Splits
-) -> dict[str, float]:
+def _evaluations(network: Network, splits: Splits) -> dict[str, float]:
     """Loss and accuracy over the images that are not trained on, by metric key."""
     values = {}
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split:
-            evaluation = measure.evaluate(parameters, activation, split)[0]
+            evaluation = network.evaluate(split)
             values[f"loss/{name}"] = evaluation.loss
             values[f"accuracy/{name}"] = evaluation.accuracy
     return values

@@ -8,7 +8,6 @@ from functools import partial
 from typing import ClassVar
 
 from initflow.core.configurations import CompareConfig
-from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import PopulationResult
@@ -74,18 +73,19 @@ def compare(
     configs = [
         config.network(init, activation, seed)
         for seed in range(config.seed, config.seed + config.seeds)
-        for activation in config.activations
+        for activation in config.own_activations
         for init in config.inits
     ]
     progress("loading the data, downloaded at its first use", 0, 1)
-    shape, on = format_shape(cache.widths(configs[0])), datasets.title(config.dataset)
+    shape, on = cache.title(configs[0]), datasets.title(config.dataset)
     names = ", ".join(scheme.spec for scheme in schemes.values())
+    kinds = list(dict.fromkeys(one.kind for one in configs))
     seeds, epochs = counted(config.seeds, "seed"), counted(config.epochs, "epoch")
     summary = (
         f"{len(configs)} {shape} networks on {on}: {names} with "
-        f"{', '.join(config.activations)}, {seeds}, {epochs}."
+        f"{', '.join(kinds)}, {seeds}, {epochs}."
     )
-    name = f"compare {','.join(config.activations)} {on} {len(schemes)} schemes {seeds}"
+    name = f"compare {','.join(kinds)} {on} {len(schemes)} schemes {seeds}"
     with trained_population(
         config, configs, name=name, summary=summary, experiment=experiment, progress=progress
     ) as population:

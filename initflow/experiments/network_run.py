@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import initflow
-from initflow.core.configurations import TrainConfig
-from initflow.core.kinds import format_shape
+from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.machine import Resolved
+from initflow.diagnostics.networks import Untrained
 from initflow.diagnostics.reading import Reading, as_json
 from initflow.diagnostics.record import History, Record
 from initflow.diagnostics.verdict import Verdict
@@ -20,11 +20,12 @@ from initflow.experiments.command_run import log_settings
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.replay import provenance
 from initflow.initializers.scheme import Scheme
-from initflow.reporting import figures
+from initflow.reporting import figures, model_figures
 from initflow.reporting.formats import counted
 from initflow.reporting.results import Drawings
 from initflow.tracking import runs
-from initflow.training import datasets, model, optimizers
+from initflow.training import datasets, model, modules, optimizers
+from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Splits
 
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
@@ -44,15 +45,18 @@ class Logged:
 
 def name(spec: str, config: TrainConfig) -> str:
     """What tells a network's run from others: ``he relu seed 0``; ``spec`` is its scheme's."""
-    return f"{spec[-LONGEST_NAME:]} {config.activation} seed {config.seed}"
+    return f"{spec[-LONGEST_NAME:]} {config.kind} seed {config.seed}"
 
 
-def start_tags(scheme: Scheme, initial: model.Parameters, splits: Splits) -> dict[str, object]:
+def start_tags(scheme: Scheme, initial: Untrained, splits: Splits) -> dict[str, object]:
     """The tags of a network before its training."""
+    builder = initial.builder if isinstance(initial, ModuleNetwork) else None
+    of_model = {"initflow.model_provider": builder.provider} if builder else {}
     return {
         "initflow.version": initflow.__version__,
         "initflow.scheme": scheme.spec,
         "initflow.provider": scheme.provider,
+        **of_model,
         **splits.tags,
         "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
     }
@@ -163,9 +167,17 @@ def log_trained(
         run.log_json("signals", as_json(record.reading, record.signals))
     if record.config.log_model and record.outcome == "finished":
         with noted(failed, "model"):
+            if isinstance(record.initial, ModuleNetwork):
+                module = modules.to_module(
+                    record.initial, record.trained, mean=splits.mean, std=splits.std
+                )
+                content = modules.program(module, splits.pixels)
+                return run.log_program(
+                    content, pixels=splits.pixels, step=record.step, takes=splits.takes
+                )
             return run.log_model(
                 record.trained,
-                record.activation.name,
+                record.config.activation,
                 mean=splits.mean,
                 std=splits.std,
                 pixels=splits.pixels,
@@ -192,8 +204,9 @@ def result_tags(record: Record) -> dict[str, object]:
 def title(record: Record) -> str:
     """Its scheme, activation, shape and data set: ``he, relu, 784-100-10, mnist``."""
     config = record.config
-    shape = format_shape(record.initial.widths)
-    return f"{record.scheme.spec}, {config.activation}, {shape}, {datasets.title(config.dataset)}"
+    activation = [config.activation] if config.has("activation") else []
+    on = datasets.title(config.dataset)
+    return ", ".join([record.scheme.spec, *activation, record.initial.title, on])
 
 
 def drawings(record: Record) -> Drawings:
@@ -208,8 +221,12 @@ def drawings(record: Record) -> Drawings:
     if reading:
         both = reading.predicted, reading.signals
         drawn["predicted_and_measured"] = partial(figures.predicted_and_measured, *both, head)
+        if record.config.model != MLP:
+            drawn["predicted_and_measured"] = partial(
+                model_figures.schemes_by_layer, {record.scheme.spec: both}, head
+            )
         drawn["signals"] = partial(figures.signals_over_training, record.signals, head)
-        if record.config.hidden:
+        if record.received:
             before, after = reading.preactivations[:-1], record.received
             drawn["received"] = partial(figures.received, record.activation, before, after, head)
     return drawn
@@ -220,18 +237,24 @@ def summary(record: Record, splits: Splits) -> str:
     config = record.config
     epochs = counted(config.epochs, "epoch")
     return (
-        f"A {format_shape(record.initial.widths)} network with {config.activation}, initialized by "
-        f"{record.scheme.spec}, on {len(splits.train):,} {splits.are} of {splits.name}: "
+        f"{modules.in_words(config, record.initial.title)}, initialized by {record.scheme.spec}, "
+        f"on {len(splits.train):,} {splits.are} of {splits.name}: "
         f"{epochs} of batches of {config.batch_size}, "
         f"{optimizers.described(config)}; seed {config.seed}."
     )
 
 
+def remark(initial: Untrained, splits: Splits) -> str:
+    """Sentences on what is odd about the data and the model; else nothing."""
+    of_model = initial.remark if isinstance(initial, ModuleNetwork) else ""
+    return f"{splits.remark} {of_model}".strip()
+
+
 def description(record: Record, splits: Splits) -> str:
     """The settings, how the untrained network was, and what came of it."""
     untrained = verdict_sentence(record.reading) if record.reading else ""
-    settings = splits.described(summary(record, splits))
-    return " ".join(filter(None, (settings, untrained, outcome_sentence(record))))
+    settings, odd = summary(record, splits), remark(record.initial, splits)
+    return " ".join(filter(None, (settings, odd, untrained, outcome_sentence(record))))
 
 
 def verdict_tags(verdict: Verdict) -> dict[str, object]:

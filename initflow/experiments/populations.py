@@ -15,7 +15,7 @@ from itertools import groupby, pairwise
 import torch
 
 from initflow.core import machine, workers
-from initflow.core.configurations import CompareConfig, ReproduceConfig, TrainConfig
+from initflow.core.configurations import MLP, CompareConfig, ReproduceConfig, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
@@ -132,7 +132,8 @@ def stacks(
 
     Their images are of so many ``pixels`` and ``classes``.
     Networks with validation images of their own, drawn by their seed, train with those of the
-    same seed only. Those of one seed stay together where there is room for all of them.
+    same seed only. Those of one seed stay together where there is room for all of them. Other
+    models than feed-forward ones gain nothing from each other, and stand alone.
     """
     usual = TrainConfig()
 
@@ -142,6 +143,9 @@ def stacks(
 
     for _, group in groupby(configs, alike):
         of_shape = list(group)
+        if of_shape[0].model != MLP:
+            yield from ([one] for one in of_shape)
+            continue
         widths = datasets.widths(pixels, of_shape[0].hidden, classes)
         size = requested or room(widths, of_shape[0].batch_size, device, of_shape[0].optimizer)
         of_a_seed = len([c for c in of_shape if c.seed == of_shape[0].seed])
@@ -199,13 +203,14 @@ def trained_population(
         cache.check_data_elsewhere(configs[0].dataset, pool)
         for config in configs[: len(cells)]:
             scheme = cache.scheme(config.init, config.plugins_dir)
-            cache.check_elsewhere([scheme], pool)
-            start(config, scheme, splits)
+            cache.check_elsewhere([scheme], pool, config.model)
+            first = start(config, scheme, splits)
         resolved = machine.Resolved(device, pool.threads).as_text()
         with command_run.opened(
             settings, splits, resolved, name=name, summary=summary, experiment=experiment
         ) as run:
-            population = Population(run=run, device=device, cells=cells, remark=splits.remark)
+            remark = network_run.remark(first.initial, splits)
+            population = Population(run=run, device=device, cells=cells, remark=remark)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [
@@ -220,7 +225,7 @@ def trained_population(
 
 
 def cell_of(config: TrainConfig) -> Cell:
-    return Cell(cache.scheme(config.init, config.plugins_dir).spec, config.activation)
+    return Cell(cache.scheme(config.init, config.plugins_dir).spec, config.kind)
 
 
 def train_all(
@@ -355,7 +360,7 @@ class _Writer:
 
     def write(self, record: Record) -> Member:
         """All that a run of ``train`` carries."""
-        cell = Cell(record.scheme.spec, record.config.activation)
+        cell = Cell(record.scheme.spec, record.config.kind)
         history = _by_layer_history(record)
         logged = network_run.log_network(
             self._stack.run,
@@ -390,7 +395,7 @@ class _Writer:
             error,
             name=self._stack.name(record.config),
             resolved=self._resolved,
-            tags=self._tags(Cell(record.scheme.spec, record.config.activation)),
+            tags=self._tags(Cell(record.scheme.spec, record.config.kind)),
         )
 
 

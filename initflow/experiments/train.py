@@ -15,10 +15,9 @@ from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
 from initflow.experiments.public import public
 from initflow.experiments.results import TrackedResult
-from initflow.initializers import plugins
 from initflow.reporting.results import Drawings
 from initflow.tracking import runs
-from initflow.training import datasets
+from initflow.training import cache, datasets
 
 FIRST = ("accuracy", "loss", "lr")  # of the metrics that a table shows
 
@@ -54,13 +53,14 @@ class Training(TrackedResult, Record):
 
 
 @public(TrainConfig)
+@cache.cleared_after()
 def train(config: TrainConfig, *, experiment: str | None = None, progress: Progress) -> Training:
     """Train one network, as one MLflow run, and log its metrics, figures, hashes and model.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
     made. Whatever is raised later, the run is closed with what was measured.
     """
-    scheme = plugins.find(config.init, config.plugins_dir)
+    scheme = cache.scheme(config.init, config.plugins_dir)
     device = machine.device(config.device)
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = datasets.load(config)
@@ -72,12 +72,13 @@ def train(config: TrainConfig, *, experiment: str | None = None, progress: Progr
             config,
             splits,
             resolved.as_text(),
-            name=f"{scheme.spec} {config.activation} {splits.name} seed {config.seed}",
+            name=f"{scheme.spec} {config.kind} {splits.name} seed {config.seed}",
             summary=network_run.summary(record, splits),
             experiment=experiment,
             tags=network_run.start_tags(scheme, record.initial, splits),
         ) as run:
-            result = Training(run=run, remark=splits.remark, **vars(record))
+            remark = network_run.remark(record.initial, splits)
+            result = Training(run=run, remark=remark, **vars(record))
             train_together(
                 [result],
                 splits.to(torch.device(device)),

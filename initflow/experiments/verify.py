@@ -22,9 +22,10 @@ from initflow.experiments.results import TrackedResult
 from initflow.initializers import finder, plugins
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.scheme import Scheme, parse
+from initflow.models import places
 from initflow.reporting.results import Result
 from initflow.tracking import connection, runs
-from initflow.training import datasets
+from initflow.training import cache, datasets
 
 RUN_ID = re.compile(r"(?:waiting-)?[0-9a-f]{32}")
 CURVES = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation")
@@ -59,6 +60,7 @@ class Verification(Result):
 
 
 @public(VerifyConfig)
+@cache.cleared_after()
 def verify(
     run: str | os.PathLike[str] | TrackedResult, config: VerifyConfig, *, progress: Progress
 ) -> Verification:
@@ -92,9 +94,15 @@ def verify(
         data_dir=config.data_dir or own.data_dir,
         plugins_dir=config.plugins_dir or own.plugins_dir,
         init=config.init or own.init,
+        model=config.model or own.model,
     )
+    if is_folder and ":" in own.model and not config.model:
+        raise ReplayError(
+            f"its model is built by a function by its place, '{own.model}', which is not run "
+            "because a folder says so: look at the code, and give its place yourself by model"
+        )
     if config.init:  # the user's own word
-        scheme = plugins.find(config.init, own.plugins_dir)
+        scheme = cache.scheme(config.init, own.plugins_dir)
     else:
         scheme = _scheme(past, own.init, own.plugins_dir, trusted=not is_folder)
     device = _device(past, config.device)
@@ -171,8 +179,8 @@ def _dataset(past: Provenance, *, trusted: bool) -> str:
 
 def _scheme(past: Provenance, init: str, plugins_dir: Path | None, *, trusted: bool) -> Scheme:
     """The scheme to train by; only a ``trusted`` init may name a file or a module to run."""
-    if init.partition(":")[0].strip() in BUILT_IN:
-        return plugins.find(init, plugins_dir)
+    if init.partition(":")[0].strip() in (*BUILT_IN, *places.OF_A_MODEL):
+        return cache.scheme(init, plugins_dir)
     found = finder.found(plugins_dir)
     name, _ = parse(init, [*BUILT_IN, *found])
     if ":" in name and not trusted:

@@ -1,8 +1,8 @@
 """Which plugins there are: found and sorted, by their metadata alone. Nothing is imported.
 
-A plugin is a scheme that an installed distribution offers by an entry point, that a folder
-offers which is such a distribution and is used in place, or that the running notebook or script
-defines. One that cannot be used is listed with the cause, and does not affect the others.
+A plugin is a scheme, or a model, that an installed distribution offers by an entry point, that a
+folder offers which is such a distribution and is used in place, or that the running notebook or
+script defines. One that cannot be used is listed with the cause, and does not affect the others.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from pathlib import Path
 from types import FunctionType
 
 from initflow.core import paths
-from initflow.core.configurations import SCHEME_NAMES
+from initflow.core.configurations import MODEL_NAMES, SCHEME_NAMES
 from initflow.errors import SettingError, cause, first_line
 
-GROUP = "initflow.initializers"
 FOLDER = "plugins"
 NOTEBOOK = "__main__"
 MARK = "__initflow__"  # the attribute of a function that was made an initializer
@@ -34,8 +33,21 @@ DEEPEST = 500  # takes 20 s to parse
 
 
 @dataclass(frozen=True)
+class Group:
+    """A group of entry points, each of which offers a ``kind``; ``taken`` are built-in names."""
+
+    name: str
+    kind: str
+    taken: tuple[str, ...]
+
+
+INITIALIZERS = Group("initflow.initializers", "scheme", SCHEME_NAMES)
+MODELS = Group("initflow.models", "model", MODEL_NAMES)
+
+
+@dataclass(frozen=True)
 class Plugin:
-    """A scheme that a distribution offers under ``name``: found, not yet imported.
+    """A scheme, or a model, that a distribution offers under ``name``: found, not yet imported.
 
     ``function`` is ``module:name``. ``folder`` is that of a distribution that is used
     in place, None for an installed one; ``installed_too`` where it is both. ``problem`` says why
@@ -91,8 +103,8 @@ def folder(requested: Path | None) -> Path:
     return requested or (paths.own(given) if given else Path(FOLDER))
 
 
-def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
-    """Every plugin by name, sorted; nothing is imported.
+def found(plugins_dir: Path | None = None, group: Group = INITIALIZERS) -> dict[str, Plugin]:
+    """Every plugin of ``group`` by name, sorted; nothing is imported.
 
     Raises :class:`SettingError` for a ``plugins_dir`` that is no folder.
     """
@@ -102,23 +114,24 @@ def found(plugins_dir: Path | None = None) -> dict[str, Plugin]:
             raise SettingError(f"plugins_dir must be a folder, not '{place}'")
         users = paths.home() / FOLDER  # another one where the project is a clone
         places = dict.fromkeys([place, users] if place == Path(FOLDER) else [place])
-        in_place = [plugin for at in places if at.is_dir() for plugin in _in_folders(at)]
+        in_place = [plugin for at in places if at.is_dir() for plugin in _in_folders(at, group)]
     except OSError as error:
         raise SettingError(f"plugins_dir '{place}' cannot be read: {error.strerror}") from error
-    installed = list(_installed())
+    installed = list(_installed(group))
     twice = {p.key for p in in_place if not p.problem} & {p.key for p in installed}
     return _sorted(
         [
-            *_in_notebook(),
+            *(_in_notebook() if group is INITIALIZERS else ()),
             *(replace(plugin, installed_too=plugin.key in twice) for plugin in in_place),
             *(plugin for plugin in installed if plugin.key not in twice),
-        ]
+        ],
+        group,
     )
 
 
 def found_in_notebook() -> dict[str, Plugin]:
     """Those of the running notebook or script alone."""
-    return _sorted(_in_notebook())
+    return _sorted(_in_notebook(), INITIALIZERS)
 
 
 def _in_notebook() -> Iterator[Plugin]:
@@ -129,7 +142,7 @@ def _in_notebook() -> Iterator[Plugin]:
             yield Plugin(name, f"{NOTEBOOK}:{name}", NOTEBOOK, "")
 
 
-def _installed() -> Iterator[Plugin]:
+def _installed(group: Group) -> Iterator[Plugin]:
     """Of every distribution on the path, by its entry points.
 
     Of two distributions with one name the first counts, as it is the one that Python imports.
@@ -137,19 +150,19 @@ def _installed() -> Iterator[Plugin]:
     seen = set()
     for distribution in distributions():
         with contextlib.suppress(UnicodeError, OSError):  # it cannot be read, nor named
-            if GROUP not in (distribution.read_text("entry_points.txt") or ""):
+            if group.name not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            offered = list(_offered(distribution))
+            offered = list(_offered(distribution, group))
             if offered and offered[0].key not in seen:
                 seen.add(offered[0].key)
                 yield from offered
 
 
-def _offered(distribution: Distribution) -> Iterator[Plugin]:
+def _offered(distribution: Distribution, group: Group) -> Iterator[Plugin]:
     try:
         metadata = distribution.metadata  # parsed at every access
         name, version = (metadata[key].strip() for key in ("Name", "Version"))
-        points = list(distribution.entry_points.select(group=GROUP))
+        points = list(distribution.entry_points.select(group=group.name))
     except Exception as error:  # noqa: BLE001 - damaged metadata is no one else's trouble
         name = Path(str(getattr(distribution, "_path", "unknown"))).stem
         yield Plugin(name, "", name, "", problem=f"its metadata are damaged: {cause(error)}")
@@ -158,8 +171,11 @@ def _offered(distribution: Distribution) -> Iterator[Plugin]:
         yield Plugin(point.name, point.value, name, version)
 
 
-def _in_folders(place: Path) -> Iterator[Plugin]:
-    """Of every folder in ``place`` that has a ``pyproject.toml``, by its entry points."""
+def _in_folders(place: Path, group: Group) -> Iterator[Plugin]:
+    """Of every folder in ``place`` that has a ``pyproject.toml``, by its entry points.
+
+    One that offers nothing of any group is a scheme's with a problem.
+    """
     for home in sorted(place.iterdir()):
         project = home / "pyproject.toml"
         try:
@@ -167,9 +183,12 @@ def _in_folders(place: Path) -> Iterator[Plugin]:
                 continue
             table = tomllib.loads(_text(project))["project"]
             name, version = str(table["name"]), str(table.get("version", ""))
-            points = {k: str(v) for k, v in dict(table["entry-points"][GROUP]).items()}
+            groups = table.get("entry-points", {})
+            if group.name not in groups and (MODELS.name in groups or group is MODELS):
+                continue
+            points = {k: str(v) for k, v in dict(groups[group.name]).items()}
         except Exception as error:  # noqa: BLE001 - a damaged file is no one else's trouble
-            lacking = f'it lacks [project] with a name, or [project.entry-points."{GROUP}"]'
+            lacking = f'it lacks [project] with a name, or [project.entry-points."{group.name}"]'
             why = lacking if isinstance(error, (KeyError, TypeError)) else first_line(error)
             yield Plugin(home.name, "", home.name, "", home, problem=f"{project}: {why}")
         else:
@@ -187,19 +206,20 @@ def _text(file: Path) -> str:
     return text
 
 
-def _sorted(plugins: Iterable[Plugin]) -> dict[str, Plugin]:
+def _sorted(plugins: Iterable[Plugin], group: Group) -> dict[str, Plugin]:
     """By name; what makes a name unusable is the plugin's problem."""
     result: dict[str, Plugin] = {}
     by_name = attrgetter("name")
-    for name, group in groupby(sorted(plugins, key=by_name), by_name):
-        first, *others = group
+    for name, same in groupby(sorted(plugins, key=by_name), by_name):
+        first, *others = same
         problem = first.problem
         if others:
             origins = " and ".join(plugin.origin for plugin in (first, *others))
             problem = f"two distributions offer '{name}': {origins}"
-        elif name in SCHEME_NAMES:
-            problem = f"'{name}' is the name of a built-in scheme, which no plugin may take"
+        elif name in group.taken:
+            problem = f"'{name}' is the name of a built-in {group.kind}, which no plugin may take"
         elif not NAME.fullmatch(name):
-            problem = f"'{name}' is no name for a scheme: letters, digits, '_', '-' and '.' are"
+            letters = "letters, digits, '_', '-' and '.' are"
+            problem = f"'{name}' is no name for a {group.kind}: {letters}"
         result[name] = replace(first, problem=problem)
     return result

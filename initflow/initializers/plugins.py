@@ -14,35 +14,38 @@ from pathlib import Path
 from initflow.core import importing
 from initflow.errors import PluginError, SettingError, cause, unknown
 from initflow.initializers.built_in import BUILT_IN
-from initflow.initializers.finder import GROUP, Plugin, found, found_in_notebook
+from initflow.initializers.finder import INITIALIZERS, Group, Plugin, found, found_in_notebook
 from initflow.initializers.scheme import Scheme, parse
 
 
 def load(plugin: Plugin) -> Scheme:
-    """Import ``plugin``, or raise a :class:`PluginError` that names it and the cause.
+    """The scheme of ``plugin``, or a :class:`PluginError` that names it and the cause."""
+    try:
+        function, provider = imported(plugin, INITIALIZERS)
+        return Scheme.of(function, plugin.name, provider)
+    except Exception as error:  # a plugin's code may raise anything
+        raise PluginError(f"scheme '{plugin.name}' of {plugin.origin}: {cause(error)}") from error
+
+
+def imported(plugin: Plugin, group: Group) -> tuple[object, str]:
+    """What ``plugin`` offers, and its provider. Whatever its code raises comes through.
 
     One that is used in place is imported anew each time, as its files are now.
     """
-    who = f"scheme '{plugin.name}' of {plugin.origin}"
-    point, problem = EntryPoint(plugin.name, plugin.function, GROUP), plugin.problem
+    point, problem = EntryPoint(plugin.name, plugin.function, group.name), plugin.problem
     if not problem and not (point.pattern.match(point.value) and point.attr):
         problem = f"its entry point '{point.value}' is not module:function"
     if problem:
-        raise PluginError(f"{who}: {problem}")
-    try:
-        provider, source = plugin.provider, plugin.source
-        if source is None:
-            module = importing.module(point.module)
-        else:
-            module = importing.module_in_place(
-                point.module, source, installed_too=plugin.installed_too
-            )
-            if not plugin.version and module.__file__:
-                digest = importing.digest(Path(module.__file__).read_bytes())
-                provider = f"{provider} sha256:{digest}"
-        return Scheme.of(attrgetter(point.attr)(module), plugin.name, provider)
-    except Exception as error:  # a plugin's code may raise anything
-        raise PluginError(f"{who}: {cause(error)}") from error
+        raise SettingError(problem)
+    provider, source = plugin.provider, plugin.source
+    if source is None:
+        module = importing.module(point.module)
+    else:
+        module = importing.module_in_place(point.module, source, installed_too=plugin.installed_too)
+        if not plugin.version and module.__file__:
+            digest = importing.digest(Path(module.__file__).read_bytes())
+            provider = f"{provider} sha256:{digest}"
+    return attrgetter(point.attr)(module), provider
 
 
 def _by_place(place: str) -> Scheme:

@@ -1,53 +1,134 @@
-"""A model of the user's, built by a function of theirs that is named by its place."""
+"""Models built: the built-in ones, and those of functions of the user's or of a plugin."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from initflow.core import importing
+from initflow.core.configurations import MODEL_NAMES, Architecture
+from initflow.core.kinds import is_place
 from initflow.core.seeds import stream_seed
-from initflow.errors import SettingError
-from initflow.models import batches, layers
+from initflow.errors import SettingError, cause, unknown
+from initflow.initializers import finder
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.plugins import imported
+from initflow.initializers.scheme import BUILT_IN
+from initflow.models import architectures, batches, layers
 
 Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a function gave: a ``model``, with a ``batch`` and a ``loss`` or without.
+    """What a builder gave: a ``model``, with a ``batch`` and a ``loss`` or without.
 
-    ``place`` names the function, and ``provider`` whose it is, in which version.
+    ``drawn`` names the global random states that a function of the user's drew from.
     """
 
     model: nn.Module
     batch: object
     loss: Loss
-    place: str
-    provider: str
+    drawn: Sequence[str] = ()
 
 
-def build(place: str, seed: int) -> Built:
-    """Call the function at ``place``, ``path/to/file.py:build`` or ``package.module:build``.
+@dataclass(frozen=True)
+class Builder:
+    """The ``function`` that builds the model of a name or a place.
 
-    What it draws from torch's, NumPy's or Python's global generator follows from ``seed``. It gives
-    a module, (module, batch) or (module, batch, loss), the batch being what a DataLoader gives.
-    Without a loss it is :func:`usual_loss`. Whatever is wrong is a :class:`SettingError`.
+    ``provider`` says whose it is, in which version. It takes the shape of an image and the number
+    of classes or, where it does not ask for the ``example``, nothing.
     """
-    who = f"model '{place}'"
-    made, provider = importing.called(place, who, stream_seed(seed, "model"))
-    model, batch, loss = _parts(made)
-    if not isinstance(model, nn.Module) or not callable(loss):
-        raise SettingError(
-            f"{who} must give a module, (module, batch) or (module, batch, loss), not "
-            f"{batches.form(made)}"
+
+    model: str
+    function: Callable[..., object]
+    provider: str
+    takes_example: bool = True
+
+    @property
+    def is_built_in(self) -> bool:
+        return self.provider == BUILT_IN
+
+    def build(self, seed: int, *example: object) -> Built:
+        """Call the function with the ``example``: (shape, classes).
+
+        What it draws from torch's, NumPy's or Python's global generator follows from ``seed``. It
+        gives a module, (module, batch) or (module, batch, loss), the batch being what a DataLoader
+        gives. Without a loss it is :func:`usual_loss`. Whatever is wrong is a
+        :class:`SettingError`.
+        """
+        who = f"model '{self.model}'"
+        arguments = example if self.takes_example else ()
+        made, drawn = importing.call(self.function, arguments, who, stream_seed(seed, "model"))
+        model, batch, loss = _parts(made)
+        if not isinstance(model, nn.Module) or not callable(loss):
+            raise SettingError(
+                f"{who} must give a module, (module, batch) or (module, batch, loss), not "
+                f"{batches.form(made)}"
+            )
+        layers.check(model)
+        return Built(model, batch, loss, [] if self.is_built_in else drawn)
+
+
+def builder(config: Architecture, activation: str, hidden: Sequence[int]) -> Builder:
+    """That of the model of ``config``: a built-in one, a plugin's, or a function by its place.
+
+    Raises :class:`SettingError` for what there is none of, or what takes other arguments.
+    """
+    name = config.model
+    if name in architectures.BUILT_IN:
+        built_in = functools.partial(
+            architectures.BUILT_IN[name],
+            activation=ACTIVATIONS[activation],
+            hidden=hidden,
+            channels=config.channels,
+            kernel=config.kernel,
+            pool=config.pool,
         )
-    layers.check(model)
-    return Built(model, batch, loss, place, provider)
+        return Builder(name, built_in, BUILT_IN)
+    function, provider = _of_user(name, getattr(config, "plugins_dir", None))
+    return Builder(name, function, provider, _takes_example(function, name))
+
+
+def _of_user(name: str, plugins_dir: Path | None) -> tuple[Callable[..., object], str]:
+    """A plugin's function by its name, or any by its place; and its provider."""
+    who = f"model '{name}'"
+    if is_place(name):
+        return importing.function_at(name, who)
+    plugins = finder.found(plugins_dir, finder.MODELS)
+    if name not in plugins:
+        raise unknown("model", name, [*MODEL_NAMES, *plugins])
+    try:
+        function, provider = imported(plugins[name], finder.MODELS)
+    except Exception as error:  # the code may raise anything
+        raise SettingError(f"{who} of {plugins[name].origin}: {cause(error)}") from error
+    if not callable(function):
+        raise SettingError(f"{who} must name a function, not {type(function).__name__}")
+    return function, provider
+
+
+def _takes_example(function: Callable[..., object], name: str) -> bool:
+    """Whether it takes (shape, classes), not nothing; all else is an error."""
+    try:
+        signature = inspect.signature(function)
+        for example in ((), ((1, 28, 28), 10)):
+            with contextlib.suppress(TypeError):
+                signature.bind(*example)
+                return bool(example)
+    except ValueError:  # what is written in C tells none
+        return True
+    raise SettingError(
+        f"model '{name}' must be built from the shape of an image and the number of classes, or "
+        f"from nothing, not from {signature}"
+    )
 
 
 def _parts(made: object) -> tuple[object, object, Any]:

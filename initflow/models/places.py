@@ -24,6 +24,7 @@ from initflow.models.weights import LINEAR, Matrix
 from initflow.theory import gain
 
 AUTO = "auto"
+DEFAULT = "default"
 RECTIFIERS = ("relu", "leaky_relu")
 Given = str | Scheme | Callable[..., object]
 
@@ -47,10 +48,34 @@ def _fill_exact(
 EXACT = Scheme("gain", _fill_exact, exact, signature=exact)
 
 
+def _fill_auto(
+    weight: Tensor, fan_in: int, fan_out: int, activation: Activation, generator: torch.Generator
+) -> None:
+    """The scheme made for the activation function that follows: see :func:`made_for`."""
+    scheme = made_for(activation)
+    scheme.fill_layer(weight, weight, Place(fan_in, fan_out, activation), generator)
+
+
+def _auto(fan_in: int, fan_out: int, activation: Activation) -> float | None:
+    return made_for(activation).variance(Place(fan_in, fan_out, activation))
+
+
+def _leave(weight: Tensor) -> None:  # noqa: ARG001 - an initializer asks for it
+    """The weights as the model's own function makes them."""
+    raise ValueError("it is for other models than mlp, whose weights by PyTorch are 'pytorch'")
+
+
+# What a scheme's name may be besides, where there is a model.
+OF_A_MODEL = {
+    AUTO: Scheme(AUTO, _fill_auto, _auto, signature=_fill_auto),  # type: ignore[arg-type]
+    DEFAULT: Scheme(DEFAULT, _leave, None, signature=_leave),
+}
+
+
 def scheme_of(given: Given) -> Scheme | None:
     """The scheme that ``given`` is, None for ``"auto"``."""
     if isinstance(given, Scheme):
-        return given
+        return None if given is OF_A_MODEL[AUTO] else given
     if isinstance(given, str):
         if given.strip() == AUTO:
             return None

@@ -6,6 +6,7 @@ with what was measured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,9 +35,12 @@ STYLES: dict[str, dict[str, Any]] = {
     "before": {"fill": True, "alpha": 0.35},
     "after": {"linewidth": 1.5},
 }
+WEIGHT = re.compile(r"(^|\.)weight[^.]*$")  # also a recurrent layer's ``weight_ih_l0``
 MAX_HISTOGRAMS = 8
 MAX_RECEIVED = 24
 FEW_LAYERS = 8
+SHORT = 10  # letters of a name beside which there is room
+LETTER = 0.065  # inches that one of a layer's name takes
 KEY = "layer; marks: measured, lines: predicted, shaded: 95 % of networks of these widths"
 
 
@@ -73,8 +77,8 @@ def learning_curves(history: History, losses: Sequence[float], title: str) -> Fi
 def weight_histograms(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], title: str
 ) -> Figure:
-    """Each layer's weights before and after training; of a deep network, evenly chosen layers."""
-    names = [name for name in before if name.endswith(".weight")]
+    """Each matrix of weights before and after training; of a deep network, evenly chosen ones."""
+    names = [name for name in before if WEIGHT.search(name) and before[name].dim() > 1]
     chosen = [names[i] for i in drawing.evenly(len(names), MAX_HISTOGRAMS)]
     if len(chosen) < len(names):
         title += f" ({len(chosen)} of {len(names)} layers)"
@@ -92,7 +96,8 @@ def weight_histograms(
             axes.stairs(share, bins, color=COLORS[when], label=label, **STYLES[when])
         spreads = [f"{values.std():.3g}" if len(values) else "?" for values in drawn.values()]
         layer = name.removesuffix(".weight")
-        axes.set_title(f"{layer}: std {' → '.join(spreads)}", fontsize=11)
+        between = ": " if len(layer) < SHORT else "\n"
+        axes.set_title(f"{layer}{between}std {' → '.join(spreads)}", fontsize=11)
         axes.set_xlabel("weight")
         drawing.few_ticks(axes, 5)
         drawing.tidy(axes)
@@ -141,8 +146,13 @@ def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) ->
         figsize=(12, height), dpi=drawing.DPI
     )  # laid out by hand: many axes are slow to fit
     figure.suptitle(title, fontsize=12, y=1 - 0.2 / height)
+    letters = max(map(len, first.layers))
     figure.subplots_adjust(
-        left=0.06, right=0.98, bottom=0.55 / height, top=1 - 0.75 / height, hspace=0.55
+        left=max(0.06, 0.02 + LETTER * letters / 12),
+        right=0.98,
+        bottom=0.55 / height,
+        top=1 - 0.75 / height,
+        hspace=0.55,
     )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     steps, layers = [step for step, _ in history], list(first.layers)

@@ -5,6 +5,7 @@ A model has many layers, with long names: each is a line that can be read, as in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -91,7 +92,8 @@ def signals_by_layer(measured: Signals, title: str) -> Figure:
     return figure
 
 
-KEY = "marks: measured; lines: predicted, where there is a rule; bars: 95 % of further draws"
+KEY = "marks: measured; lines: predicted, where there is a rule"
+BARS = "; bars: 95 % of further draws"
 MOMENTS = {
     "preactivation_second_moment": "signal, forward ↓\nmean square of the pre-activations",
     "gradient_second_moment": "gradient, backward ↑\nmean square by the pre-activations",
@@ -130,8 +132,10 @@ def schemes_by_layer(schemes: Mapping[str, tuple[Prediction, Signals]], title: s
         drawing.tidy(axes)
     _name_layers(grid[0], first, high)
     handles, labels = grid[0].get_legend_handles_labels()
+    intervals = (i for predicted, _ in schemes.values() for of in predicted.values() for i in of)
+    key = f"{KEY}{BARS}" if any(math.isfinite(interval.low) for interval in intervals) else KEY
     figure.legend(
-        handles, labels, title=KEY, loc="outside lower center", ncols=8, frameon=False, fontsize=8
+        handles, labels, title=key, loc="outside lower center", ncols=8, frameon=False, fontsize=8
     )
     return figure
 

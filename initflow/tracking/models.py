@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,12 +17,13 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 from safetensors.torch import load as tensors_of
+from torch import nn
 
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.tracking import served_model
 from initflow.tracking.connection import impatient
 from initflow.tracking.outbox import Entry, Known
-from initflow.training import model
+from initflow.training import model, modules
 from initflow.training.splits import PIXELS
 
 READY = LoggedModelStatus.READY
@@ -64,6 +66,19 @@ def logged(client: mlflow.MlflowClient, run: Run) -> list[LoggedModel]:
     return list(client.search_logged_models([run.info.experiment_id], condition))
 
 
+def _module(entry: Entry) -> nn.Module:
+    """A feed-forward network of its tensors, or what was exported of any other."""
+    values = entry.values
+    if "activation" not in values:
+        return torch.export.load(io.BytesIO(entry.content)).module()
+    return model.to_module(
+        tensors_of(entry.content),
+        ACTIVATIONS[values["activation"]],
+        mean=values["mean"],
+        std=values["std"],
+    )
+
+
 def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
     """(n, pixels) numbers in, (n, classes) float32 logits out.
 
@@ -71,14 +86,7 @@ def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
     list; :mod:`initflow.tracking.served_model` says what is taken. The requirements are stated,
     because guessing them takes MLflow 12 to 17 s.
     """
-    values = entry.values
-    module = model.to_module(
-        tensors_of(entry.content),
-        ACTIVATIONS[values["activation"]],
-        mean=values["mean"],
-        std=values["std"],
-    )
-    pixels = values["pixels"]
+    module, pixels = _module(entry), entry.values["pixels"]
     example = np.zeros((2, pixels), dtype=np.float32)  # a batch of 1 would fix the size at 1
     with torch.no_grad():
         classes = module(torch.from_numpy(example)).shape[1]
@@ -87,24 +95,28 @@ def _save_model(entry: Entry, made: LoggedModel, folder: Path) -> None:
         run_id=entry.run,
         model_uuid=made.model_id,
         model_id=made.model_id,
-        metadata={"input": f"{values.get('takes', PIXELS)}, as numbers of shape (n, {pixels})"},
+        metadata={
+            "input": f"{entry.values.get('takes', PIXELS)}, as numbers of shape (n, {pixels})",
+            served_model.PIXELS: pixels,
+        },
     )
     number = np.dtype(np.float32)
     inputs, outputs = (Schema([TensorSpec(number, (-1, n))]) for n in (pixels, classes))
     loader = folder.parent / f"{LOADER}.py"
     shutil.copyfile(served_model.__file__, loader)
-    mlflow.pytorch.save_model(  # loaded here: MLflow imports Lightning with it, where that is there
-        module,
-        folder,
-        mlflow_model=saved,
-        code_paths=[str(loader)],
-        input_example=example,
-        signature=ModelSignature(inputs, outputs),  # as the format pt2 asks
-        # Without a local part (+cpu), which no package index holds.
-        pip_requirements=[
-            f"{lib.__name__}=={lib.__version__.partition('+')[0]}" for lib in (mlflow, torch)
-        ],
-    )
+    with modules.exporting():
+        mlflow.pytorch.save_model(  # loaded here: MLflow imports Lightning with it, if it is there
+            module,
+            folder,
+            mlflow_model=saved,
+            code_paths=[str(loader)],
+            input_example=example,
+            signature=ModelSignature(inputs, outputs),  # as the format pt2 asks
+            # Without a local part (+cpu), which no package index holds.
+            pip_requirements=[
+                f"{lib.__name__}=={lib.__version__.partition('+')[0]}" for lib in (mlflow, torch)
+            ],
+        )
     saved.signature = ModelSignature(outputs=outputs)
     saved.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.MAIN] = LOADER
     saved.save(str(folder / MLMODEL_FILE_NAME))

@@ -160,6 +160,12 @@ class Run:
         self._write("model", as_safetensors(tensors), key=key, step=step, takes=takes, **values)
         return with_ids(key)
 
+    def log_program(self, content: bytes, *, pixels: int, step: int, takes: str = PIXELS) -> str:
+        """The id of a network as an MLflow model: see :func:`initflow.training.modules.program`."""
+        key = outbox.new_key(outbox.MODEL_KEY)
+        self._write("model", content, key=key, step=step, pixels=pixels, takes=takes)
+        return with_ids(key)
+
     def set_experiment_tag(self, key: str, value: str) -> None:
         self._write("experiment_tag", experiment_id=self.experiment_id, key=key, value=value)
 

@@ -6,12 +6,16 @@ it needs MLflow, PyTorch and NumPy alone.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+PIXELS = "pixels"  # the number of them, in the metadata of a logged model
 
 
 class InputError(MlflowException):
@@ -32,9 +36,9 @@ class InputError(MlflowException):
 class Classifier:
     """The network as MLflow's flavor for PyTorch loads it, for images of any type of number."""
 
-    def __init__(self, wrapped: Any) -> None:
+    def __init__(self, wrapped: Any, pixels: int) -> None:
         self._wrapped = wrapped
-        self.pixels = next(iter(wrapped.get_raw_model().state_dict().values())).shape[1]
+        self.pixels = pixels
 
     def get_raw_model(self) -> Any:
         """The module."""
@@ -43,8 +47,8 @@ class Classifier:
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
         """(n, classes) float32, the logits of n images; a frame with its index where one is given.
 
-        ``data``: an (n, pixels) array, list or DataFrame of numbers, or a DataFrame with a column
-        of lists. Others are an :class:`InputError`.
+        ``data``: an array, list or DataFrame of numbers, (n, pixels) or with as many pixels in more
+        axes, or a DataFrame with a column of lists. Others are an :class:`InputError`.
         """
         logits = self._wrapped.predict(self._images(data), params)
         return type(data)(logits, index=data.index) if _is_frame(data) else logits
@@ -59,6 +63,8 @@ class Classifier:
         except (TypeError, ValueError) as error:
             what = "lists of several lengths" if "inhomogeneous" in str(error) else "other values"
             raise InputError(f"{expected}, not {what}", INVALID_PARAMETER_VALUE) from error
+        if images.ndim > 2:
+            images = images.reshape(len(images), -1)
         if images.ndim != 2 or images.shape[1] != self.pixels:
             raise InputError(f"{expected}, not {images.shape}", INVALID_PARAMETER_VALUE)
         return images
@@ -71,4 +77,6 @@ def _is_frame(data: Any) -> bool:
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Classifier:
     """Called by MLflow with the folder of the model's data."""
-    return Classifier(mlflow.pytorch._load_pyfunc(path, model_config))  # noqa: SLF001
+    wrapped = mlflow.pytorch._load_pyfunc(path, model_config)  # noqa: SLF001
+    saved = Model.load(str(Path(path).parent)).metadata or {}
+    return Classifier(wrapped, int(saved[PIXELS]))

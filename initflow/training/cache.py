@@ -15,7 +15,8 @@ from initflow.errors import SettingError
 from initflow.initializers import plugins
 from initflow.initializers.finder import NOTEBOOK
 from initflow.initializers.scheme import Scheme
-from initflow.training import datasets
+from initflow.models import places
+from initflow.training import datasets, modules
 from initflow.training.splits import Splits
 
 OF_DATA = ("dataset", "data_dir", "normalize", "validation", "seed")  # what images depend on
@@ -44,14 +45,14 @@ def _splits(config: TrainConfig) -> Splits:
     return datasets.load(config)
 
 
-def widths(config: TrainConfig) -> tuple[int, ...]:
+def title(config: TrainConfig) -> str:
     """Of its network: on a published set as that is published, on data of one's own as it is."""
     published = datasets.published(config.dataset)
     if published:
         shape, classes = published
-        return datasets.widths(prod(shape), config.hidden, classes)
+        return modules.title(config, prod(shape), classes)
     loaded = splits(config)
-    return datasets.widths(loaded.pixels, config.hidden, loaded.classes)
+    return modules.title(config, loaded.pixels, loaded.classes)
 
 
 def distinct(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme]:
@@ -63,18 +64,21 @@ def distinct(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme
     return schemes
 
 
-def check_elsewhere(schemes: Iterable[Scheme], pool: WorkerPool) -> None:
+def check_elsewhere(schemes: Iterable[Scheme], pool: WorkerPool, model: str) -> None:
     """Raise :class:`SettingError` where workers elsewhere cannot find what is defined here.
 
     A process of this machine reads the script that it is started from again; a notebook has none.
     """
     is_script = hasattr(sys.modules[NOTEBOOK], "__file__")
-    for one in schemes:
-        if one.provider == NOTEBOOK and not pool.is_here and not (is_script and pool.is_local):
-            raise SettingError(
-                f"init '{one.spec}' is defined where its workers cannot find it: put it into a "
-                "file and name it file.py:function, or use workers=1"
-            )
+    if pool.is_here or (is_script and pool.is_local):
+        return
+    found = [f"init '{one.spec}'" for one in schemes if one.provider == NOTEBOOK]
+    found += [f"model '{model}'"] if model.startswith(f"{NOTEBOOK}:") else []
+    if found:
+        raise SettingError(
+            f"{found[0]} is defined where its workers cannot find it: put it into a file and name "
+            "it file.py:function, or use workers=1"
+        )
 
 
 def check_data_elsewhere(dataset: str, pool: WorkerPool) -> None:
@@ -90,5 +94,8 @@ def check_data_elsewhere(dataset: str, pool: WorkerPool) -> None:
 
 @functools.cache
 def scheme(init: str, plugins_dir: Path | None) -> Scheme:
-    """The scheme of ``init``: see :func:`initflow.initializers.plugins.find`."""
-    return plugins.find(init, plugins_dir)
+    """The scheme of ``init``: see :func:`initflow.initializers.plugins.find`.
+
+    Or ``auto`` and ``default``, as :func:`initflow.initialize` and a model's own function have it.
+    """
+    return places.OF_A_MODEL.get(init.strip()) or plugins.find(init, plugins_dir)

@@ -12,11 +12,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from initflow.core.kinds import format_shape
 from initflow.core.seeds import generator
 from initflow.errors import SettingError
 from initflow.initializers import contract
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Place, Scheme, places
+from initflow.models.architectures import Elementwise
 from initflow.training.splits import Scale, Split
 
 BATCH = 1_000  # images, at most, that a scheme sees which fills the network as a whole
@@ -70,6 +72,11 @@ class Parameters:
     def depth(self) -> int:
         return len(self.weights)
 
+    @property
+    def title(self) -> str:
+        """``784-100-10``, for people."""
+        return format_shape(self.widths)
+
     def rows(self, members: slice) -> list[Tensor]:
         """All numbers of ``members``, neighbours in the stack, as few contiguous tensors."""
         whole = members == slice(0, self.members)
@@ -82,6 +89,10 @@ class Parameters:
         copy = Parameters(self.widths, self.members, device)
         copy.flat.copy_(self.flat)
         return copy
+
+    def copy(self) -> Parameters:
+        """A copy where it is."""
+        return self.copy_to(str(self.flat.device))
 
     def member(self, member: int) -> Parameters:
         """A copy of one network, as a stack of one."""
@@ -183,7 +194,7 @@ def bias_bound(bias_init: str, fan_in: int) -> float:
     return {"pytorch": 1 / math.sqrt(fan_in), "zeros": 0.0}[bias_init]
 
 
-class _Normalize(nn.Module):
+class Normalize(nn.Module):
     """As :func:`initflow.training.scaling.scaled` does it, to the bit."""
 
     def __init__(self, mean: Scale, std: Scale) -> None:
@@ -202,15 +213,6 @@ class _Normalize(nn.Module):
         return (features - self.mean) / self.std
 
 
-class _Elementwise(nn.Module):
-    def __init__(self, activation: Activation) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation.function(x)
-
-
 def network(state: Mapping[str, Tensor], activation: Activation) -> nn.Sequential:
     """A plain PyTorch module on the very tensors of ``state``: (n, pixels) to (n, classes)."""
     modules: OrderedDict[str, nn.Module] = OrderedDict()
@@ -220,7 +222,7 @@ def network(state: Mapping[str, Tensor], activation: Activation) -> nn.Sequentia
         modules[name] = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         modules[name].weight, modules[name].bias = nn.Parameter(weight), nn.Parameter(bias)
         if name != names[-1]:
-            modules[f"{activation.name}{name.removeprefix('fc')}"] = _Elementwise(activation)
+            modules[f"{activation.name}{name.removeprefix('fc')}"] = Elementwise(activation)
     return nn.Sequential(modules)
 
 
@@ -234,7 +236,7 @@ def to_module(
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     if (mean, std) != (0.0, 1.0):
-        modules["normalize"] = _Normalize(mean, std)
+        modules["normalize"] = Normalize(mean, std)
     copied = {name: tensor.clone() for name, tensor in state.items()}
     modules.update(network(copied, activation).named_children())
     return nn.Sequential(modules).eval()

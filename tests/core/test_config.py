@@ -26,6 +26,10 @@ from initflow.core.kinds import format_widths, parse_widths
 from initflow.errors import SettingError
 
 NETWORK = {
+    "model": "mlp",
+    "channels": "6,16",
+    "kernel": "5",
+    "pool": "max",
     "dataset": "mnist",
     "hidden": "100",
     "epochs": "5",
@@ -63,7 +67,7 @@ def test_defaults_are_the_contracts():
 
 def test_a_run_is_verified_as_it_was_by_default():
     """What may be another is what another machine lacks."""
-    names = ("init", "dataset", "plugins_dir", "data_dir", "device")
+    names = ("init", "model", "dataset", "plugins_dir", "data_dir", "device")
     assert VerifyConfig().as_text() == dict.fromkeys(names, "recorded")
     assert VerifyConfig(data_dir="recorded").data_dir is None
 
@@ -112,6 +116,49 @@ def test_defaults_of_a_tuning_are_the_contracts():
         **{name: text for name, text in trained.items() if name != "init"},
         "validation": "auto",
     }
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"model": "cnn", "channels": "8x3,16", "kernel": 3, "pool": "average"}, None),
+        ({"model": "rnn", "activation": "tanh", "hidden": "20x2"}, None),
+        ({"model": "lstm", "hidden": 20}, None),
+        ({"model": "net.py:build", "lr": 1}, None),
+        ({"kernel": 3}, "kernel=3 is for model=cnn, not for 'mlp'"),
+        (
+            {"model": "gru", "activation": "tanh"},
+            "activation=tanh is for model=mlp, cnn or rnn, not",
+        ),
+        (
+            {"model": "net.py:build", "hidden": 9},
+            "hidden=9 is for model=mlp, cnn, rnn, lstm or gru",
+        ),
+        ({"model": "cnn", "kernel": 4}, "kernel must be an odd whole number from 1 to 99, not '4'"),
+        ({"model": "cnn", "pool": "mean"}, "pool must be one of max, average, none, not 'mean'"),
+        ({"model": "a b"}, "model must be a model's name, or the function that builds one: path/"),
+        ({"model": ""}, "model must be a model's name"),
+    ],
+)
+def test_a_setting_belongs_to_some_models(own, said):
+    """With another model it must stay as it is by default, as it would change nothing."""
+    if said is None:
+        TrainConfig(**own)
+        return
+    with pytest.raises(SettingError) as caught:
+        TrainConfig(**own)
+    assert said in str(caught.value)
+
+
+def test_a_comparison_of_a_model_with_its_own_activations():
+    """Has one network a scheme; others one for each activation function."""
+    assert CompareConfig(model="cnn").own_activations == ("tanh", "relu")
+    config = CompareConfig(model="lstm")
+    assert [config.network("he", a, 0).kind for a in config.own_activations] == ["lstm"]
+    with pytest.raises(
+        SettingError, match="activations=relu is for model=mlp, cnn or rnn, not for 'lstm'"
+    ):
+        CompareConfig(model="lstm", activations="relu")
 
 
 @pytest.mark.parametrize(

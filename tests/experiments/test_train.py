@@ -289,7 +289,7 @@ def test_a_frame_keeps_its_index(served):
         (np.zeros((3, 50)), r"\(n, 64\), not \(3, 50\)"),
         (np.zeros((3, 65), np.float32), r"\(n, 64\), not \(3, 65\)"),
         (np.zeros(64), r"\(n, 64\), not \(64,\)"),
-        (np.zeros((2, 8, 8)), r"\(n, 64\), not \(2, 8, 8\)"),
+        (np.zeros((2, 8, 7)), r"\(n, 64\), not \(2, 56\)"),
         (pd.DataFrame(np.zeros((2, 63))), r"\(n, 64\), not \(2, 63\)"),
         (pd.DataFrame({"image": [[0.0] * 63] * 2}), r"\(n, 64\), not \(2, 63\)"),
         ([[0.0] * 64, [0.0] * 63], r"\(n, 64\), not lists of several lengths"),

@@ -343,7 +343,7 @@ def test_a_networks_initializer_sees_the_network_and_images():
         plain = torch.randn(9, 12, generator=generator(seed, "weights"))
         assert torch.equal(parameters.weights[0][0], plain)
     images, labels, *others = seen[0]
-    assert others == ["relu", 2, ["Linear", "_Elementwise", "Linear"]]
+    assert others == ["relu", 2, ["Linear", "Elementwise", "Linear"]]
     assert (len(images), len(labels)) == (1_000, 1_000)
     assert len(set(labels.tolist())) == 7
     assert torch.equal(images, seen[1][0])  # the second run of the same seed

@@ -11,7 +11,7 @@ from initflow.core.configurations import SCHEME_NAMES
 from initflow.errors import SettingError
 from initflow.initializers import finder
 from initflow.initializers.built_in import BUILT_IN
-from initflow.initializers.finder import GROUP, found
+from initflow.initializers.finder import INITIALIZERS, found
 from tests.conftest import ROOT
 
 
@@ -23,7 +23,9 @@ def install(site, name, points, version="1.0"):
     lines = (
         points if isinstance(points, str) else "".join(f"{k} = {v}\n" for k, v in points.items())
     )
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{lines}\n[console_scripts]\nx = y:z\n")
+    (info / "entry_points.txt").write_text(
+        f"[{INITIALIZERS.name}]\n{lines}\n[console_scripts]\nx = y:z\n"
+    )
     return info
 
 
@@ -34,7 +36,7 @@ def project(plugins, folder, points, name=None, version="1.0"):
     table = "".join(f'"{key}" = "{value}"\n' for key, value in points.items())
     (home / "pyproject.toml").write_text(
         f'[project]\nname = "{name or folder}"\nversion = "{version}"\n'
-        f'[project.entry-points."{GROUP}"]\n{table}'
+        f'[project.entry-points."{INITIALIZERS.name}"]\n{table}'
     )
     return home
 
@@ -199,15 +201,18 @@ DAMAGED = {
     "no toml": (b"[project", "Expected ']'"),
     "no unicode": (b"\xff\xfe", "utf-8"),
     "empty": (b"", "it lacks [project] with a name"),
-    "no name": (f'[project.entry-points."{GROUP}"]\na="b:c"'.encode(), "it lacks [project] with a"),
-    "no group": (b'[project]\nname = "x"', f'or [project.entry-points."{GROUP}"]'),
+    "no name": (
+        f'[project.entry-points."{INITIALIZERS.name}"]\na="b:c"'.encode(),
+        "it lacks [project] with a",
+    ),
+    "no group": (b'[project]\nname = "x"', f'or [project.entry-points."{INITIALIZERS.name}"]'),
     "misspelt": (
         b'[project]\nname = "x"\n[project.entry-points."initflow.initializer"]\na="b:c"',
-        f'or [project.entry-points."{GROUP}"]',
+        f'or [project.entry-points."{INITIALIZERS.name}"]',
     ),
     "project is text": (b'project = "x"', ""),
     "points are text": (
-        f'[project]\nname = "x"\n[project.entry-points]\n"{GROUP}" = "x"'.encode(),
+        f'[project]\nname = "x"\n[project.entry-points]\n"{INITIALIZERS.name}" = "x"'.encode(),
         "",
     ),
 }
@@ -299,4 +304,5 @@ def test_two_hundred_plugins_are_listed_and_none_is_imported(tmp_path):
 
 def test_the_group_is_the_documented_one():
     """What plugins write into their metadata cannot change."""
-    assert finder.GROUP == "initflow.initializers"
+    assert finder.INITIALIZERS.name == "initflow.initializers"
+    assert finder.MODELS.name == "initflow.models"

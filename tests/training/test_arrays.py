@@ -419,13 +419,13 @@ def test_titles_are_short(dataset, title):
     assert datasets.title(dataset) == title
 
 
-def test_the_widths_of_a_network(tmp_path):
+def test_the_title_of_a_network(tmp_path):
     """Published sets are not loaded for them, data of one's own is."""
-    assert cache.widths(TrainConfig(dataset="cifar10", hidden="7")) == (3_072, 7, 10)
-    assert cache.widths(TrainConfig(dataset="emnist", hidden="7")) == (784, 7, 47)
+    assert cache.title(TrainConfig(dataset="cifar10", hidden="7")) == "3072-7-10"
+    assert cache.title(TrainConfig(dataset="emnist", hidden="7")) == "784-7-47"
     path = saved(tmp_path, given(classes=5, shape=(2, 3)))
     with cache.cleared_after():
-        assert cache.widths(TrainConfig(dataset=path, hidden="7")) == (6, 7, 5)
+        assert cache.title(TrainConfig(dataset=path, hidden="7")) == "6-7-5"
 
 
 def test_labels_of_more_classes_than_a_byte_has(tmp_path):

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from initflow.core.configurations import DATASET_NAMES
-from initflow.core.kinds import format_shape
 from initflow.core.machine import Resolved
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.experiments.replay import recorded
@@ -32,7 +31,7 @@ from initflow.experiments.replay.provenance import (
 )
 from initflow.initializers.scheme import FUNCTION
 from initflow.reporting import drawing, figures, webpage
-from initflow.training import datasets
+from initflow.training import datasets, modules
 
 MANIFEST = "manifest.json"
 REPORT, README = "report.html", "README.md"
@@ -185,6 +184,8 @@ def verifying(past: Provenance, folder: str) -> str:
     places = ["--init", config.init] if FUNCTION.fullmatch(config.init) else []
     if config.dataset not in DATASET_NAMES:
         places += ["--dataset", config.dataset]
+    if ":" in config.model:
+        places += ["--model", config.model]
     return shlex.join(["initflow", "verify", folder, *places])
 
 
@@ -209,9 +210,10 @@ def commands(past: Provenance) -> dict[str, str]:
 def pages(evidence: Evidence, history: History, run_id: str) -> dict[str, bytes]:
     """The report and the README of a bundle; ``history`` has the metrics of its run."""
     past = evidence.provenance
-    shape = format_shape(past.widths)
-    title = f"{past.spec}, {past.config.activation}, {shape}, {datasets.title(past.config.dataset)}"
-    lead = _lead(past, shape, history)
+    activation = [past.config.activation] if past.config.has("activation") else []
+    on = datasets.title(past.config.dataset)
+    title = ", ".join([past.spec, *activation, past.title, on])
+    lead = _lead(past, history)
     curve = drawing.png(figures.learning_curves(history, evidence.losses.tolist(), title))
     told = commands(past)
     report = webpage.page(
@@ -240,10 +242,10 @@ def pages(evidence: Evidence, history: History, run_id: str) -> dict[str, bytes]
     return {REPORT: report.encode(), README: _readme(title, lead, told).encode()}
 
 
-def _lead(past: Provenance, shape: str, history: History) -> list[str]:
+def _lead(past: Provenance, history: History) -> list[str]:
     are = "images" if past.config.dataset in DATASET_NAMES else "examples"
     what = (
-        f"A {shape} network with {past.config.activation}, initialized by {past.spec}, trained on "
+        f"{modules.in_words(past.config, past.title)}, initialized by {past.spec}, trained on "
         f"{past.images:,} {are} of {datasets.title(past.config.dataset)}: {past.outcome} after "
         f"{past.updates:,} "
         "iterations."
@@ -272,6 +274,7 @@ def _hashes(past: Provenance) -> dict[str, str]:
         "final weights": past.final,
         "images and labels": past.digest,
         "source of the scheme": past.source,
+        **({"source of the model": past.model.source} if past.model else {}),
     }
 
 

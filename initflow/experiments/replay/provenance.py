@@ -5,12 +5,14 @@ Three files hold it, which :mod:`initflow.experiments.replay.recorded` reads bac
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from torch import Tensor
 from initflow.core import environment
 from initflow.core.configurations import TrainConfig
 from initflow.core.machine import Resolved
+from initflow.diagnostics.networks import Untrained
 from initflow.diagnostics.record import Record
 from initflow.initializers.finder import NOTEBOOK
-from initflow.initializers.scheme import Scheme
-from initflow.training import datasets, model, trainer
+from initflow.training import datasets, model, modules, trainer
+from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Splits
 
 FORMAT = 1
@@ -33,6 +36,18 @@ TRACE = "trace.safetensors"
 WEIGHTS = "weights.safetensors"
 UNCOMMITTED = "uncommitted.diff"  # beside them, of the run above all others of a command
 State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ModelProvenance:
+    """Of a network that is no feed-forward one: whose it is, and the ``shapes`` of its tensors.
+
+    ``source`` is the SHA-256 of the code that builds it.
+    """
+
+    provider: str
+    source: str
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +83,29 @@ class Provenance:
     final: str
     losses: str
     environment: Mapping[str, Any]
+    model: ModelProvenance | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
+        """Of a feed-forward network."""
         return datasets.widths(self.pixels, self.config.hidden, self.classes)
+
+    @property
+    def title(self) -> str:
+        """The network for people, such as ``784-100-10``."""
+        return modules.title(self.config, self.pixels, self.classes)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor of the network, in the order in which they are hashed."""
+        if self.model:
+            return dict(self.model.shapes)
+        shapes: dict[str, tuple[int, ...]] = {}
+        names = model.layer_names(len(self.widths) - 1)
+        for name, (fan_in, fan_out) in zip(names, pairwise(self.widths), strict=True):
+            shapes[f"{name}.weight"] = (fan_out, fan_in)
+            shapes[f"{name}.bias"] = (fan_out,)
+        return shapes
 
     @property
     def whole(self) -> int:
@@ -103,6 +137,15 @@ class Provenance:
                 "losses": self.losses,
             },
             "environment": dict(self.environment),
+            **({"model": self._model()} if self.model else {}),
+        }
+
+    def _model(self) -> dict[str, Any]:
+        assert self.model is not None
+        return {
+            "provider": self.model.provider,
+            "source_sha256": self.model.source,
+            "shapes": {name: list(shape) for name, shape in self.model.shapes.items()},
         }
 
 
@@ -135,7 +178,7 @@ def of(record: Record, splits: Splits, resolved: Resolved) -> Evidence:
         tested=len(splits.test) > 0,
         spec=record.scheme.spec,
         provider=record.scheme.provider,
-        source=source_sha256(record.scheme),
+        source=source_sha256(record.scheme.signature),
         outcome=record.outcome,
         updates=record.step,
         is_exact=record.is_exact,
@@ -143,9 +186,18 @@ def of(record: Record, splits: Splits, resolved: Resolved) -> Evidence:
         final=model.weights_sha256(final),
         losses=losses_sha256(record.losses),
         environment=environment.current(resolved.device).as_json(),
+        model=of_model(record.initial),
     )
     kept = record.config.log_model
     return Evidence(provenance, losses, initial if kept else None, final if kept else None)
+
+
+def of_model(initial: Untrained) -> ModelProvenance | None:
+    if not isinstance(initial, ModuleNetwork):
+        return None
+    builder = initial.builder
+    shapes = {name: tuple(tensor.shape) for name, tensor in initial.state().items()}
+    return ModelProvenance(builder.provider, source_sha256(builder.function), shapes)
 
 
 def files(evidence: Evidence) -> dict[str, bytes]:
@@ -169,12 +221,14 @@ def losses_sha256(losses: Sequence[float] | Tensor) -> str:
     return hashlib.sha256(numbers.numpy().astype("<f4", copy=False).tobytes()).hexdigest()
 
 
-def source_sha256(scheme: Scheme) -> str:
-    """SHA-256 of the file that the scheme's function stands in; of a notebook's, of its text.
+def source_sha256(function: Callable[..., object]) -> str:
+    """SHA-256 of the file that a scheme's or a model's function stands in.
 
-    ``unknown`` where Python does not know it.
+    Of a notebook's, of its text; ``unknown`` where Python does not know it.
     """
-    function = inspect.unwrap(scheme.signature)
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
     try:
         if function.__module__ == NOTEBOOK:
             content = inspect.getsource(function).encode()

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from initflow.core.configurations import ADDED, TrainConfig
+from initflow.core.configurations import ADDED, MLP, TrainConfig
 from initflow.core.kinds import MAX_CLASSES, MAX_FEATURES
 from initflow.errors import ReplayError, SettingError, first_line
 from initflow.experiments.replay.provenance import (
@@ -27,6 +26,7 @@ from initflow.experiments.replay.provenance import (
     TRACE,
     WEIGHTS,
     Evidence,
+    ModelProvenance,
     Provenance,
     losses_sha256,
 )
@@ -36,6 +36,7 @@ OUTCOMES = ("finished", "diverged", "pruned")
 LARGEST = 2**22  # bytes of a replay.json
 HEADER = 2**20  # bytes of what stands before the numbers of a safetensors file
 OLD_CLASSES = 10  # of all sets, before it was recorded how many
+MAX_NUMBERS = 2**28  # of all tensors of a network
 SHOWN = 100  # letters of a value that is wrong
 MAX_COUNT = 2**53  # that JSON holds exactly
 DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
@@ -64,7 +65,7 @@ def gathered(read_file: Read, where: str) -> Evidence:
         raise ReplayError(f"{where}: {TRACE} has a loss that is not finite")
     _check(losses_sha256(losses), provenance.losses, f"{where}: the losses in {TRACE}")
 
-    of_network = _shapes(provenance.widths)
+    of_network = provenance.shapes
     size = HEADER + 8 * sum(map(math.prod, of_network.values()))
     weights = read_file(WEIGHTS, size)
     if weights is None:
@@ -88,16 +89,6 @@ def _check(found: str, stated: str, what: str) -> None:
             f"{what} have the SHA-256 {found[:12]}…, but {REPLAY} states {stated[:12]}…: one of "
             "the two was changed"
         )
-
-
-def _shapes(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Of every tensor of a network of ``widths``, in the order in which they are hashed."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    names = model.layer_names(len(widths) - 1)
-    for name, (fan_in, fan_out) in zip(names, pairwise(widths), strict=True):
-        shapes[f"{name}.weight"] = (fan_out, fan_in)
-        shapes[f"{name}.bias"] = (fan_out,)
-    return shapes
 
 
 def _tensors(content: bytes, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, Tensor]:
@@ -154,7 +145,10 @@ def read(content: bytes, where: str) -> Provenance:
         final=hashes.text("final_weights", SHA256),
         losses=hashes.text("losses", SHA256),
         environment=parts.take("environment", dict),
+        model=_model(parts) if "model" in parts.values else None,
     )
+    if (provenance.config.model == MLP) != (provenance.model is None):
+        raise parts.odd("model", "there for all models but mlp", provenance.config.model)
     whole, updates = provenance.whole, provenance.updates
     if updates > whole or (provenance.outcome == "finished" and updates < whole):
         raise parts.odd(
@@ -176,6 +170,19 @@ def _shape(of_data: _Parts, pixels: int) -> tuple[int, ...]:
 
 def _classes(of_data: _Parts) -> int:
     return of_data.count("classes", 2, MAX_CLASSES) if "classes" in of_data.values else OLD_CLASSES
+
+
+def _model(parts: _Parts) -> ModelProvenance:
+    part = parts.part("model")
+    shapes = {}
+    for name, shape in part.take("shapes", dict).items():
+        if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
+            raise part.odd("shapes", f"a list of whole numbers for {name[:SHOWN]}", shape)
+        shapes[name] = tuple(shape)
+    if sum(map(math.prod, shapes.values())) > MAX_NUMBERS:
+        raise part.odd("shapes", f"of at most {MAX_NUMBERS:,} numbers in all", "more")
+    source = part.text("source_sha256", re.compile(rf"{SHA256.pattern}|unknown"))
+    return ModelProvenance(part.text("provider"), source, shapes)
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ VERDICTS = IDENTICAL, TOLERABLE, DIFFERENT = "identical", "tolerable", "differen
 EXIT_CODES = {IDENTICAL: 0, DIFFERENT: 1, TOLERABLE: 3}
 # What of the environment does not reach the numbers; packages do not either.
 BESIDE = ("git_commit", "git_tree")
+OF_MODEL = ("provider of the model", "source of the model")
 OF_SCHEME = ("scheme", "provider of the scheme", "source of the scheme")
 # Measured in docs/verifying.md.
 SHADOWS = 4
@@ -134,7 +135,8 @@ def replay(
         rounding = None
         if causes and not _is_identical(evidence, record):
             rounding = _rounding(record, past, splits, progress)
-    return _judged(evidence, record, rounding, [*_of_scheme(past, scheme), *found], causes)
+    others = [*_of_scheme(past, scheme), *_of_model(past, record)]
+    return _judged(evidence, record, rounding, [*others, *found], causes)
 
 
 def _check_data(past: Provenance, splits: Splits) -> None:
@@ -174,10 +176,21 @@ def _of_scheme(past: Provenance, scheme: Scheme) -> list[Change]:
     """What is different of a scheme that does not come with initflow, whose source is a fact."""
     if past.provider == scheme.provider == BUILT_IN and past.spec == scheme.spec:
         return []
-    now = scheme.spec, scheme.provider, provenance.source_sha256(scheme)
+    now = scheme.spec, scheme.provider, provenance.source_sha256(scheme.signature)
     then = past.spec, past.provider, past.source
     then_and_now = dict(zip(OF_SCHEME, zip(then, now, strict=True), strict=True))
     return [Change(what, *both) for what, both in then_and_now.items() if both[0] != both[1]]
+
+
+def _of_model(past: Provenance, record: Record) -> list[Change]:
+    """What is different of a model that does not come with initflow."""
+    now = provenance.of_model(record.initial)
+    if not (past.model and now) or past.model.provider == now.provider == BUILT_IN:
+        return []
+    both = zip(
+        OF_MODEL, (past.model.provider, past.model.source), (now.provider, now.source), strict=True
+    )
+    return [Change(what, then, is_now) for what, then, is_now in both if then != is_now]
 
 
 def _causes(past: Provenance, differences: Sequence[Change]) -> list[str]:
@@ -239,10 +252,11 @@ def _rounding(record: Record, past: Provenance, splits: Splits, progress: Progre
 
 def _shadow(record: Record, number: int) -> Record:
     """A network whose every initial number is next to that of ``record``."""
-    initial = record.initial.copy_to("cpu")
     stream = generator(record.config.seed, f"shadow/{number}")
-    noise = torch.rand(initial.flat.shape, generator=stream).mul_(2).sub_(1)
-    initial.flat.mul_(1 + DISTANCE * noise)
+    initial = record.initial.copy()
+    for tensor in initial.state().values():
+        noise = torch.rand(tensor.shape, generator=stream).mul_(2).sub_(1)
+        tensor.mul_(1 + DISTANCE * noise)
     return Record(config=record.config, scheme=record.scheme, initial=initial)
 
 
@@ -297,7 +311,7 @@ def sentence(found: Replay, what: str) -> str:
             if found.causes
             else "though nothing that rounds differently has changed"
         )
-        other = [d.what for d in found.differences if d.what in OF_SCHEME]
+        other = [d.what for d in found.differences if d.what in (*OF_SCHEME, *OF_MODEL)]
         if other:
             why += f"; not as it was: {', '.join(other)}"
         return f"Different: {what} does not come out as it was: {differs}, {why}."

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from initflow.core import machine
 from initflow.core.configurations import ADDED, TrainConfig, TuneConfig
-from initflow.core.kinds import format_shape
 from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.experiments.tuning.studies import Study
@@ -18,7 +17,7 @@ from initflow.reporting.formats import counted
 from initflow.reporting.seed_statistics import Cell
 from initflow.reporting.trials import in_words
 from initflow.tracking import connection, runs
-from initflow.training import cache, datasets, trainer
+from initflow.training import cache, datasets, modules, trainer
 
 LONGEST = 50  # characters of a data set in a study's name
 SHARE = 6  # one of so many training images is held out, 10,000 of MNIST's
@@ -30,6 +29,10 @@ OBJECTIVE = (
     "gamma_low",
     "gamma_high",
     "activation",
+    "model",
+    "channels",
+    "kernel",
+    "pool",
     "dataset",
     "hidden",
     "epochs",
@@ -47,6 +50,7 @@ OBJECTIVE = (
     "eval_every",
     "seed",
 )
+NOT_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")  # letters that a study's name has not
 STUDY_ID = "initflow.study_id"  # a tag: names may be the same elsewhere, these are not
 CHOICE = ("sampler", "pruner", "batch")  # how a study goes about it, which may change on the way
 
@@ -101,9 +105,9 @@ class Plan:
     @property
     def title(self) -> str:
         config = self.config
-        shape = format_shape(datasets.widths(self.pixels, config.hidden, self.classes))
-        on = datasets.title(config.dataset)
-        return f"{shape} networks with {config.activation} on {on}"
+        shape = modules.title(config, self.pixels, self.classes)
+        activation = f" with {config.activation}" if config.has("activation") else ""
+        return f"{shape} networks{activation} on {datasets.title(config.dataset)}"
 
     @property
     def summary(self) -> str:
@@ -147,7 +151,7 @@ def of(config: TuneConfig) -> Plan:
         if named.get(name) == ADDED[name]:
             del named[name]
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
-    study = config.study or f"{_named(config.dataset)}-{config.activation}-{digest}"
+    study = config.study or f"{_named(config.dataset)}-{_named(config.kind)}-{digest}"
     return Plan(
         config,
         validation,

@@ -57,7 +57,7 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
         workers.worker_pool(config.backend, config.workers, config.threads) as pool,
         storages.locked(plan.storage, plan.study),
     ):
-        cache.check_elsewhere(schemes.values(), pool)
+        cache.check_elsewhere(schemes.values(), pool, config.model)
         cache.check_data_elsewhere(config.dataset, pool)
         of_cells, on = _opened(plan, schemes), datasets.title(config.dataset)
         progress("looking for what an earlier process left", 0, 1)
@@ -68,7 +68,7 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
                 config,
                 cache.splits(plan.trial(config.inits[0])),
                 _resolved(plan, pool),
-                name=f"tune {config.activation} {on} {len(schemes)} schemes",
+                name=f"tune {config.kind} {on} {len(schemes)} schemes",
                 summary=plan.summary,
                 experiment=experiment,
                 tags=plan.tags("study", *of_cells.values()),
@@ -162,7 +162,7 @@ def _opened(plan: Plan, schemes: Mapping[str, Scheme]) -> dict[Cell, Study]:
     settings: dict[Cell, Mapping[str, str]] = {}
     for init, scheme in schemes.items():
         start(plan.trial(init), scheme, cache.splits(plan.trial(init)))
-        cell = Cell(scheme.spec, config.activation)
+        cell = Cell(scheme.spec, config.kind)
         settings[cell] = {**plan.described, "scheme": f"{scheme.spec} ({scheme.provider})"}
         studies.check(plan.search(cell), settings[cell])
     first = plan.untuned_setting

@@ -10,7 +10,6 @@ from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
 from initflow.diagnostics import measure
 from initflow.diagnostics.reading import read
-from initflow.diagnostics.record import start
 from initflow.experiments.network_run import start_tags
 from initflow.experiments.public import public
 from initflow.experiments.untrained import own_model
@@ -44,11 +43,18 @@ def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
     schemes = {scheme.spec: scheme for scheme in found}
     cells = [Cell(init, activation) for init in schemes for activation in config.activations]
     splits = datasets.load(config.network(*cells[0]))
-    shape = format_shape(datasets.widths(splits.pixels, config.hidden, splits.classes))
+    shape = format_shape(datasets.widths(splits.pixels, config.widths, splits.classes))
     probe = measure.probe(splits.train, config.probe).to(torch.device(device))
 
     def initialized(cell: Cell) -> model.Parameters:
-        return start(config.network(*cell), schemes[cell.init], splits).initial
+        return model.initialize(
+            datasets.widths(splits.pixels, config.widths, splits.classes),
+            schemes[cell.init],
+            ACTIVATIONS[cell.activation],
+            bias_init=config.bias_init,
+            seed=config.seed,
+            data=splits.train,
+        )
 
     def network(cell: Cell) -> Network:
         scheme, initial = schemes[cell.init], initialized(cell)

@@ -143,7 +143,10 @@ def diagnosed(
 
 
 def _of_model(networks: Mapping[Cell, tuple[Prediction, Signals]], title: str) -> Figure:
-    of_schemes = {cell.init: network for cell, network in networks.items()}
+    kinds = {cell.activation for cell in networks}
+    of_schemes = {
+        cell.init if len(kinds) == 1 else str(cell): network for cell, network in networks.items()
+    }
     return model_figures.schemes_by_layer(of_schemes, title)
 
 

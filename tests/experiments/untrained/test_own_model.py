@@ -89,7 +89,7 @@ def test_schemes_side_by_side_on_images(place, tmp_path):
         for run in mlflow.search_runs(output_format="list", search_all_experiments=True)
     }
     assert len(runs) == 4
-    run = runs[f"auto Sequential {place('cnn')}"]
+    run = runs["auto Sequential mine.py:cnn"]
     assert run.data.tags["initflow.model"] == place("cnn")
     assert run.data.tags["initflow.model_provider"].startswith(f"{tmp_path}/mine.py sha256:")
     assert run.data.tags["initflow.verdict.forward"] == "stable"
@@ -187,7 +187,9 @@ def test_a_function_itself(monkeypatch, store):
     monkeypatch.setattr(build_it, "__module__", "__main__")
     found = inf.diagnose(model=build_it, inits="he", **SMALL)
     assert found.config.model == "__main__:build_it"
-    with pytest.raises(SettingError, match="model must be mlp, or the function that builds"):
+    with pytest.raises(
+        SettingError, match="model must be a model's name, or the function that builds"
+    ):
         inf.DiagnoseConfig(model=lambda: nn.Linear(1, 1))
 
 

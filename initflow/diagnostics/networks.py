@@ -1,0 +1,169 @@
+"""The networks of one training, as they are evaluated, observed and read, whatever they are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from initflow.core.configurations import MLP, TrainConfig
+from initflow.diagnostics import inspection, measure, model_reading
+from initflow.diagnostics.measure import Evaluation, Observation
+from initflow.diagnostics.model_reading import Draw
+from initflow.diagnostics.reading import Reading, read
+from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.scheme import Scheme
+from initflow.training import datasets, model, modules
+from initflow.training.model import Parameters
+from initflow.training.module_trainer import ModuleTrainer
+from initflow.training.modules import ModuleNetwork
+from initflow.training.splits import Split, Splits
+from initflow.training.trainer import Recipe, Trainer
+
+Untrained = Parameters | ModuleNetwork  # what a training starts from
+
+
+class Network(ABC):
+    """One network as it stands: looking at it changes nothing."""
+
+    @abstractmethod
+    def evaluate(self, split: Split) -> Evaluation:
+        """Its loss and accuracy over ``split``."""
+
+    @abstractmethod
+    def observe(self, probe: Split) -> Observation:
+        """What passes through it on ``probe``."""
+
+    @abstractmethod
+    def read(self, probe: Split) -> Reading:
+        """What was measured of it, untrained, beside what theory predicts."""
+
+    @abstractmethod
+    def state(self) -> Mapping[str, Tensor]:
+        """Its tensors by name, on the CPU."""
+
+
+@dataclass(frozen=True)
+class FeedForward(Network):
+    """One of a stack, with ``parameters`` (a stack of one)."""
+
+    parameters: Parameters
+    config: TrainConfig
+    scheme: Scheme
+
+    def evaluate(self, split: Split) -> Evaluation:
+        return measure.evaluate(self.parameters, ACTIVATIONS[self.config.activation], split)[0]
+
+    def observe(self, probe: Split) -> Observation:
+        return measure.observe(self.parameters, ACTIVATIONS[self.config.activation], probe)[0]
+
+    def read(self, probe: Split) -> Reading:
+        activation, bias_init = ACTIVATIONS[self.config.activation], self.config.bias_init
+        return read(self.parameters, self.scheme, activation, bias_init, probe)
+
+    def state(self) -> Mapping[str, Tensor]:
+        return self.parameters.copy_to("cpu").state()
+
+
+@dataclass(frozen=True)
+class Module(Network):
+    """One that is any module."""
+
+    network: ModuleNetwork
+    config: TrainConfig
+    scheme: Scheme
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """In evaluation mode, as a test is."""
+        loss, correct = 0.0, 0
+        both = self.network.images(split), split.labels
+        parts = zip(*(torch.split(of_all, measure.CHUNK) for of_all in both), strict=True)
+        with torch.no_grad(), modules.evaluating(self.network.module):
+            for images, labels in parts:
+                logits = self.network.module(images)
+                loss += len(labels) * functional.cross_entropy(logits, labels).item()
+                correct += int((logits.argmax(1) == labels).sum())
+        return Evaluation(loss / len(split), correct / len(split))
+
+    def observe(self, probe: Split) -> Observation:
+        signals = inspection.inspect(
+            self.network.module, self._batch(probe), functional.cross_entropy
+        )
+        return Observation(signals, [], torch.empty(0))
+
+    def read(self, probe: Split) -> Reading:
+        """Without a band, which further draws would take: a diagnosis has it."""
+        draw = Draw(self.network.module, self.network.stated)
+        return model_reading.read(
+            lambda _: draw,
+            self._batch(probe),
+            functional.cross_entropy,
+            seed=self.config.seed,
+            draws=0,
+            scheme=self.scheme.name,
+        ).reading
+
+    def _batch(self, probe: Split) -> tuple[Tensor, Tensor]:
+        return self.network.images(probe), probe.labels
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {name: x.cpu().clone() for name, x in self.network.state().items()}
+
+
+class Networks(ABC):
+    """Those of one training by their places in it, and what trains them."""
+
+    trainer: Trainer | ModuleTrainer
+
+    @abstractmethod
+    def network(self, member: int) -> Network:
+        """The one at this place, as it is now."""
+
+
+class Stack(Networks):
+    """Feed-forward networks that train as one."""
+
+    def __init__(
+        self,
+        starts: Sequence[Parameters],
+        configs: Sequence[TrainConfig],
+        schemes: Sequence[Scheme],
+        data: Split,
+    ) -> None:
+        self._stack = Parameters.stack(starts, str(data.images.device))
+        self._of = list(zip(configs, schemes, strict=True))
+        self.trainer = Trainer(self._stack, [Recipe.of(config) for config in configs], data)
+
+    def network(self, member: int) -> Network:
+        return FeedForward(self._stack.member(member), *self._of[member])
+
+
+class OneModule(Networks):
+    """A module that trains by itself."""
+
+    def __init__(
+        self, start: ModuleNetwork, config: TrainConfig, scheme: Scheme, data: Split
+    ) -> None:
+        self.trainer = ModuleTrainer(start, Recipe.of(config), data)
+        self._network = Module(self.trainer.network, config, scheme)
+
+    def network(self, _member: int) -> Network:
+        return self._network
+
+
+def initialize(config: TrainConfig, scheme: Scheme, splits: Splits) -> Untrained:
+    """The untrained network of ``config`` under ``scheme``, on the CPU."""
+    if config.model != MLP:
+        return modules.initialize(config, scheme, splits)
+    return model.initialize(
+        datasets.widths(splits.pixels, config.hidden, splits.classes),
+        scheme,
+        ACTIVATIONS[config.activation],
+        bias_init=config.bias_init,
+        seed=config.seed,
+        data=splits.train,
+    )
