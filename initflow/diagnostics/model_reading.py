@@ -7,6 +7,7 @@ where there is a rule for all that the model does on the way.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +18,23 @@ from torch import Tensor, nn
 
 from initflow.diagnostics import inspection
 from initflow.diagnostics.reading import Reading
+from initflow.diagnostics.signals import ByTime
 from initflow.diagnostics.verdict import advice_for_model, judge
 from initflow.models import batches, places, weights
 from initflow.models.building import Loss
 from initflow.models.graph import Node
 from initflow.models.moments import expectations
 from initflow.models.moments.forward import own_moments
-from initflow.models.moments.rules import NoRuleError
+from initflow.models.moments.rules import ALL, NoRuleError
 from initflow.models.weights import Matrix
+from initflow.theory import recurrent
 from initflow.theory.draws import band
 from initflow.theory.prediction import Interval, Prediction
 
 FORWARD, BACKWARD = "preactivation_second_moment", "gradient_second_moment"
 QUANTITIES = {"forward": FORWARD, "backward": BACKWARD}
+HIDDEN, HIDDEN_GRADIENT = "hidden_second_moment", "hidden_gradient_second_moment"
+SEQUENCES = 32  # of a batch, that go through recurrent layers: each has other inputs at a time step
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,12 @@ def read(
             values = [one.layers.get(layer, {}).get(quantity, math.nan) for one in further]
             predicted[quantity].append(_interval(expected, values))
     verdict = judge(signals, _input_variance(batch), theory.saturating())
+    by_time = theory.by_time(signals.by_time)
     # What the rules have computed is gigabytes, in objects that refer to each other.
     del theory
     gc.collect()
     said = advice_for_model(verdict, scheme)
-    reading = Reading(signals, predicted, None, verdict, said, ())
+    reading = Reading(signals, predicted, None, verdict, said, (), by_time)
     return ModelReading(draw.model, reading, unpredicted)
 
 
@@ -114,7 +120,8 @@ class _Theory:
     ) -> None:
         model = weights.unwrapped(draw.model)
         found = weights.of(model)
-        few = batches.given(model, expectations.first(batch))
+        images = SEQUENCES if _is_recurrent(model) else expectations.IMAGES
+        few = batches.given(model, expectations.first(batch, images))
         self._structure = places.Structure.of(model, found.every, few)
         self._stated, self._mean_squares = draw.stated, mean_squares
         self._root = type(model).__name__.lower()
@@ -140,6 +147,9 @@ class _Theory:
         assert side is not None
         values = []
         for node, matrix in self._nodes[layer]:
+            if node.function in recurrent.GATES:
+                values.append(self._of_gate(quantity, node, matrix))
+                continue
             if node.shape is None:
                 raise NoRuleError(f"no rule for {node.function} in {node.module}")
             moments = side.moment(node).expand(node.shape)
@@ -148,12 +158,52 @@ class _Theory:
             values.append(float(moments.mean().item()))
         return sum(values) / len(values)
 
+    def _of_gate(self, quantity: str, node: Node, matrix: Matrix) -> float:
+        """The mean over all sequences and time steps."""
+        if quantity == FORWARD:
+            gates = self._theory.forward_through_time(node)[self._number(node, matrix)]
+        else:
+            gates = self._theory.backward_through_time(node)[self._number(node, matrix)]
+        return gates.preactivations[matrix.part[0] // matrix.fan_out].mean().item()
+
+    def _number(self, node: Node, matrix: Matrix) -> int:
+        """Of a matrix's layer among those of a recurrent module."""
+        layers = dict.fromkeys(each.layer for each in self._structure.products[node])
+        return list(layers).index(matrix.layer)
+
+    def by_time(self, measured: ByTime) -> dict[str, dict[str, list[float | None]]]:
+        """What there is a rule for of the series that were measured."""
+        nodes = {
+            matrix.layer: (node, matrix)
+            for its in self._nodes.values()
+            for node, matrix in its
+            if node.function in recurrent.GATES
+        }
+        found: dict[str, dict[str, list[float | None]]] = {}
+        for layer, (node, matrix) in nodes.items():
+            number = self._number(node, matrix)
+            with contextlib.suppress(NoRuleError):
+                hidden = self._theory.forward_through_time(node)[number].hidden
+                series = {HIDDEN: hidden.diagonal(dim1=1, dim2=2)}
+                with contextlib.suppress(NoRuleError):
+                    series[HIDDEN_GRADIENT] = self._theory.backward_through_time(node)[number].hidden
+                found[layer] = {
+                    quantity: values.mean(0).tolist()
+                    for quantity, values in series.items()
+                    if values.shape[1] == len(measured.get(layer, {}).get(quantity, ()))
+                }
+        return {layer: series for layer, series in found.items() if series}
+
     def _weight_moments(
-        self, node: Node, weight: Tensor, bias: Tensor | None
+        self, node: Node, weight: Tensor, bias: Tensor | None, rows: slice = ALL
     ) -> tuple[float, float]:
         """As the scheme states them or, where it does not, the mean over all draws."""
-        own = own_moments(node, weight, bias)
+        own = own_moments(node, weight, bias, rows)
         matrices = self._structure.products.get(node, ())
+        if rows != ALL:
+            matrices = [
+                m for m in matrices if m.slot.originals[0] is weight and slice(*m.part) == rows
+            ]
         variances = [self._variance(matrix) for matrix in matrices]
         of_bias = [self._mean_squares.get(m.bias.name, own[1]) for m in matrices if m.bias]
         if bias is None or not of_bias:
@@ -175,6 +225,10 @@ class _Theory:
             for layer, functions in followed.items()
             if any(f and f.activation and f.activation.saturates for f in functions)
         }
+
+
+def _is_recurrent(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
 def _mean_squares(draw: Draw) -> dict[str, float]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from initflow.core import machine
 from initflow.diagnostics import measure
-from initflow.diagnostics.signals import QUANTITIES, Signals
+from initflow.diagnostics.signals import BY_TIME, QUANTITIES, ByTime, Signals, some_times
 from initflow.diagnostics.verdict import Verdict, advice, judge
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Scheme, places
@@ -27,7 +27,8 @@ class Reading:
     """What was read of one network.
 
     ``mean_field`` is that of the middle hidden layer, where all are alike; ``preactivations`` are
-    (n, units) a layer.
+    (n, units) a layer. ``by_time`` is what is predicted of the hidden states of recurrent layers,
+    as :attr:`Signals.by_time` has what was measured; it has those of which there is a prediction.
     """
 
     signals: Signals
@@ -36,6 +37,7 @@ class Reading:
     verdict: Verdict
     advice: str
     preactivations: Sequence[Tensor]
+    by_time: ByTime = field(default_factory=dict)
 
     def by_layer(self) -> dict[str, dict[str, Interval]]:
         """What is predicted of each quantity, by the layer's name."""
@@ -46,11 +48,16 @@ class Reading:
 
     def metrics(self) -> dict[str, float]:
         """The predicted values by metric key, ``predicted_quantity/layer``, where finite."""
-        return {
+        by_layer = {
             f"predicted_{quantity}/{layer}": interval.expected
             for quantity, intervals in self.by_layer().items()
             for layer, interval in intervals.items()
             if math.isfinite(interval.expected)
+        }
+        return by_layer | {
+            f"predicted_{quantity}/{layer}": value
+            for layer, values in some_times(self.by_time).items()
+            for quantity, value in values.items()
         }
 
     def outside(self) -> dict[str, list[str]]:
@@ -117,19 +124,34 @@ def layers_of(
 def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[str, Any]:
     """All of it as plain values; what is not a finite number is text, or left out."""
     return {
-        "quantities": dict(QUANTITIES),
+        "quantities": QUANTITIES | (BY_TIME if reading.signals.by_time else {}),
         "verdict": dataclasses.asdict(reading.verdict) | {"advice": reading.advice},
         "mean_field": reading.mean_field and _finite(reading.mean_field),
         "predicted": {
             quantity: {layer: _finite(interval) for layer, interval in intervals.items()}
             for quantity, intervals in reading.by_layer().items()
         },
+        **_by_time("predicted_by_time", reading.by_time),
         "outside_the_band": reading.outside(),
         "measured": [
-            {"step": step, "layers": dict(signals.layers), "nonfinite": dict(signals.nonfinite)}
+            {
+                "step": step,
+                "layers": dict(signals.layers),
+                "nonfinite": dict(signals.nonfinite),
+                **_by_time("by_time", signals.by_time),
+            }
             for step, signals in history
         ],
     }
+
+
+def _by_time(name: str, by_time: ByTime) -> dict[str, Any]:
+    """Nothing where there are no recurrent layers."""
+    series = {
+        layer: {quantity: list(values) for quantity, values in its.items()}
+        for layer, its in by_time.items()
+    }
+    return {name: series} if series else {}
 
 
 def _finite(numbers: MeanField | Interval) -> dict[str, float | str]:

@@ -62,6 +62,8 @@ BY_TIME = {
     "hidden_gradient_second_moment": "mean square of the loss's gradient by the hidden state",
 }
 TIMES = 8  # as many time steps at most have metrics
+# The quantities of each recurrent layer, a value for each time step, or None.
+ByTime = Mapping[str, Mapping[str, Sequence[float | None]]]
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ class Signals:
     nonfinite: Mapping[str, int]
     sizes: Mapping[str, Size] = field(default_factory=dict)
     not_measured: Mapping[str, str] = field(default_factory=dict)
-    by_time: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
+    by_time: ByTime = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Every value by its metric key, ``quantity/layer``."""
@@ -325,21 +327,28 @@ class Signals:
         These go by how much of the sequence is over in percent, which holds for sequences of any
         length: ``lstm.l0.time_000`` is the first step, ``lstm.l0.time_100`` the last.
         """
-        found = {layer: dict(values) for layer, values in self.layers.items()}
-        for layer, series in self.by_time.items():
-            n = max(map(len, series.values()), default=0)
-            chosen = min(n, TIMES)
-            for at in range(chosen):
-                done = at / max(chosen - 1, 1)
-                time = round(done * (n - 1))
-                values = {quantity: of[time] for quantity, of in series.items()}
-                there = {q: value for q, value in values.items() if value is not None}
-                found[f"{layer}.time_{round(100 * done):03}"] = there
-        return found
+        return {layer: dict(values) for layer, values in self.layers.items()} | some_times(
+            self.by_time
+        )
 
     def by_layer(self, quantity: str) -> list[float | None]:
         """One quantity through the layers that have it measured; None where it is missing."""
         return [values.get(quantity) for values in self.layers.values()]
+
+
+def some_times(by_time: ByTime) -> dict[str, dict[str, float]]:
+    """The values at some time steps, evenly chosen, where they are numbers."""
+    found: dict[str, dict[str, float]] = {}
+    for layer, series in by_time.items():
+        n = max(map(len, series.values()), default=0)
+        chosen = min(n, TIMES)
+        for at in range(chosen):
+            done = at / max(chosen - 1, 1)
+            time = round(done * (n - 1))
+            values = {quantity: of[time] for quantity, of in series.items()}
+            there = {q: value for q, value in values.items() if value is not None}
+            found[f"{layer}.time_{round(100 * done):03}"] = there
+    return found
 
 
 def signals(layers: Mapping[str, Layer], hidden: Mapping[str, Hidden] | None = None) -> Signals:

@@ -6,7 +6,7 @@ output, by the name of its module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from initflow.models import batches, graph
 from initflow.models.graph import Graph, Node
 from initflow.models.moments import operations
 from initflow.models.moments.backward import GradientMoments
-from initflow.models.moments.forward import Moments, WeightMoments, own_moments
-from initflow.models.moments.rules import NoRuleError
+from initflow.models.moments.forward import Moments, own_moments
+from initflow.models.moments.rules import NoRuleError, WeightMoments, of
+from initflow.theory import recurrent
 
 IMAGES = 8  # of a batch, which are gone by: more cost time, and change little
 
@@ -53,6 +54,17 @@ class Theory:
         if self.backward is None:
             return LayerExpectation(forward, Expected(None, "no gradient by the outputs was given"))
         return LayerExpectation(forward, _expected(node, self.backward.moment))
+
+    def forward_through_time(self, node: Node) -> Sequence[recurrent.Forward]:
+        """Of each layer of a recurrent kernel; a :class:`NoRuleError` where there is no rule."""
+        with of(node):
+            return self.forward.recurring.forward(self.forward, node)
+
+    def backward_through_time(self, node: Node) -> Sequence[recurrent.Backward]:
+        """The same of the gradient, which must be given at the outputs."""
+        assert self.backward is not None
+        with of(node):
+            return self.forward.recurring.backward(self.backward, node)
 
     def of_layers(self) -> Mapping[str, LayerExpectation]:
         found: dict[str, list[LayerExpectation]] = {}

@@ -23,12 +23,20 @@ from initflow.models.moments.max_pooling import Maximum
 from initflow.models.moments.normalizing import Normalized, Reset
 from initflow.models.moments.offsets import Offset
 from initflow.models.moments.rearranging import Rearranged, called
-from initflow.models.moments.rules import NoRuleError, PairMoments, Rule, said, shape_of
+from initflow.models.moments.recurring import Recurring, is_recurrent
+from initflow.models.moments.rules import (
+    ALL,
+    NoRuleError,
+    PairMoments,
+    Rule,
+    WeightMoments,
+    said,
+    shape_of,
+)
 from initflow.models.moments.weighted import Convolution, Embedding, Linear
 from initflow.theory.normal_samples import weighted_samples
 
 _Values = Mapping[Node, Tensor]
-WeightMoments = Callable[[Node, Tensor, Tensor | None], tuple[float, float]]
 ENTRIES = 2**20  # of samples of a map, with between the fewest and the most of them
 FEWEST, MOST = 256, 1024
 TINY = 1e-300
@@ -36,10 +44,12 @@ LEARNED = 8  # entries along the last axis, from which on a learned tensor is ta
 RANDOM = ("bernoulli", "multinomial", "rand_like", "randn_like", "rrelu", "gumbel_softmax")
 
 
-def own_moments(_node: Node, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:
-    """Mean squares of a weight's and a bias's own entries."""
+def own_moments(
+    _node: Node, weight: Tensor, bias: Tensor | None, rows: slice = ALL
+) -> tuple[float, float]:
+    """Mean squares of a weight's own entries, in some of its ``rows``, and of a bias's."""
     of_bias = 0.0 if bias is None else bias.detach().double().square().mean().item()
-    return weight.detach().double().square().mean().item(), of_bias
+    return weight.detach()[rows].double().square().mean().item(), of_bias
 
 
 class Moments(PairMoments):
@@ -57,6 +67,7 @@ class Moments(PairMoments):
         self._linear, self._convolution, self._embedding = Linear(), Convolution(), Embedding()
         self._rearranged, self._averaged, self.maximum = Rearranged(), Averaged(), Maximum()
         self._normalized, self._reset = Normalized(), Reset()
+        self.recurring = Recurring(lambda whole: graph.users[whole])
         self.attention = attention.Attention(lambda node: attention.parts(node, self))
 
     def _moment(self, node: Node, offset: Offset) -> Tensor:
@@ -132,6 +143,8 @@ class Moments(PairMoments):
         function = node.function
         if operations.is_weighted(node):
             return self._of_weighted(function)
+        if is_recurrent(node):
+            return self.recurring
         if function in normalizing.NORMALIZING:
             return self._of_normalization(node)
         if operations.rearranges(node):

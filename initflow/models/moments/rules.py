@@ -21,6 +21,20 @@ from initflow.models.moments import offsets
 from initflow.models.moments.offsets import Offset
 
 
+ALL = slice(None)
+
+
+class WeightMoments(Protocol):
+    """Gives the mean squares of the entries of a node's weight and bias.
+
+    Where several matrices are packed into one weight, of the ``rows`` of one of them.
+    """
+
+    def __call__(
+        self, node: Node, weight: Tensor, bias: Tensor | None, rows: slice = ALL, /
+    ) -> tuple[float, float]: ...
+
+
 class NoRuleError(Exception):
     """Why there is no prediction, in a few words."""
 
@@ -76,9 +90,8 @@ class Forward(Protocol):
 
     def known(self, node: Node) -> Tensor | None: ...
 
-    def weight_moments(
-        self, node: Node, weight: Tensor, bias: Tensor | None
-    ) -> tuple[float, float]: ...
+    @property
+    def weight_moments(self) -> WeightMoments: ...
 
     def heads(self, node: Node) -> Sequence[Node]: ...
 
