@@ -31,6 +31,7 @@ from bench.architectures import ARCHITECTURES, Architecture
 from initflow.models import batches, graph
 from initflow.models.graph import Graph, Node
 from initflow.models.moments.expectations import theory
+from initflow.models.moments.rules import ALL
 
 SEEDS = 50
 SAME = 1e-4  # of two measurements of one place
@@ -67,9 +68,11 @@ def compared(one: Architecture, batch: Tensor) -> Errors:
     recorded = graph.of_batch(model, batches.given(model, batch))
     variances = {key: statistics.mean(each) for key, each in drawn.variances.items()}
 
-    def moments(_node: Node, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:
+    def moments(
+        _node: Node, weight: Tensor, bias: Tensor | None, rows: slice = ALL
+    ) -> tuple[float, float]:
         of_bias = 0.0 if bias is None else bias.square().mean().item()
-        return variances.get(id(weight), weight.square().mean().item()), of_bias
+        return variances.get(id(weight), weight[rows].square().mean().item()), of_bias
 
     expected = theory(recorded, weight_moments=moments)
     nodes = _tensors(recorded)

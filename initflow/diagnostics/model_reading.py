@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from initflow.diagnostics import inspection
 from initflow.diagnostics.reading import Reading
-from initflow.diagnostics.signals import ByTime
+from initflow.diagnostics.signals import Signals
 from initflow.diagnostics.verdict import advice_for_model, judge
 from initflow.models import batches, places, weights
 from initflow.models.building import Loss
@@ -34,7 +34,8 @@ from initflow.theory.prediction import Interval, Prediction
 FORWARD, BACKWARD = "preactivation_second_moment", "gradient_second_moment"
 QUANTITIES = {"forward": FORWARD, "backward": BACKWARD}
 HIDDEN, HIDDEN_GRADIENT = "hidden_second_moment", "hidden_gradient_second_moment"
-SEQUENCES = 32  # of a batch, that go through recurrent layers: each has other inputs at a time step
+SEQUENCES = 64  # of a batch, at most, where there are recurrent layers
+TIME_STEPS = 2**11  # of all of these, where they are long
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def read(
         measured.append(inspection.inspect(draw.model, batch, loss))
         sizes.append(_mean_squares(draw))
     *further, signals = measured
-    theory = _Theory(draw, batch, loss, {name: _mean(sizes, name) for name in sizes[0]})
+    of_weights = {name: _mean(sizes, name) for name in sizes[0]}
+    theory = _Theory(draw, batch, loss, of_weights, _sequences(signals))
     predicted: Prediction = {}
     unpredicted: dict[str, dict[str, str]] = {}
     for way, quantity in QUANTITIES.items():
@@ -98,7 +100,13 @@ def read(
             values = [one.layers.get(layer, {}).get(quantity, math.nan) for one in further]
             predicted[quantity].append(_interval(expected, values))
     verdict = judge(signals, _input_variance(batch), theory.saturating())
-    by_time = theory.by_time(signals.by_time)
+    by_time = {
+        layer: {
+            quantity: _intervals(theory.by_time(quantity, layer), layer, quantity, measured)
+            for quantity in series
+        }
+        for layer, series in signals.by_time.items()
+    }
     # What the rules have computed is gigabytes, in objects that refer to each other.
     del theory
     gc.collect()
@@ -112,15 +120,31 @@ def _interval(expected: float, values: Sequence[float]) -> Interval:
     return replace(of_draws, expected=expected)
 
 
+def _intervals(
+    expected: Sequence[float], layer: str, quantity: str, measured: Sequence[Signals]
+) -> list[Interval]:
+    """Of each time step; all but the last of what was ``measured`` are further draws."""
+    *further, own = (signals.by_time.get(layer, {}).get(quantity, ()) for signals in measured)
+    if len(expected) != len(own):  # of several calls, for one
+        expected = [math.nan] * len(own)
+    numbers = [[math.nan if x is None else x for x in values] for values in further]
+    of_times = zip(*numbers, strict=True) if numbers else [()] * len(own)
+    return [_interval(value, of_one) for value, of_one in zip(expected, of_times, strict=True)]
+
+
 class _Theory:
     """What is expected of the layers of a model, by the names that they have when measured."""
 
     def __init__(
-        self, draw: Draw, batch: object, loss: Loss, mean_squares: Mapping[str, float]
+        self,
+        draw: Draw,
+        batch: object,
+        loss: Loss,
+        mean_squares: Mapping[str, float],
+        images: int,
     ) -> None:
         model = weights.unwrapped(draw.model)
         found = weights.of(model)
-        images = SEQUENCES if _is_recurrent(model) else expectations.IMAGES
         few = batches.given(model, expectations.first(batch, images))
         self._structure = places.Structure.of(model, found.every, few)
         self._stated, self._mean_squares = draw.stated, mean_squares
@@ -160,39 +184,40 @@ class _Theory:
 
     def _of_gate(self, quantity: str, node: Node, matrix: Matrix) -> float:
         """The mean over all sequences and time steps."""
-        if quantity == FORWARD:
-            gates = self._theory.forward_through_time(node)[self._number(node, matrix)]
-        else:
-            gates = self._theory.backward_through_time(node)[self._number(node, matrix)]
-        return gates.preactivations[matrix.part[0] // matrix.fan_out].mean().item()
+        theory = self._theory
+        layers: Sequence[recurrent.Forward | recurrent.Backward] = (
+            theory.forward_through_time(node)
+            if quantity == FORWARD
+            else theory.backward_through_time(node)
+        )
+        gates = layers[self._number(node, matrix)].preactivations
+        return gates[matrix.part[0] // matrix.fan_out].mean().item()
 
     def _number(self, node: Node, matrix: Matrix) -> int:
         """Of a matrix's layer among those of a recurrent module."""
         layers = dict.fromkeys(each.layer for each in self._structure.products[node])
         return list(layers).index(matrix.layer)
 
-    def by_time(self, measured: ByTime) -> dict[str, dict[str, list[float | None]]]:
-        """What there is a rule for of the series that were measured."""
-        nodes = {
-            matrix.layer: (node, matrix)
-            for its in self._nodes.values()
-            for node, matrix in its
-            if node.function in recurrent.GATES
-        }
-        found: dict[str, dict[str, list[float | None]]] = {}
-        for layer, (node, matrix) in nodes.items():
-            number = self._number(node, matrix)
-            with contextlib.suppress(NoRuleError):
-                hidden = self._theory.forward_through_time(node)[number].hidden
-                series = {HIDDEN: hidden.diagonal(dim1=1, dim2=2)}
-                with contextlib.suppress(NoRuleError):
-                    series[HIDDEN_GRADIENT] = self._theory.backward_through_time(node)[number].hidden
-                found[layer] = {
-                    quantity: values.mean(0).tolist()
-                    for quantity, values in series.items()
-                    if values.shape[1] == len(measured.get(layer, {}).get(quantity, ()))
-                }
-        return {layer: series for layer, series in found.items() if series}
+    def by_time(self, quantity: str, layer: str) -> list[float]:
+        """The mean over the sequences at each time step; empty where there is no rule."""
+        found = next(
+            ((node, matrix) for node, matrix in self._recurrent if matrix.layer == layer), None
+        )
+        if found is None or quantity not in (HIDDEN, HIDDEN_GRADIENT):
+            return []
+        node, matrix = found
+        number = self._number(node, matrix)
+        with contextlib.suppress(NoRuleError):
+            if quantity == HIDDEN_GRADIENT:
+                return self._theory.backward_through_time(node)[number].hidden.mean(0).tolist()
+            hidden = self._theory.forward_through_time(node)[number].hidden
+            return hidden.diagonal(dim1=1, dim2=2).mean(0).tolist()
+        return []
+
+    @property
+    def _recurrent(self) -> Iterator[tuple[Node, Matrix]]:
+        for its in self._nodes.values():
+            yield from ((n, matrix) for n, matrix in its if n.function in recurrent.GATES)
 
     def _weight_moments(
         self, node: Node, weight: Tensor, bias: Tensor | None, rows: slice = ALL
@@ -227,8 +252,12 @@ class _Theory:
         }
 
 
-def _is_recurrent(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.RNNBase) for module in model.modules())
+def _sequences(signals: Signals) -> int:
+    """How many of a batch are gone by: each sequence has other inputs at a time step."""
+    lengths = [len(values) for its in signals.by_time.values() for values in its.values()]
+    if not lengths:
+        return expectations.IMAGES
+    return max(expectations.IMAGES, min(SEQUENCES, TIME_STEPS // max(lengths)))
 
 
 def _mean_squares(draw: Draw) -> dict[str, float]:

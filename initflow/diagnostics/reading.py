@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from initflow.core import machine
 from initflow.diagnostics import measure
-from initflow.diagnostics.signals import BY_TIME, QUANTITIES, ByTime, Signals, some_times
+from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Signals, some_times
 from initflow.diagnostics.verdict import Verdict, advice, judge
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Scheme, places
 from initflow.theory.infinite_width import MeanField, mean_field
-from initflow.theory.prediction import Ends, Interval, LayerStatistics, Prediction, predict
+from initflow.theory.prediction import (
+    Ends,
+    Interval,
+    LayerStatistics,
+    PredictedByTime,
+    Prediction,
+    predict,
+)
 from initflow.training.model import Parameters, bias_bound
 from initflow.training.splits import Split
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Reading:
 
     ``mean_field`` is that of the middle hidden layer, where all are alike; ``preactivations`` are
     (n, units) a layer. ``by_time`` is what is predicted of the hidden states of recurrent layers,
-    as :attr:`Signals.by_time` has what was measured; it has those of which there is a prediction.
+    for each value of :attr:`Signals.by_time`, where there is a prediction or a band.
     """
 
     signals: Signals
@@ -37,7 +46,7 @@ class Reading:
     verdict: Verdict
     advice: str
     preactivations: Sequence[Tensor]
-    by_time: ByTime = field(default_factory=dict)
+    by_time: PredictedByTime = field(default_factory=dict)
 
     def by_layer(self) -> dict[str, dict[str, Interval]]:
         """What is predicted of each quantity, by the layer's name."""
@@ -54,9 +63,13 @@ class Reading:
             for layer, interval in intervals.items()
             if math.isfinite(interval.expected)
         }
+        by_time = {
+            layer: {quantity: _expected(intervals) for quantity, intervals in its.items()}
+            for layer, its in self.by_time.items()
+        }
         return by_layer | {
             f"predicted_{quantity}/{layer}": value
-            for layer, values in some_times(self.by_time).items()
+            for layer, values in some_times(by_time).items()
             for quantity, value in values.items()
         }
 
@@ -131,27 +144,34 @@ def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[st
             quantity: {layer: _finite(interval) for layer, interval in intervals.items()}
             for quantity, intervals in reading.by_layer().items()
         },
-        **_by_time("predicted_by_time", reading.by_time),
+        **_by_time("predicted_by_time", reading.by_time, _finite),
         "outside_the_band": reading.outside(),
         "measured": [
             {
                 "step": step,
                 "layers": dict(signals.layers),
                 "nonfinite": dict(signals.nonfinite),
-                **_by_time("by_time", signals.by_time),
+                **_by_time("by_time", signals.by_time, lambda value: value),
             }
             for step, signals in history
         ],
     }
 
 
-def _by_time(name: str, by_time: ByTime) -> dict[str, Any]:
+def _by_time(
+    name: str, by_time: Mapping[str, Mapping[str, Sequence[T]]], plain: Callable[[T], object]
+) -> dict[str, Any]:
     """Nothing where there are no recurrent layers."""
     series = {
-        layer: {quantity: list(values) for quantity, values in its.items()}
+        layer: {quantity: [plain(value) for value in values] for quantity, values in its.items()}
         for layer, its in by_time.items()
     }
     return {name: series} if series else {}
+
+
+def _expected(intervals: Sequence[Interval]) -> list[float | None]:
+    """Where it is a finite number."""
+    return [i.expected if math.isfinite(i.expected) else None for i in intervals]
 
 
 def _finite(numbers: MeanField | Interval) -> dict[str, float | str]:

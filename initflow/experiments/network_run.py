@@ -225,6 +225,12 @@ def drawings(record: Record) -> Drawings:
             drawn["predicted_and_measured"] = partial(
                 model_figures.schemes_by_layer, {record.scheme.spec: both}, head
             )
+        if reading.signals.by_time:
+            drawn["through_time"] = partial(
+                model_figures.through_time,
+                {record.scheme.spec: (reading.by_time, reading.signals)},
+                head,
+            )
         drawn["signals"] = partial(figures.signals_over_training, record.signals, head)
         if record.received:
             before, after = reading.preactivations[:-1], record.received

@@ -6,14 +6,14 @@ A model has many layers, with long names: each is a line that can be read, as in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Look
-from initflow.theory.prediction import Prediction
+from initflow.theory.prediction import Interval, PredictedByTime, Prediction
 
 LINE = 0.165  # inches that a layer is high
 LEAST = 1.2  # inches of all layers, also of few
@@ -140,6 +140,78 @@ def schemes_by_layer(schemes: Mapping[str, tuple[Prediction, Signals]], title: s
     return figure
 
 
+OVER_TIME = {
+    "hidden_second_moment": "signal, forward →\nmean square of the hidden state",
+    "hidden_gradient_second_moment": "gradient, ← backward\nmean square by the hidden state",
+}
+KEY_OVER_TIME = KEY.replace("bars", "bands")
+MOST_MARKS = 60  # along a line
+PANEL = 2.6  # inches that a layer is high
+MOST_LAYERS = 8  # of which there is room
+
+
+def through_time(schemes: Mapping[str, tuple[PredictedByTime, Signals]], title: str) -> Figure:
+    """The hidden state and its gradient over the time steps, a row of two for each layer.
+
+    ``schemes`` holds what was predicted of them by time, and what was measured, by the scheme's
+    name. What is 0, or was not measured, has no mark. Of more than 8 layers some are drawn, the
+    first and the last among them.
+    """
+    _, first = next(iter(schemes.values()))
+    layers = list(first.by_time)
+    layers = [layers[at] for at in drawing.evenly(len(layers), MOST_LAYERS)]
+    figure = drawing.figure(11.5, AROUND + PANEL * len(layers), drawing.wrapped(title, 110))
+    grid = figure.subplots(len(layers), len(OVER_TIME), sharex="row", squeeze=False)
+    for axes, name in zip(grid[0], OVER_TIME.values(), strict=True):
+        axes.set_title(name, fontsize=10)
+    for layer, row in zip(layers, grid, strict=True):
+        row[0].set_ylabel(_shortened(layer), fontsize=9)
+        for axes, quantity in zip(row, OVER_TIME, strict=True):
+            for nth, (scheme, (predicted, measured)) in enumerate(schemes.items()):
+                values = measured.by_time.get(layer, {}).get(quantity, ())
+                intervals = predicted.get(layer, {}).get(quantity, ())
+                _draw_over_time(axes, values, intervals, nth, scheme)
+            _logarithmic(axes, "y")
+            axes.tick_params(labelsize=7.5)
+            drawing.few_ticks(axes, 8, whole=True)
+            drawing.tidy(axes)
+    for axes in grid[-1]:
+        axes.set_xlabel("time step", fontsize=8.5)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        title=KEY_OVER_TIME,
+        loc="outside lower center",
+        ncols=8,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def _draw_over_time(
+    axes: Axes,
+    values: Sequence[float | None],
+    intervals: Sequence[Interval],
+    nth: int,
+    scheme: str,
+) -> None:
+    """One of several schemes: the marks of what was measured, a line, and a band."""
+    color = drawing.CYCLE[nth % len(drawing.CYCLE)]
+    mark = drawing.MARKS[nth % len(drawing.MARKS)]
+    low, expected, high = (
+        drawing.positive([getattr(interval, part) for interval in intervals])
+        for part in ("low", "expected", "high")
+    )
+    times = np.arange(1, len(intervals) + 1)
+    axes.fill_between(times, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(times, expected, color=color, linewidth=1.1)
+    every = max(1, len(values) // MOST_MARKS)
+    look: Look = {"color": color, "markersize": 3.4, "markevery": every, "label": scheme}
+    axes.plot(np.arange(1, len(values) + 1), drawing.positive(values), mark, **look)
+
+
 def _spread(n: int) -> float:
     """How far apart ``n`` schemes stand on a layer's line."""
     return min(0.22, 0.7 / n)
@@ -166,16 +238,16 @@ def _draw(axes: Axes, values: drawing.Values, label: str, look: Look) -> None:
         )
 
 
-def _logarithmic(axes: Axes) -> None:
+def _logarithmic(axes: Axes, name: str = "x") -> None:
     """Also where all values are nearly the same, with numbers that have room."""
     if not axes.lines:
         return
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
+    axes.set(**{f"{name}scale": "log"})
+    low, high = axes.get_xlim() if name == "x" else axes.get_ylim()
     if high / low < 20:
         middle = (low * high) ** 0.5
-        axes.set_xlim(middle / 20**0.5, middle * 20**0.5)
-    drawing.log_scale(axes, name="x")
+        axes.set(**{f"{name}lim": (middle / 20**0.5, middle * 20**0.5)})
+    drawing.log_scale(axes, name=name)
 
 
 def _name_layers(axes: Axes, measured: Signals, high: float) -> None:

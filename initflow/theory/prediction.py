@@ -19,7 +19,7 @@ and, for the band, ``orthogonal``), what is measured may lie elsewhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +122,8 @@ class Interval:
 
 
 Prediction = dict[str, list[Interval]]
+# Of the quantities of recurrent layers by time, by the name of the layer.
+PredictedByTime = Mapping[str, Mapping[str, Sequence[Interval]]]
 
 
 def predict(layers: Sequence[LayerStatistics], activation: Activation, ends: Ends) -> Prediction:

@@ -25,14 +25,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from initflow.initializers.activations import ACTIVATIONS, Activation
-from initflow.theory.integrals import product_moment, second_moment, slope_moment
-from initflow.theory.integrals import slope_product_moment
+from initflow.theory.integrals import (
+    product_moment,
+    second_moment,
+    slope_moment,
+    slope_product_moment,
+)
 from initflow.theory.normal_samples import normal_samples, weighted_samples
 
 LSTM, GRU = "lstm", "gru"
@@ -42,7 +46,8 @@ GATES = {**dict.fromkeys(OF_RNN, 1), LSTM: 4, GRU: 3}
 UNITS = 4096  # of a population
 FEWER = 1024  # over many time steps
 MANY = 2**17  # units by time steps, beyond which there are fewer
-NODES = 64**2  # of an integral over two variables
+ENTRIES = 2**21  # units by time steps by sequences at a time, each some 100 bytes
+NODES = 32**2  # of an integral over two variables
 ROUNDED = 1e-12  # of a variance: what is less is none
 
 
@@ -117,8 +122,8 @@ def backward(gone: Forward, arriving: Tensor) -> Backward:
 
 
 def _of_rnn(layer: Layer, inputs: Tensor) -> Forward:
-    activation, (sequences, times, _) = OF_RNN[layer.kind], inputs.shape
-    own, rest = (layer.recurrent * layer.units).item(), (layer.bias_variance).item()
+    activation, times = OF_RNN[layer.kind], inputs.shape[1]
+    own, rest = (layer.recurrent * layer.units).item(), layer.bias_variance.item()
     shift = layer.bias_mean.item()
     if shift:
         raise ValueError("the biases of an RNN must have the mean 0")
@@ -231,42 +236,84 @@ class _Step:
 
 
 def _of_gated(layer: Layer, inputs: Tensor) -> Forward:
-    """In an LSTM what is handed on past the weights is the cell state, in a GRU the hidden one."""
-    sequences, times, _ = inputs.shape
-    z, of_gradients = _population(layer, times)
-    units = z.shape[-1]
-    drawn = _Normal.of(z, sequences)
-    own, of_inputs = layer.recurrent * layer.units, layer.inputs[:, None, None]
-    step = _lstm if layer.kind == LSTM else _gru
-    state = inputs.new_zeros(sequences, units)
-    steps: list[_Step] = []
-    hidden = torch.zeros_like(inputs)
-    states = inputs.new_zeros(sequences, times, units)
-    for time in range(times):
-        row = of_inputs * inputs[:, time, : time + 1] + layer.bias_variance[:, None, None]
-        if time:
-            row[..., 1:] += own[:, None, None] * hidden[:, time - 1, :time]
-        sums = drawn.next(row) + layer.bias_mean[:, None, None]
-        steps.append(step(sums, state))
-        states[:, time] = steps[-1].hidden
-        state = steps[-1].hidden if steps[-1].cell is None else steps[-1].cell
-        until = slice(time + 1)
-        found = (states[:, until] @ states[:, time].unsqueeze(-1)).squeeze(-1) / units
-        hidden[:, time, until] = hidden[:, until, time] = found
-    cells = [one.cell.square().mean(-1) for one in steps if one.cell is not None]
+    """Some sequences at a time; backward, their populations come to be once more."""
+    times = inputs.shape[1]
+    several = max(1, ENTRIES // (times * _units(times)))
+    parts = [replace(_Part.of(layer, some), steps=[]) for some in torch.split(inputs, several)]
+
+    def back(arriving: Tensor) -> Backward:
+        found = [
+            _back(layer, _Part.of(layer, some).steps, of_some)
+            for some, of_some in zip(
+                torch.split(inputs, several), torch.split(arriving, several), strict=True
+            )
+        ]
+        return Backward(
+            torch.cat([one.preactivations for one in found], 1),
+            torch.cat([one.hidden for one in found]),
+            torch.cat([one.inputs for one in found]),
+        )
+
+    cells = [part.cell for part in parts if part.cell is not None]
     return Forward(
         layer,
-        torch.stack([one.gates.square().mean(-1) for one in steps], -1),
-        hidden,
-        states.mean(-1),
-        torch.stack(cells, -1) if cells else None,
-        lambda arriving: _back(layer, steps, of_gradients, arriving),
+        torch.cat([part.preactivations for part in parts], 1),
+        torch.cat([part.hidden for part in parts]),
+        torch.cat([part.mean for part in parts]),
+        torch.cat(cells) if cells else None,
+        back,
     )
 
 
-def _back(layer: Layer, steps: Sequence[_Step], z: Tensor, arriving: Tensor) -> Backward:
+@dataclass(frozen=True)
+class _Part:
+    """Of some sequences, what :class:`Forward` is of all, and the ``steps`` of a population."""
+
+    steps: list[_Step]
+    preactivations: Tensor
+    hidden: Tensor
+    mean: Tensor
+    cell: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer, inputs: Tensor) -> _Part:
+        """In an LSTM the cell state is handed on past the weights, in a GRU the hidden one."""
+        sequences, times, _ = inputs.shape
+        z, _ = _population(layer, times)
+        units = z.shape[-1]
+        drawn = _Normal.of(z, sequences)
+        own, of_inputs = layer.recurrent * layer.units, layer.inputs[:, None, None]
+        step = _lstm if layer.kind == LSTM else _gru
+        state = inputs.new_zeros(sequences, units)
+        steps: list[_Step] = []
+        hidden = torch.zeros_like(inputs)
+        states = inputs.new_zeros(sequences, times, units)
+        for time in range(times):
+            row = of_inputs * inputs[:, time, : time + 1] + layer.bias_variance[:, None, None]
+            if time:
+                row[..., 1:] += own[:, None, None] * hidden[:, time - 1, :time]
+            sums = drawn.next(row) + layer.bias_mean[:, None, None]
+            steps.append(step(sums, state))
+            states[:, time] = steps[-1].hidden
+            state = steps[-1].hidden if steps[-1].cell is None else steps[-1].cell
+            until = slice(time + 1)
+            found = (states[:, until] @ states[:, time].unsqueeze(-1)).squeeze(-1) / units
+            hidden[:, time, until] = hidden[:, until, time] = found
+        cells = [one.cell.square().mean(-1) for one in steps if one.cell is not None]
+        return cls(
+            steps,
+            torch.stack([one.gates.square().mean(-1) for one in steps], -1),
+            hidden,
+            states.mean(-1),
+            torch.stack(cells, -1) if cells else None,
+        )
+
+
+def _back(layer: Layer, steps: Sequence[_Step], arriving: Tensor) -> Backward:
     """From the last time step to the first."""
-    sequences, times, units = len(arriving), len(steps), z.shape[-1]
+    sequences, times = len(arriving), len(steps)
+    _, z = _population(layer, times)
+    units = z.shape[-1]
     drawn = _Normal.of(z, sequences)
     own = layer.recurrent * layer.units
     turned = arriving.flip(1, 2)
@@ -293,17 +340,21 @@ def _back(layer: Layer, steps: Sequence[_Step], z: Tensor, arriving: Tensor) -> 
     )
 
 
+def _units(times: int) -> int:
+    return UNITS if UNITS * times <= MANY else FEWER
+
+
 def _population(layer: Layer, times: int) -> tuple[Tensor, Tensor]:
     """Normal (sums, times, units) of the sums, and (1, times, units) of gradients received.
 
     With each unit there is one whose cell or new gate has the opposite sums, so that the mean of
     the hidden state is 0 where that of its biases is.
     """
-    units = UNITS if UNITS * times <= MANY else FEWER
+    units = _units(times)
     sums = len(layer.inputs)
-    z = normal_samples(units // 2, (sums + 1) * times).T.unflatten(0, (sums + 1, times))
+    z = normal_samples(units // 2, (sums + 1) * times).T.reshape(sums + 1, times, -1)
     signs = z.new_ones(sums + 1, 1, 1)
-    signs[2:-1 if layer.kind == GRU else 3] = -1
+    signs[2 : -1 if layer.kind == GRU else 3] = -1
     z = torch.cat([z, signs * z], -1)
     return z[:-1], z[-1:]
 

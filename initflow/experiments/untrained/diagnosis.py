@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 from initflow.core.configurations import MLP, DiagnoseConfig
 from initflow.core.machine import Resolved
@@ -22,6 +23,8 @@ from initflow.reporting.seed_statistics import Cell
 from initflow.theory.prediction import Prediction
 from initflow.tracking import runs
 from initflow.training.splits import Splits
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,15 @@ class Diagnosis(TrackedResult):
     def drawings(self) -> Drawings:
         networks = {cell: (its.predicted, its.signals) for cell, its in self.readings.items()}
         draw = figures.schemes_by_layer if self.config.model == MLP else _of_model
-        return {"schemes_by_layer": partial(draw, networks, self.title)}
+        drawn: dict[str, Callable[[], Figure]] = {
+            "schemes_by_layer": partial(draw, networks, self.title)
+        }
+        if any(its.signals.by_time for its in self.readings.values()):
+            by_time = {cell: (its.by_time, its.signals) for cell, its in self.readings.items()}
+            drawn["through_time"] = partial(
+                model_figures.through_time, _of_schemes(by_time), self.title
+            )
+        return drawn
 
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each network: its verdicts, and the theory of its middle hidden layer."""
@@ -143,11 +154,15 @@ def diagnosed(
 
 
 def _of_model(networks: Mapping[Cell, tuple[Prediction, Signals]], title: str) -> Figure:
+    return model_figures.schemes_by_layer(_of_schemes(networks), title)
+
+
+def _of_schemes(networks: Mapping[Cell, T]) -> dict[str, T]:
+    """By the scheme's name alone, where it tells them apart."""
     kinds = {cell.activation for cell in networks}
-    of_schemes = {
+    return {
         cell.init if len(kinds) == 1 else str(cell): network for cell, network in networks.items()
     }
-    return model_figures.schemes_by_layer(of_schemes, title)
 
 
 def _log_network(
@@ -162,7 +177,11 @@ def _log_network(
     draw = partial(figures.predicted_and_measured, reading.predicted, reading.signals, title)
     if result.config.model != MLP:
         draw = partial(_of_model, {cell: (reading.predicted, reading.signals)}, title)
-    failures.log_figures(run, {"predicted_and_measured": draw}, of_network)
+    drawn: dict[str, Callable[[], Figure]] = {"predicted_and_measured": draw}
+    if reading.signals.by_time:
+        both = reading.by_time, reading.signals
+        drawn["through_time"] = partial(model_figures.through_time, {cell.init: both}, title)
+    failures.log_figures(run, drawn, of_network)
     result.failures.update(failures.of(title, of_network))
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from initflow.models.graph import Node
-from initflow.models.moments import offsets, operations
+from initflow.models.moments import operations
 from initflow.models.moments.offsets import Offset
 from initflow.models.moments.rules import Backward, Forward, NoRuleError, Rule, said, shape_of
 from initflow.theory import recurrent
-from initflow.theory.recurrent import GATES, GRU, LSTM, OF_RNN, Layer
+from initflow.theory.recurrent import GATES, GRU, OF_RNN, Layer
 
 OUTPUT, HIDDEN = 0, 1  # of what a kernel gives; an LSTM has its cell state at the end, too
 CHANCE = 5.0  # standard deviations of a mean, beyond which it is not 0
@@ -116,7 +116,9 @@ class Recurring(Rule):
             output, hidden, *others = self._parts(whole)
             for other in others:
                 if bool(back.moment(other).any()):
-                    raise NoRuleError(f"no rule for the gradient of the cell state of {said(other)}")
+                    raise NoRuleError(
+                        f"no rule for the gradient of the cell state of {said(other)}"
+                    )
             arriving = called.kernel(back.moment, output) / called.units
             at_end = back.moment(hidden)
             at_end = at_end.expand(shape_of(hidden)).mean(-1)
@@ -198,9 +200,7 @@ def _layer(at: Forward, whole: Node, called: Called, number: int) -> Layer:
     means = [_mean(one) for one in sums]
     if called.kind in OF_RNN and any(means):
         raise NoRuleError(f"no rule for biases whose mean is not 0 in {said(whole)}")
-    variances = [
-        (one - mean).square().mean().item() for one, mean in zip(sums, means, strict=True)
-    ]
+    variances = [(one - mean).square().mean().item() for one, mean in zip(sums, means, strict=True)]
     return Layer(
         called.kind, units, *(torch.tensor(x).double() for x in (inputs, own, means, variances))
     )

@@ -20,7 +20,6 @@ from initflow.models.graph import Node
 from initflow.models.moments import offsets
 from initflow.models.moments.offsets import Offset
 
-
 ALL = slice(None)
 
 
