@@ -56,6 +56,15 @@ def normal_samples(samples: int, variables: int) -> Tensor:
     return torch.cat([torch.cat([a * first, b * second], 1) for a, b in signs])
 
 
+def uncorrelated_samples(samples: int, variables: int, seed: int) -> Tensor:
+    """(samples, variables), in double precision, others for another ``seed``.
+
+    Their covariances are 0 where there are more than two samples a variable.
+    """
+    stream = torch.Generator().manual_seed(seed)
+    return _uncorrelated(torch.randn(samples, variables, generator=stream, dtype=torch.double))
+
+
 def _uncorrelated(z: Tensor) -> Tensor:
     if not z.shape[1]:
         return z

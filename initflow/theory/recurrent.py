@@ -24,7 +24,7 @@ gradients vary about them: the singular values of products over many steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,16 +37,15 @@ from initflow.theory.integrals import (
     slope_moment,
     slope_product_moment,
 )
-from initflow.theory.normal_samples import normal_samples, weighted_samples
+from initflow.theory.normal_samples import uncorrelated_samples, weighted_samples
 
 LSTM, GRU = "lstm", "gru"
 OF_RNN = {"rnn_tanh": ACTIVATIONS["tanh"], "rnn_relu": ACTIVATIONS["relu"]}
 KINDS = (*OF_RNN, LSTM, GRU)
 GATES = {**dict.fromkeys(OF_RNN, 1), LSTM: 4, GRU: 3}
-UNITS = 4096  # of a population
-FEWER = 1024  # over many time steps
-MANY = 2**17  # units by time steps, beyond which there are fewer
-ENTRIES = 2**21  # units by time steps by sequences at a time, each some 100 bytes
+FEWEST, MOST = 2**10, 2**14  # units of a population
+ALL_STEPS = 2**23  # of all sequences' populations, with units between the fewest and the most
+ENTRIES = 2**21  # of these at a time, some 100 bytes each
 NODES = 32**2  # of an integral over two variables
 ROUNDED = 1e-12  # of a variance: what is less is none
 
@@ -147,14 +146,14 @@ def _of_rnn(layer: Layer, inputs: Tensor) -> Forward:
             row = own * slopes[:, time, : time + 1] * by_hidden[:, time, : time + 1]
             before, until = time - 1, slice(time)
             by_hidden[:, before, until] += row[:, 1:]
-            by_hidden[:, until, before] = by_hidden[:, before, until]
+            by_hidden[:, until, before] = by_hidden[:, before, until].clone()
         by_sums = slopes * by_hidden
         gates, states = (x.diagonal(dim1=1, dim2=2) for x in (by_sums, by_hidden))
         return Backward(gates.unsqueeze(0), states, layer.inputs.item() * layer.units * by_sums)
 
-    mean = _mean(activation, sums.diagonal(dim1=1, dim2=2))
-    preactivations = sums.diagonal(dim1=1, dim2=2).unsqueeze(0)
-    return Forward(layer, preactivations, hidden, mean, None, back)
+    variances = sums.diagonal(dim1=1, dim2=2)
+    mean = _mean(activation, variances)
+    return Forward(layer, variances.unsqueeze(0), hidden, mean, None, back)
 
 
 def _pairs(activation: Activation, variances: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,17 +190,16 @@ def _mean(activation: Activation, variances: Tensor) -> Tensor:
 class _Normal:
     """Normal vectors of a population's units, drawn entry by entry from covariances.
 
-    ``z``: (sums, times, units), independent and of variance 1. ``root``: (sums, sequences, times,
-    times), lower triangular, of the covariances so far.
+    ``z``: (sums, sequences, times, units), independent and of variance 1. ``root``: (sums,
+    sequences, times, times), lower triangular, of the covariances so far.
     """
 
     z: Tensor
     root: Tensor
 
     @classmethod
-    def of(cls, z: Tensor, sequences: int) -> _Normal:
-        sums, times, _ = z.shape
-        return cls(z, z.new_zeros(sums, sequences, times, times))
+    def of(cls, z: Tensor) -> _Normal:
+        return cls(z, z.new_zeros(*z.shape[:3], z.shape[2]))
 
     def next(self, row: Tensor) -> Tensor:
         """(sums, sequences, units): the entry whose covariances with those until it are ``row``."""
@@ -216,8 +214,8 @@ class _Normal:
         left = row[..., at] - shares.square().sum(-1)
         left = left.where(left > ROUNDED * row[..., at], 0.0)
         self.root[..., at, : at + 1] = torch.cat([shares, left.sqrt().unsqueeze(-1)], -1)
-        drawn: Tensor = self.root[..., at, : at + 1] @ self.z[:, : at + 1]
-        return drawn
+        drawn = self.root[..., at : at + 1, : at + 1] @ self.z[:, :, : at + 1]
+        return drawn.squeeze(-2)
 
 
 @dataclass(frozen=True)
@@ -237,29 +235,29 @@ class _Step:
 
 def _of_gated(layer: Layer, inputs: Tensor) -> Forward:
     """Some sequences at a time; backward, their populations come to be once more."""
-    times = inputs.shape[1]
-    several = max(1, ENTRIES // (times * _units(times)))
-    parts = [replace(_Part.of(layer, some), steps=[]) for some in torch.split(inputs, several)]
+    units = _units(*inputs.shape[:2])
+    several = max(1, ENTRIES // (inputs.shape[1] * units))
+    starts = range(0, len(inputs), several)
+
+    def part(start: int) -> _Part:
+        some = inputs[start : start + several]
+        return _Part.of(layer, some, _population(layer, some, start, units))
 
     def back(arriving: Tensor) -> Backward:
-        found = [
-            _back(layer, _Part.of(layer, some).steps, of_some)
-            for some, of_some in zip(
-                torch.split(inputs, several), torch.split(arriving, several), strict=True
-            )
-        ]
+        found = [_back(layer, part(start), arriving[start : start + several]) for start in starts]
         return Backward(
             torch.cat([one.preactivations for one in found], 1),
             torch.cat([one.hidden for one in found]),
             torch.cat([one.inputs for one in found]),
         )
 
-    cells = [part.cell for part in parts if part.cell is not None]
+    parts = [replace(part(start), steps=[]) for start in starts]
+    cells = [one.cell for one in parts if one.cell is not None]
     return Forward(
         layer,
-        torch.cat([part.preactivations for part in parts], 1),
-        torch.cat([part.hidden for part in parts]),
-        torch.cat([part.mean for part in parts]),
+        torch.cat([one.preactivations for one in parts], 1),
+        torch.cat([one.hidden for one in parts]),
+        torch.cat([one.mean for one in parts]),
         torch.cat(cells) if cells else None,
         back,
     )
@@ -267,21 +265,24 @@ def _of_gated(layer: Layer, inputs: Tensor) -> Forward:
 
 @dataclass(frozen=True)
 class _Part:
-    """Of some sequences, what :class:`Forward` is of all, and the ``steps`` of a population."""
+    """Of some sequences, what :class:`Forward` is of all, and the ``steps`` of a population.
+
+    ``received`` are normal variables of what its hidden states receive backward.
+    """
 
     steps: list[_Step]
+    received: Tensor
     preactivations: Tensor
     hidden: Tensor
     mean: Tensor
     cell: Tensor | None
 
     @classmethod
-    def of(cls, layer: Layer, inputs: Tensor) -> _Part:
+    def of(cls, layer: Layer, inputs: Tensor, z: Tensor) -> _Part:
         """In an LSTM the cell state is handed on past the weights, in a GRU the hidden one."""
         sequences, times, _ = inputs.shape
-        z, _ = _population(layer, times)
         units = z.shape[-1]
-        drawn = _Normal.of(z, sequences)
+        drawn = _Normal.of(z[:-1])
         own, of_inputs = layer.recurrent * layer.units, layer.inputs[:, None, None]
         step = _lstm if layer.kind == LSTM else _gru
         state = inputs.new_zeros(sequences, units)
@@ -302,6 +303,7 @@ class _Part:
         cells = [one.cell.square().mean(-1) for one in steps if one.cell is not None]
         return cls(
             steps,
+            z[-1:],
             torch.stack([one.gates.square().mean(-1) for one in steps], -1),
             hidden,
             states.mean(-1),
@@ -309,19 +311,18 @@ class _Part:
         )
 
 
-def _back(layer: Layer, steps: Sequence[_Step], arriving: Tensor) -> Backward:
+def _back(layer: Layer, part: _Part, arriving: Tensor) -> Backward:
     """From the last time step to the first."""
-    sequences, times = len(arriving), len(steps)
-    _, z = _population(layer, times)
-    units = z.shape[-1]
-    drawn = _Normal.of(z, sequences)
+    z = part.received
+    _, sequences, times, units = z.shape
+    drawn = _Normal.of(z)
     own = layer.recurrent * layer.units
     turned = arriving.flip(1, 2)
     handed = z.new_zeros(sequences, units)
     by_sums = z.new_zeros(len(own), sequences, times, units)
     products = z.new_zeros(len(own), sequences, times, times)
     gates, states = [], []
-    for time, step in enumerate(reversed(steps)):
+    for time, step in enumerate(reversed(part.steps)):
         row = turned[:, time, : time + 1].clone()
         if time:
             row[:, 1:] += torch.einsum("p,pst->st", own, products[:, :, time - 1, :time])
@@ -340,23 +341,28 @@ def _back(layer: Layer, steps: Sequence[_Step], arriving: Tensor) -> Backward:
     )
 
 
-def _units(times: int) -> int:
-    return UNITS if UNITS * times <= MANY else FEWER
+def _units(sequences: int, times: int) -> int:
+    """Of a population; there is one for each sequence."""
+    return max(FEWEST, min(MOST, ALL_STEPS // (sequences * times))) // 2 * 2
 
 
-def _population(layer: Layer, times: int) -> tuple[Tensor, Tensor]:
-    """Normal (sums, times, units) of the sums, and (1, times, units) of gradients received.
+def _population(layer: Layer, inputs: Tensor, start: int, units: int) -> Tensor:
+    """Normal (sums + 1, sequences, times, units), each sequence's own, the first's by ``start``.
 
-    With each unit there is one whose cell or new gate has the opposite sums, so that the mean of
-    the hidden state is 0 where that of its biases is.
+    The last are of the gradients that are received. With each unit there is one whose cell or new
+    gate has the opposite sums, so that the mean of the hidden state is 0 where that of its biases
+    is.
     """
-    units = _units(times)
+    sequences, times, _ = inputs.shape
     sums = len(layer.inputs)
-    z = normal_samples(units // 2, (sums + 1) * times).T.reshape(sums + 1, times, -1)
-    signs = z.new_ones(sums + 1, 1, 1)
-    signs[2 : -1 if layer.kind == GRU else 3] = -1
-    z = torch.cat([z, signs * z], -1)
-    return z[:-1], z[-1:]
+    each = [
+        uncorrelated_samples(units // 2, (sums + 1) * times, start + number).T
+        for number in range(sequences)
+    ]
+    z = torch.stack([one.reshape(sums + 1, times, -1) for one in each], 1)
+    signs = z.new_ones(sums + 1, 1, 1, 1)
+    signs[2 : sums if layer.kind == GRU else 3] = -1
+    return torch.cat([z, signs * z], -1)
 
 
 def _lstm(sums: Tensor, state: Tensor) -> _Step:

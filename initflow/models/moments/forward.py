@@ -141,10 +141,8 @@ class Moments(PairMoments):
 
     def _rule(self, node: Node) -> Rule | None:
         function = node.function
-        if operations.is_weighted(node):
-            return self._of_weighted(function)
-        if is_recurrent(node):
-            return self.recurring
+        if operations.is_weighted(node) or is_recurrent(node):
+            return self._of_weighted(node)
         if function in normalizing.NORMALIZING:
             return self._of_normalization(node)
         if operations.rearranges(node):
@@ -174,7 +172,10 @@ class Moments(PairMoments):
             return self._averaged
         return self.maximum if node.function in operations.MAX_POOLS else None
 
-    def _of_weighted(self, function: str) -> Rule:
+    def _of_weighted(self, node: Node) -> Rule:
+        function = node.function
+        if is_recurrent(node):
+            return self.recurring
         if function in (*operations.CONVOLUTIONS, *operations.TRANSPOSED):
             return self._convolution
         return self._embedding if function == "embedding" else self._linear
