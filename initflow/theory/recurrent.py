@@ -44,8 +44,8 @@ OF_RNN = {"rnn_tanh": ACTIVATIONS["tanh"], "rnn_relu": ACTIVATIONS["relu"]}
 KINDS = (*OF_RNN, LSTM, GRU)
 GATES = {**dict.fromkeys(OF_RNN, 1), LSTM: 4, GRU: 3}
 FEWEST, MOST = 2**10, 2**14  # units of a population
-ALL_STEPS = 2**23  # of all sequences' populations, with units between the fewest and the most
-ENTRIES = 2**21  # of these at a time, some 100 bytes each
+ALL_STEPS = 2**21  # of all sequences' populations, with units between the fewest and the most
+ENTRIES = 2**20  # of these at a time, some 100 bytes each
 NODES = 32**2  # of an integral over two variables
 ROUNDED = 1e-12  # of a variance: what is less is none
 

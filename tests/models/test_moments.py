@@ -311,11 +311,12 @@ def test_a_weight_is_random_and_the_batch_is_not():
 
 
 class Recurrent(nn.Module):
-    """An LSTM between layers that have rules."""
+    """An LSTM of both directions between layers that have rules."""
 
     def __init__(self):
         super().__init__()
-        self.before, self.lstm = nn.Linear(8, 8), nn.LSTM(8, 32, batch_first=True)
+        self.before = nn.Linear(8, 8)
+        self.lstm = nn.LSTM(8, 16, batch_first=True, bidirectional=True)
         self.head, self.norm, self.last = nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 8)
 
     def forward(self, x):
@@ -328,7 +329,7 @@ def test_what_has_no_rule_is_named_and_ends_the_prediction_until_a_normalization
     its = of_model(model, tokens(2, 5, 8), lambda *_: (1 / 32, 0.0)).of_layers()
     assert its["before"].forward.value is not None
     assert its["head"].forward.value is None
-    assert its["head"].forward.reason == "no rule for lstm in lstm"
+    assert its["head"].forward.reason == "no rule for both directions of lstm in lstm"
     assert its["last"].forward.value == pytest.approx(1.0)
     assert its["last"].backward.reason == "no gradient by the outputs was given"
 

@@ -7,6 +7,7 @@ import pytest
 
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import model_figures
+from initflow.theory.prediction import Interval
 from tests.drawn import saved, shown
 
 
@@ -80,3 +81,41 @@ def test_layers_that_are_not_finite_are_coloured():
     assert figure.axes[0].get_ylabel() == "coloured: NaN or infinite values"
     assert figure.axes[1].get_xlabel() == "nothing measured that can be drawn"
     assert saved(figure)
+
+
+def over_time(times, layers=("lstm.l0",)):
+    """What was measured and predicted: twice as much each time step, the prediction 10 % higher."""
+    values = [2.0**n for n in range(times)]
+    series = {"hidden_second_moment": values, "hidden_gradient_second_moment": [*values[:-1], None]}
+    intervals = [Interval(1.1 * value, value / 2, 2 * value) for value in values]
+    predicted = {"hidden_second_moment": intervals}
+    signals = Signals({}, {}, by_time=dict.fromkeys(layers, series))
+    return dict.fromkeys(layers, predicted), signals
+
+
+def test_what_a_recurrent_layer_does_through_time():
+    """Marks of what was measured, a line of what was predicted, a colour for each scheme."""
+    schemes = {"he": over_time(5), "xavier": over_time(5)}
+    figure = model_figures.through_time(schemes, "a model")
+    signal, gradient = figure.axes
+    assert [axes.get_title().partition(",")[0] for axes in figure.axes] == ["signal", "gradient"]
+    line, marks, *others = signal.lines
+    assert list(line.get_xdata()) == list(marks.get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(line.get_ydata()) == pytest.approx([1.1, 2.2, 4.4, 8.8, 17.6])
+    assert list(marks.get_ydata()) == [1, 2, 4, 8, 16]
+    assert line.get_color() == marks.get_color() != others[0].get_color()
+    assert len(signal.collections) == 2
+    assert not len(gradient.lines[0].get_xdata())
+    assert math.isnan(gradient.lines[1].get_ydata()[-1])
+    assert saved(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("times", "layers"), [(1, 1), (784, 2), (3, 12)])
+def test_a_row_for_each_recurrent_layer_of_a_few(times, layers):
+    """The first and the last among them."""
+    names = [f"lstm.l{n}" for n in range(layers)]
+    figure = model_figures.through_time({"he": over_time(times, names)}, "a $model$")
+    labels = [axes.get_ylabel() for axes in figure.axes[::2]]
+    assert (labels[0], labels[-1]) == (names[0], names[-1])
+    assert len(labels) == min(layers, 8)
+    assert saved(figure).startswith(b"\x89PNG")

@@ -28,15 +28,19 @@ MODELS = """
         return nn.Sequential(*layers), (torch.randn(20, 8), torch.randn(20, 8))
 
     class Recurrent(nn.Module):
-        def __init__(self):
+        def __init__(self, ways):
             super().__init__()
-            self.lstm, self.head = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 5)
+            self.lstm = nn.LSTM(3, 8, batch_first=True, bidirectional=ways == 2)
+            self.head = nn.Linear(8 * ways, 5)
 
         def forward(self, x):
             return self.head(self.lstm(x)[0][:, -1])
 
     def recurrent():
-        return Recurrent(), (torch.randn(6, 4, 3), torch.arange(6) % 5)
+        return Recurrent(1), (torch.randn(6, 4, 3), torch.arange(6) % 5)
+
+    def both_ways():
+        return Recurrent(2), (torch.randn(6, 4, 3), torch.arange(6) % 5)
 
     def own_loss():
         return nn.Linear(4, 2), torch.randn(7, 4), lambda outputs: outputs.square().sum()
@@ -135,10 +139,10 @@ def test_what_vanishes_is_told_and_fails(place):
 
 def test_where_there_is_no_rule_it_is_said(place):
     """A recurrent layer is measured and judged, with a band; nothing is predicted behind it."""
-    found = inf.diagnose(model=place("recurrent"), inits="auto", **SMALL)
+    found = inf.diagnose(model=place("both_ways"), inits="auto", **SMALL)
     (told,) = found.conclusions
-    ways = "forward in 5 of 5 layers and backward in 4 of 5 layers"
-    assert told == f"Not predicted {ways}: no rule for lstm in lstm."
+    ways = "forward in 9 of 9 layers and backward in 8 of 9 layers"
+    assert told == f"Not predicted {ways}: no rule for both directions of lstm in lstm."
     reading = found.readings["auto", "Recurrent"]
     assert list(reading.signals.layers)[-1] == "head"
     for interval in reading.predicted["preactivation_second_moment"]:
@@ -146,6 +150,41 @@ def test_where_there_is_no_rule_it_is_said(place):
         assert 0 < interval.low < interval.high
     assert "predicted_preactivation_second_moment/head" not in reading.metrics()
     assert not reading.outside()["gradient_second_moment"]
+    for interval in reading.by_time["lstm.l0_reverse"]["hidden_second_moment"]:
+        assert math.isnan(interval.expected)
+        assert 0 < interval.low < interval.high
+    assert not any(key.startswith("predicted_hidden") for key in reading.metrics())
+
+
+def test_a_recurrent_layer_is_predicted_by_time(place):
+    """In metrics, in the table of a network, and in a figure; and all layers on the way."""
+    found = inf.diagnose(model=place("recurrent"), inits="auto", **SMALL)
+    assert not found.conclusions
+    reading = found.readings["auto", "Recurrent"]
+    for intervals in reading.predicted.values():
+        assert all(interval.expected > 0 for interval in intervals)
+    series = reading.by_time["lstm.l0"]
+    by_gradient = series["hidden_gradient_second_moment"]
+    assert len(by_gradient) == 4
+    assert all(0 < one.low < one.high and one.expected > 0 for one in by_gradient)
+    assert all(math.isnan(one.expected) for one in series["hidden_signal_variance"])
+    metrics = reading.metrics()
+    at_end = metrics["predicted_hidden_second_moment/lstm.l0.time_100"]
+    assert at_end == series["hidden_second_moment"][-1].expected
+    assert {f"predicted_{key}" for key in reading.signals.metrics() if "lstm.l0.time" in key} - {
+        f"predicted_hidden_signal_variance/lstm.l0.time_{at}" for at in ("000", "033", "067", "100")
+    } == {key for key in metrics if "lstm.l0.time" in key}
+    assert "through_time" in found.figures()
+    run = next(run for run in all_runs() if run.info.run_name.startswith("auto"))
+    assert run.data.metrics["predicted_hidden_second_moment/lstm.l0.time_100"] == at_end
+    file = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/signals.json")
+    table = json.loads(Path(file).read_text(), parse_constant=pytest.fail)
+    assert table["measured"][0]["by_time"]["lstm.l0"] == reading.signals.by_time["lstm.l0"]
+    own = table["predicted_by_time"]["lstm.l0"]["hidden_second_moment"][-1]
+    assert own["expected"] == at_end
+    assert "hidden_second_moment" in table["quantities"]
+    files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id)
+    assert "through_time.png" in [file.path for file in files]
 
 
 def test_a_loss_of_ones_own(place):
