@@ -130,7 +130,10 @@ def _cnn() -> Iterator[str]:
     print(f"  times faster than so many of them    {scripts:5.2f}   (to hold: at least 2)")
     print(f"  the kernels alone                    {found.kernels:6.2f} s each")
     ratio = own / found.kernels
-    print(f"  times as long as these               {ratio:5.2f}   (to hold: at most 1.3)\n")
+    print(f"  times as long as these               {ratio:5.2f}   (to hold: at most 1.3)")
+    print(f"initflow tune of it, two workers       {found.trial:6.2f} s a trial")
+    print(f"  a loop with a DataLoader             {found.loop:6.2f} s")
+    print(f"  times more trials a minute           {found.loop / found.trial:5.2f}\n")
     if scripts < 2:
         yield "comparing a CNN 2 times faster than scripts"
     if ratio > 1.3:

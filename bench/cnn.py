@@ -1,12 +1,13 @@
-"""Comparing convolutional networks: the command against scripts, and against the kernels alone.
+"""Comparing and tuning convolutional networks: against scripts, and against the kernels alone.
 
-``python -m bench.cnn script`` trains one as a user's script would, imports and all;
-``python -m bench.cnn kernels`` prints the seconds that its forwards, backwards and updates take by
-themselves, on images that are there already.
+``python -m bench.cnn script`` trains one as a user's script would, and prints the seconds of that
+without the imports; ``python -m bench.cnn kernels`` those that its forwards, backwards and updates
+take by themselves, on images that are there already.
 """
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import study
 from initflow.core.configurations import TrainConfig
 from initflow.training import datasets, trainer
 
@@ -28,6 +30,8 @@ WORKERS = 2
 IMAGES = 60_000
 TESTED = 10_000
 CHUNK = 1_000  # images tested at once
+TRIALS = 6
+TUNED = f"--model cnn --lr {CONFIG.lr} --workers {WORKERS} --batch {TRIALS // WORKERS}"
 COMMAND = f"--model cnn --lr {CONFIG.lr} --inits he --activations relu --seeds {SEEDS}"
 
 
@@ -47,8 +51,8 @@ def network() -> nn.Sequential:
     )
 
 
-def script() -> None:
-    """A DataLoader over torchvision's data set, torch.optim, tested every 500 updates."""
+def script() -> float:
+    """Seconds of a training from a DataLoader by torch.optim, tested every 500 updates."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import MNIST
     from torchvision.transforms import ToTensor
@@ -59,7 +63,7 @@ def script() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=CONFIG.lr, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, CONFIG.gamma)
-    step = 0
+    step, started = 0, time.perf_counter()
     for _ in range(CONFIG.epochs):
         for images, labels in loader:
             loss = functional.cross_entropy(model(images), labels)
@@ -71,6 +75,7 @@ def script() -> None:
                 with torch.no_grad():
                     sum((model(x).argmax(1) == y).sum().item() for x, y in tested)
         schedule.step()
+    return time.perf_counter() - started
 
 
 def kernels() -> float:
@@ -109,16 +114,19 @@ def _update(
 class Round(NamedTuple):
     """Seconds of the whole command, and for a network of a script and of the kernels alone.
 
-    The kernels are those of two processes at once, of one thread each, as the command has them.
+    ``loop`` are those of the script without its imports. The kernels are those of two processes at
+    once, of one thread each, as the command has them. ``trial`` are those for a trial of a tuning.
     """
 
     command: float
     script: float
+    loop: float
     kernels: float
+    trial: float
 
 
 def measured(environment: Mapping[str, str]) -> Round:
-    scripts = [_seconds([sys.executable, "-m", "bench.cnn", "script"], environment)]
+    scripts = [_script(environment)]
     with tempfile.TemporaryDirectory() as folder:
         store = {"MLFLOW_TRACKING_URI": f"sqlite:///{Path(folder)}/mlflow.db"}
         command = ["initflow", "compare", *COMMAND.split(), "--workers", str(WORKERS)]
@@ -134,8 +142,24 @@ def measured(environment: Mapping[str, str]) -> Round:
         for _ in range(WORKERS)
     ]
     took = [float(one.communicate()[0]) for one in running]
-    scripts.append(_seconds([sys.executable, "-m", "bench.cnn", "script"], environment))
-    return Round(whole, sum(scripts) / len(scripts), sum(took) / len(took) / WORKERS)
+    trial = study.ours(environment, TRIALS, *TUNED.split()).seconds / TRIALS
+    scripts.append(_script(environment))
+    both, loops = zip(*scripts, strict=True)
+    kernel = statistics.mean(took) / WORKERS
+    return Round(whole, statistics.mean(both), statistics.mean(loops), kernel, trial)
+
+
+def _script(environment: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds of a script, and of its loop."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.cnn", "script"],
+        env=dict(environment),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return time.perf_counter() - started, float(done.stdout)
 
 
 def _seconds(
@@ -147,7 +171,4 @@ def _seconds(
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "script":
-        script()
-    else:
-        print(kernels())
+    print({"script": script, "kernels": kernels}[sys.argv[1]]())

@@ -197,10 +197,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begun_again(site):
-    """The command, once more after its driver was killed; untold are the runs of that moment.
-
-    It waits some 20 s for the first one's heartbeats to end, which is time for other tests.
-    """
+    """The command, once more after its driver was killed; untold are the runs of that moment."""
     with site.tuning() as first:
         site.wait_for(2, first)
         with site.worst_moment() as untold:
@@ -237,19 +234,6 @@ def weights(site, experiment):
         for run in site.runs(experiment)
         if PARENT in run.data.tags
     }
-
-
-def test_networks_compared_on_a_cluster_are_those_of_this_machine(site, begun_again, driver):
-    """Bit for bit, in the same runs."""
-    settings = SMALL | {"activations": "relu"}
-    on_nodes = CompareConfig(**settings, stack=2)
-    here = CompareConfig(**settings | {"backend": "local", "workers": 1}, threads=1)
-    compare(on_nodes, experiment="on nodes")
-    compare(here, experiment="here")
-    found = weights(site, "on nodes")
-    assert set(found) == {f"{s} relu seed {n}" for s, n in product(SCHEMES, range(SEEDS))}
-    assert found == weights(site, "here")
-    assert {run.info.status for run in site.runs("on nodes")} == {"FINISHED"}
 
 
 @pytest.mark.parametrize("name", ["tune", "compare"])
@@ -442,3 +426,21 @@ def test_the_command_prints_its_own_words(site, through):
     assert "🏃" not in printed
     assert f"Study {STUDY} is kept in postgresql://initflow:***@{HOST}:" in printed
     assert PASSWORD not in printed
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("relu", {"activations": "relu"}), ("gru", {"model": "gru", "hidden": "5"})],
+    ids=["mlp", "gru"],
+)
+def test_networks_compared_on_a_cluster_are_those_of_this_machine(site, through, driver, kind, own):
+    """Bit for bit, in the same runs, by what is left of the cluster."""
+    settings = SMALL | own
+    on_nodes = CompareConfig(**settings, stack=2)
+    here = CompareConfig(**settings | {"backend": "local", "workers": 1}, threads=1)
+    compare(on_nodes, experiment=f"{kind} on nodes")
+    compare(here, experiment=f"{kind} here")
+    found = weights(site, f"{kind} on nodes")
+    assert set(found) == {f"{s} {kind} seed {n}" for s, n in product(SCHEMES, range(SEEDS))}
+    assert found == weights(site, f"{kind} here")
+    assert {run.info.status for run in site.runs(f"{kind} on nodes")} == {"FINISHED"}
