@@ -6,7 +6,7 @@ A model has many layers, with long names: each is a line that can be read, as in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -93,7 +93,6 @@ def signals_by_layer(measured: Signals, title: str) -> Figure:
 
 
 KEY = "marks: measured; lines: predicted, where there is a rule"
-BARS = "; bars: 95 % of further draws"
 MOMENTS = {
     "preactivation_second_moment": "signal, forward ↓\nmean square of the pre-activations",
     "gradient_second_moment": "gradient, backward ↑\nmean square by the pre-activations",
@@ -133,18 +132,23 @@ def schemes_by_layer(schemes: Mapping[str, tuple[Prediction, Signals]], title: s
     _name_layers(grid[0], first, high)
     handles, labels = grid[0].get_legend_handles_labels()
     intervals = (i for predicted, _ in schemes.values() for of in predicted.values() for i in of)
-    key = f"{KEY}{BARS}" if any(math.isfinite(interval.low) for interval in intervals) else KEY
+    key = _key(intervals, "bars")
     figure.legend(
         handles, labels, title=key, loc="outside lower center", ncols=8, frameon=False, fontsize=8
     )
     return figure
 
 
+def _key(intervals: Iterable[Interval], shown: str) -> str:
+    """What marks and lines are, and what is ``shown`` of the draws, if there are any."""
+    has_draws = any(math.isfinite(interval.low) for interval in intervals)
+    return f"{KEY}; {shown}: 95 % of further draws" if has_draws else KEY
+
+
 OVER_TIME = {
     "hidden_second_moment": "signal, forward →\nmean square of the hidden state",
     "hidden_gradient_second_moment": "gradient, ← backward\nmean square by the hidden state",
 }
-KEY_OVER_TIME = KEY.replace("bars", "bands")
 MOST_MARKS = 60  # along a line
 PANEL = 2.6  # inches that a layer is high
 MOST_LAYERS = 8  # of which there is room
@@ -178,14 +182,16 @@ def through_time(schemes: Mapping[str, tuple[PredictedByTime, Signals]], title: 
     for axes in grid[-1]:
         axes.set_xlabel("time step", fontsize=8.5)
     handles, labels = grid[0, 0].get_legend_handles_labels()
+    every = (
+        interval
+        for predicted, _ in schemes.values()
+        for quantities in predicted.values()
+        for of in quantities.values()
+        for interval in of
+    )
+    key = _key(every, "shaded")
     figure.legend(
-        handles,
-        labels,
-        title=KEY_OVER_TIME,
-        loc="outside lower center",
-        ncols=8,
-        frameon=False,
-        fontsize=8,
+        handles, labels, title=key, loc="outside lower center", ncols=8, frameon=False, fontsize=8
     )
     return figure
 
