@@ -15,6 +15,7 @@ from initflow.diagnostics import inspection, measure, model_reading
 from initflow.diagnostics.measure import Evaluation, Observation
 from initflow.diagnostics.model_reading import Draw
 from initflow.diagnostics.reading import Reading, read
+from initflow.errors import SettingError
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.scheme import Scheme
 from initflow.training import datasets, model, modules
@@ -156,9 +157,15 @@ class OneModule(Networks):
 
 
 def initialize(config: TrainConfig, scheme: Scheme, splits: Splits) -> Untrained:
-    """The untrained network of ``config`` under ``scheme``, on the CPU."""
+    """The untrained network of ``config`` under ``scheme``, on the CPU.
+
+    A module that is to be measured and cannot be is a :class:`SettingError`.
+    """
     if config.model != MLP:
-        return modules.initialize(config, scheme, splits)
+        network = modules.initialize(config, scheme, splits)
+        if config.probe:
+            _check_measurable(network, config, splits.train)
+        return network
     return model.initialize(
         datasets.widths(splits.pixels, config.hidden, splits.classes),
         scheme,
@@ -167,3 +174,15 @@ def initialize(config: TrainConfig, scheme: Scheme, splits: Splits) -> Untrained
         seed=config.seed,
         data=splits.train,
     )
+
+
+def _check_measurable(network: ModuleNetwork, config: TrainConfig, data: Split) -> None:
+    few = measure.probe(data, modules.TRIED)
+    batch = network.images(few), few.labels
+    try:
+        inspection.inspect(network.module, batch, functional.cross_entropy)
+    except SettingError as error:
+        raise SettingError(
+            f"model '{config.model}' cannot be measured, and probe=0 trains it all the same: "
+            f"{error}"
+        ) from error

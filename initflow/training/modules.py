@@ -27,7 +27,7 @@ from initflow.core.kinds import format_shape, format_widths
 from initflow.core.seeds import generator
 from initflow.errors import SettingError
 from initflow.initializers.scheme import Scheme
-from initflow.models import batches, building, initialization, places, weights
+from initflow.models import batches, building, initialization, layers, places, weights
 from initflow.models.building import Builder
 from initflow.models.initialization import Options
 from initflow.training import datasets
@@ -101,7 +101,8 @@ def initialize(config: TrainConfig, scheme: Scheme, splits: Splits) -> ModuleNet
             "cross-entropy, not one with a loss of its own"
         )
     words = title(config, splits.pixels, splits.classes)
-    network = ModuleNetwork(built.model, splits.shape, builder, words, {}, built.drawn)
+    module = layers.uncompiled(built.model)
+    network = ModuleNetwork(module, splits.shape, builder, words, {}, built.drawn)
     _check(network, config, splits)
     return replace(network, stated=_filled(network, config, scheme, splits.train))
 

@@ -230,6 +230,38 @@ def test_features_that_are_no_images():
         modules.initialize(config, cache.scheme("he", None), pieces((20,)))
 
 
+class Own(nn.Module):
+    """Of a weight that is no layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(64, 10) / 8)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.table
+
+
+def unlayered(shape, classes):
+    return Own()
+
+
+def compiled(shape, classes):
+    return torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)))
+
+
+def test_a_model_that_cannot_be_measured_can_be_trained():
+    """It is told before, with what would be right; a compiled one is taken as it was written."""
+    config = TrainConfig(**SMALL, model=f"{__name__}:unlayered", init="default")
+    splits, scheme = pieces(), cache.scheme("default", None)
+    with pytest.raises(SettingError, match="cannot be measured, and probe=0 trains it all the sam"):
+        record.start(config, scheme, splits)
+    one = record.start(replace(config, probe=0), scheme, splits)
+    record.train_together([one], splits)
+    assert one.losses[-1] < one.losses[0]
+    whole = TrainConfig(**SMALL, model=f"{__name__}:compiled")
+    assert isinstance(record.start(whole, scheme, splits).initial.module, nn.Sequential)
+
+
 def test_a_record_of_a_module():
     """It holds what a feed-forward network's does, and is the same again."""
     settings = SMALL | {"eval_every": 6, "epochs": 6, "lr": 0.02}
