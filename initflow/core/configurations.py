@@ -374,7 +374,9 @@ class CompareConfig(_Many, _Measured, _Training, _Seeds, _ModelGrid):
 class _Table(Settings):
     """A published table."""
 
-    table: str = setting("tutorial", TEXT, "tutorial, assignment, or the path of a table's file")
+    table: str = setting(
+        "tutorial", TEXT, "tutorial, assignment, normalized-cnn, or the path of a table's file"
+    )
 
 
 class ReproduceConfig(_Many, _Measured, PluginsConfig, _Seeds, _Table):

@@ -43,9 +43,9 @@ class Logged:
     failures: Failures
 
 
-def name(spec: str, config: TrainConfig) -> str:
+def name(spec: str, config: TrainConfig, kind: str | None = None) -> str:
     """What tells a network's run from others: ``he relu seed 0``; ``spec`` is its scheme's."""
-    return f"{spec[-LONGEST_NAME:]} {config.kind} seed {config.seed}"
+    return f"{spec[-LONGEST_NAME:]} {kind or config.kind} seed {config.seed}"
 
 
 def start_tags(scheme: Scheme, initial: Untrained, splits: Splits) -> dict[str, object]:

@@ -159,7 +159,8 @@ class Stack:
     """Networks to be trained together, each to be a run below ``run``: all a worker must know.
 
     ``tracking`` is the server or store of that run. ``tags`` are those of all runs of a cell;
-    ``label`` begins their names, and by ``id`` they are found if a worker dies.
+    ``label`` begins their names, and by ``id`` they are found if a worker dies. ``has_models``:
+    those below the run are of several models, which their cells name.
     """
 
     run: runs.Run
@@ -169,11 +170,17 @@ class Stack:
     tags: Mapping[Cell, Mapping[str, object]]
     run_figures: bool = False
     label: str = ""
+    has_models: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def cell(self, config: TrainConfig) -> Cell:
+        """Where a network belongs."""
+        return cell_of(config, has_models=self.has_models)
 
     def name(self, config: TrainConfig) -> str:
         """Of a network's run."""
-        return self.label + network_run.name(cell_of(config).init, config)
+        cell = self.cell(config)
+        return self.label + network_run.name(cell.init, config, cell.activation)
 
 
 @contextlib.contextmanager
@@ -196,7 +203,8 @@ def trained_population(
     connection.check_backend(settings.backend)
     if settings.backend != "local":  # elsewhere nobody would know of what waits there
         outages.check_reachable()
-    cells = list(dict.fromkeys(map(cell_of, configs)))
+    by_config = cells_of(configs)
+    cells = list(dict.fromkeys(by_config))
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = cache.splits(configs[0])
     with workers.worker_pool(settings.backend, settings.workers, settings.threads) as pool:
@@ -214,7 +222,15 @@ def trained_population(
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             parts = [
-                Stack(run, connection.uri(), together, device, tags, settings.run_figures)
+                Stack(
+                    run,
+                    connection.uri(),
+                    together,
+                    device,
+                    tags,
+                    settings.run_figures,
+                    has_models=_has_models(configs),
+                )
                 for together in stacks(
                     configs, splits.pixels, splits.classes, device, settings.stack
                 )
@@ -224,8 +240,22 @@ def trained_population(
             yield population
 
 
-def cell_of(config: TrainConfig) -> Cell:
-    return Cell(cache.scheme(config.init, config.plugins_dir).spec, config.kind)
+def cells_of(configs: Sequence[TrainConfig]) -> list[Cell]:
+    """Where each belongs; those of several models are told apart by them too."""
+    has_models = _has_models(configs)
+    return [cell_of(config, has_models=has_models) for config in configs]
+
+
+def _has_models(configs: Sequence[TrainConfig]) -> bool:
+    return len({config.model for config in configs}) > 1
+
+
+def cell_of(config: TrainConfig, *, has_models: bool = False) -> Cell:
+    """The scheme with what tells its networks apart, which names the model too if asked to."""
+    kind = config.kind
+    if has_models and config.has("activation"):
+        kind = f"{config.model} {kind}"
+    return Cell(cache.scheme(config.init, config.plugins_dir).spec, kind)
 
 
 def train_all(
@@ -328,7 +358,7 @@ class _Writer:
                     error,
                     name=name,
                     resolved=self._resolved,
-                    tags=self._tags(cell_of(config)),
+                    tags=self._tags(self._stack.cell(config)),
                 )
         return records
 
@@ -360,7 +390,7 @@ class _Writer:
 
     def write(self, record: Record) -> Member:
         """All that a run of ``train`` carries."""
-        cell = Cell(record.scheme.spec, record.config.kind)
+        cell = self._stack.cell(record.config)
         history = _by_layer_history(record)
         logged = network_run.log_network(
             self._stack.run,
@@ -395,7 +425,7 @@ class _Writer:
             error,
             name=self._stack.name(record.config),
             resolved=self._resolved,
-            tags=self._tags(Cell(record.scheme.spec, record.config.kind)),
+            tags=self._tags(self._stack.cell(record.config)),
         )
 
 

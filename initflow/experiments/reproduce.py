@@ -12,7 +12,7 @@ from initflow.core.progress import Progress
 from initflow.errors import SettingError
 from initflow.experiments.failures import noted
 from initflow.experiments.overview import PopulationResult
-from initflow.experiments.populations import trained_population
+from initflow.experiments.populations import cells_of, trained_population
 from initflow.experiments.public import public
 from initflow.reporting import comparison_figures, published, seed_statistics, webpage
 from initflow.reporting.formats import NONE, counted, interval, percent, whole
@@ -33,6 +33,7 @@ class Reproduction(PopulationResult):
     always: ClassVar = ("table",)
     config: ReproduceConfig
     table: PublishedTable
+    cell_by_row: Mapping[str, Cell]
     by_row: Mapping[str, Sequence[Outcome]]
     rows: Mapping[str, Row]
     checks: Mapping[str, Sequence[Check]]
@@ -91,16 +92,17 @@ def reproduce(
 ) -> Reproduction:
     """Train the networks of a published table under several seeds, and compare with it.
 
-    ``table`` is ``"tutorial"``, ``"assignment"``, or the path of a table's file.
+    ``table`` is ``"tutorial"``, ``"assignment"``, ``"normalized-cnn"``, or the path of a table's
+    file.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
     table = published.load(config.table)
+    first = [table.network(row, config.seed, config) for row in table.rows]
     try:
-        schemes = {row.init: cache.scheme(row.init, config.plugins_dir) for row in table.rows}
+        cells = dict(zip((row.name for row in table.rows), cells_of(first), strict=True))
     except SettingError as error:
         raise SettingError(f"table '{config.table}': {error}") from error
-    cells = {row.name: Cell(schemes[row.init].spec, row.activation) for row in table.rows}
     for cell in cells.values():
         if list(cells.values()).count(cell) > 1:
             raise SettingError(f"table '{config.table}' has two rows of the same network, {cell}")
@@ -122,6 +124,7 @@ def reproduce(
             **vars(population),
             config=config,
             table=table,
+            cell_by_row=cells,
             by_row=by_row,
             rows={row.cell.init: row for row in rows},
             checks=checks,
@@ -147,6 +150,7 @@ def as_json(result: Reproduction) -> dict[str, Any]:
                 "name": row.name,
                 "init": row.init,
                 "activation": row.activation,
+                "model": row.model,
                 "n": result.rows[row.name].n,
                 "accuracy_mean": result.rows[row.name].mean,
                 "accuracy_low": result.rows[row.name].low,
@@ -173,7 +177,7 @@ def _final_table(result: Reproduction) -> webpage.Table:
         rows.append(
             [
                 row.name,
-                f"{row.init} {row.activation}",
+                f"{row.init} {result.cell_by_row[row.name].activation}",
                 percent(theirs),
                 percent(ours.mean),
                 interval(ours.low, ours.high),

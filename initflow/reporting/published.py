@@ -1,8 +1,9 @@
 """Published tables: read from a file, and held against what several seeds give.
 
 A table is a TOML file: ``title``, ``source`` (text), ``notes`` (a list of texts), ``settings``
-(of every training, by name) and ``rows``, each with ``name``, ``init``, ``activation`` and
-``published``, the test accuracies in percent by iteration, which may be left out.
+(of every training, by name) and ``rows``, each with ``name``, ``init``, ``activation`` (but of a
+model that has its own), ``model`` where not all have the one of the settings, and ``published``,
+the test accuracies in percent by iteration, which may be left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from initflow.core import paths
-from initflow.core.configurations import ReproduceConfig, TrainConfig, training
+from initflow.core.configurations import (
+    ACTIVATED,
+    ACTIVATION,
+    MLP,
+    ReproduceConfig,
+    TrainConfig,
+    training,
+)
 from initflow.errors import SettingError, first_line, unknown
 from initflow.reporting.formats import EXACT, NONE
 from initflow.reporting.seed_statistics import Outcome, t_quantile
@@ -33,6 +41,7 @@ class PublishedRow:
     init: str
     activation: str
     published: Sequence[tuple[int, float]]
+    model: str = MLP
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class PublishedTable:
 
     def network(self, row: PublishedRow, seed: int, config: ReproduceConfig) -> TrainConfig:
         """The settings of the training that the row is of, under ``seed``."""
-        own = {"init": row.init, "activation": row.activation}
+        own = {"init": row.init, "activation": row.activation, "model": row.model}
         return training(config, **{"seed": seed, **self.settings, **own})
 
 
@@ -111,29 +120,35 @@ def _parse(name: str, found: Mapping[str, Any]) -> PublishedTable:
     for setting in settings:
         if setting not in allowed:
             raise ValueError(f"'{setting}' is no setting of all its trainings")
-    rows = [
-        PublishedRow(
-            str(row["name"]),
-            str(row["init"]),
-            str(row["activation"]),
-            _curve(row.get("published", {})),
-        )
-        for row in found["rows"]
-    ]
-    cells = {(row.init, row.activation) for row in rows}
+    rows = [_row(row, str(settings.get("model", MLP))) for row in found["rows"]]
+    cells = {(row.model, row.init, row.activation) for row in rows}
     called = [row.name for row in rows]
     if not rows or len(cells) < len(rows):
-        raise ValueError("it needs rows, no two of the same init and activation")
+        raise ValueError("it needs rows, no two of the same model, init and activation")
     for row_name in called:
         if called.count(row_name) > 1:
             raise ValueError(f"its rows need names that differ, not '{row_name}' twice")
     for row in rows:
-        TrainConfig(**settings, init=row.init, activation=row.activation)
+        own = {"init": row.init, "activation": row.activation, "model": row.model}
+        TrainConfig(**settings | own)
     notes = found["notes"]
     if not isinstance(notes, list):
         raise ValueError(f"notes must be a list of texts, not {notes!r}")  # noqa: TRY004 - a user's
     return PublishedTable(
         name, str(found["title"]), str(found["source"]), list(map(str, notes)), settings, rows
+    )
+
+
+def _row(found: Mapping[str, Any], model: str) -> PublishedRow:
+    """One of ``model``, if it names no other."""
+    model = str(found.get("model", model))
+    has_activation = model in ACTIVATED[1]
+    return PublishedRow(
+        str(found["name"]),
+        str(found["init"]),
+        str(found["activation"] if has_activation else found.get("activation", ACTIVATION)),
+        _curve(found.get("published", {})),
+        model,
     )
 
 

@@ -206,7 +206,11 @@ ERRORS = [
     (["compare", "--backend", "ray", *DIGITS], 2, "backend=ray needs MLflow's tracking server"),
     (["reproduce", "--seeds", "0"], 2, "Error: seeds must be a whole number, at least 1"),
     (["reproduce", "--stack", "0"], 2, "Error: stack must be 'auto' or a whole number, at least 1"),
-    (["reproduce", "--table", "nonsense"], 2, "table must be one of assignment, tutorial, a path"),
+    (
+        ["reproduce", "--table", "nonsense"],
+        2,
+        "table must be one of assignment, normalized-cnn, tutorial, a path",
+    ),
     (["reproduce", "--table", "tutorail"], 2, "(did you mean 'tutorial'?)"),
     (["reproduce", "--table", "no/such.toml"], 2, "table 'no/such.toml' cannot be read: [Errno 2]"),
     (["reproduce", "--lr", "1"], 2, "Error: No such option '--lr'"),

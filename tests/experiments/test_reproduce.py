@@ -303,6 +303,60 @@ def test_a_row_whose_signals_cannot_be_measured_leaves_the_rest(tmp_path):
     assert len(result.members) == 4
 
 
+MODELS = """
+title = "Models"
+source = "A notebook."
+notes = []
+
+[settings]
+dataset = "digits"
+hidden = "8"
+epochs = 1
+eval_every = 15
+
+[[rows]]
+name = "mlp"
+init = "he"
+activation = "relu"
+
+[[rows]]
+name = "cnn"
+model = "cnn"
+init = "he"
+activation = "relu"
+published = { 15 = 50 }
+
+[[rows]]
+name = "lstm"
+model = "lstm"
+init = "he"
+"""
+
+
+def test_rows_of_several_models_are_told_apart(tmp_path):
+    """Networks of one scheme and activation: each row has its own, as each is trained alone."""
+    (tmp_path / "models.toml").write_text(MODELS)
+    settings = {"table": str(tmp_path / "models.toml"), "seeds": 2, **QUICK}
+    result = reproduce(ReproduceConfig(**settings), experiment="models")
+    runs = [run for run in runs_of("models") if "mlflow.parentRunId" in run.data.tags]
+    assert sorted(run.info.run_name for run in runs) == [
+        f"he {kind} seed {seed}" for kind in ("cnn relu", "lstm", "mlp relu") for seed in (0, 1)
+    ]
+    by_model = {(run.data.params["model"], int(run.data.params["seed"])): run for run in runs}
+    for row in result.table.rows:
+        assert result.rows[row.name].n == 2
+        for outcome in result.by_row[row.name]:
+            run = by_model[row.model, outcome.seed]
+            assert outcome.accuracy == run.data.metrics["accuracy/test"]
+    alone = train.train(dataset="digits", model="cnn", hidden="8", epochs=1, init="he", **QUICK)
+    assert result.by_row["cnn"][0].accuracy == alone.last("accuracy/test")
+    page = html.unescape(artifact(mlflow.get_run(result.run.id), "report.html").read_text())
+    for scheme in ("he mlp relu", "he cnn relu", "he lstm"):
+        assert scheme in page.replace("<wbr>", "")
+    found = json.loads(artifact(mlflow.get_run(result.run.id), "reproduction.json").read_text())
+    assert [row["model"] for row in found["rows"]] == ["mlp", "cnn", "lstm"]
+
+
 @pytest.mark.parametrize(
     ("replacing", "message"),
     [

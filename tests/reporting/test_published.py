@@ -6,12 +6,15 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch.nn import functional
 
 from initflow.core.configurations import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError
+from initflow.models import published_models
 from initflow.reporting import published
 from initflow.reporting.published import (
     Check,
@@ -66,9 +69,9 @@ def outcomes(ends, at=500):
 # The files
 
 
-def test_the_two_published_tables_come_with_the_package():
+def test_the_published_tables_come_with_the_package():
     """Each is read from its file, and says where it is from."""
-    assert published.names() == ["assignment", "tutorial"]
+    assert published.names() == ["assignment", "normalized-cnn", "tutorial"]
     for name in published.names():
         assert files("initflow.reporting").joinpath("tables", f"{name}.toml").is_file()
         table = published.load(name)
@@ -138,6 +141,124 @@ def test_the_assignments_networks_are_those_of_the_reference():
     assert any("three faults" in note for note in table.notes)
 
 
+def test_the_networks_of_the_convolutional_table_are_as_its_notebook_has_them():
+    """Its settings, its numbers of right answers at the ends of ten epochs, and its model."""
+    table, config = published.load("normalized-cnn"), ReproduceConfig(probe=0, log_model=False)
+    assert [(row.name, row.init) for row in table.rows] == [
+        ("xavier", "xavier"),
+        ("kaiming", "he"),
+        ("normal", "normal"),
+    ]
+    for row, right in zip(table.rows, (9902, 9870, 9211), strict=True):
+        assert [at for at, _ in row.published] == list(range(938, 9_381, 938))
+        assert row.published[-1] == (9_380, right / 10_000)
+        assert row.model == "initflow.models.published_models:normalized_cnn"
+        assert table.network(row, 1, config) == TrainConfig(
+            init=row.init,
+            model=row.model,
+            dataset="mnist",
+            normalize="standard",
+            bias_init="pytorch",
+            batch_size=64,
+            epochs=10,
+            lr=0.01,
+            gamma=1.0,
+            momentum=0.5,
+            nesterov=False,
+            eval_every=938,
+            probe=0,
+            log_model=False,
+            seed=1,
+        )
+    assert "https://github.com/prateekkumarweb/CS5480-Assignments" in table.source
+
+
+def test_the_model_of_the_convolutional_table_is_the_function_that_its_notebook_writes():
+    """Pooled, normalized, rectified, in this order; in training and in use."""
+    model = published_models.normalized_cnn((1, 28, 28), 10)
+    parts = dict(model.named_children())
+    images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for is_training in (True, False):
+        model.train(is_training)
+        x = images
+        for at in (1, 2):
+            pooled = functional.max_pool2d(parts[f"conv{at}"](x), 2)
+            x = functional.relu(parts[f"norm{at}"](pooled))
+        x = functional.relu(parts["norm3"](parts["fc1"](x.view(-1, 320))))
+        expected = parts["fc2"](x)
+        assert expected.shape == (5, 10)
+        assert torch.allclose(model(images), expected, atol=1e-5)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
+    assert shapes == {
+        "conv1.weight": (10, 1, 5, 5),
+        "conv2.weight": (20, 10, 5, 5),
+        "fc1.weight": (50, 320),
+        "fc2.weight": (10, 50),
+    }
+
+
+MODELS = """
+title = "Digits"
+source = "A notebook."
+notes = []
+
+[settings]
+dataset = "digits"
+model = "cnn"
+channels = "4,8"
+kernel = 3
+
+[[rows]]
+name = "convolutions"
+init = "he"
+activation = "relu"
+
+[[rows]]
+name = "one layer"
+model = "mlp"
+init = "he"
+activation = "relu"
+
+[[rows]]
+name = "recurrent"
+model = "lstm"
+init = "he"
+"""
+
+
+def test_rows_may_be_of_models(tmp_path):
+    """One that names no other is of that of the settings; one with gates has no activation."""
+    path = tmp_path / "models.toml"
+    path.write_text(MODELS.replace('channels = "4,8"\nkernel = 3\n', ""))
+    table, config = published.load(str(path)), ReproduceConfig()
+    networks = [table.network(row, 0, config) for row in table.rows]
+    assert [(one.model, one.kind) for one in networks] == [
+        ("cnn", "relu"),
+        ("mlp", "relu"),
+        ("lstm", "lstm"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "by", "message"),
+    [
+        ('"lstm"', '"lstn"x', "line"),
+        ('"lstm"', '"rnn"', "'activation' is missing"),
+        ("kernel = 3", "kernel = 4", "kernel must be"),
+        ('model = "mlp"\n', "", "no two of the same model, init and activation"),
+        ("kernel = 3", "kernel = 3", "channels=4,8 is for model=cnn, not for 'mlp'"),
+    ],
+)
+def test_a_damaged_table_of_models_is_told(tmp_path, part, by, message):
+    """A setting that one of its models has not, too."""
+    path = tmp_path / "models.toml"
+    path.write_text(MODELS.replace(part, by))
+    with pytest.raises(SettingError) as error:
+        published.load(str(path))
+    assert message in str(error.value)
+    assert f"table '{path}'" in str(error.value)
+
+
 def test_a_third_table_is_a_file(tmp_path, monkeypatch):
     """By its path, from a home folder too; a row may publish nothing, a setting be a value."""
     (tmp_path / "mine.toml").write_text(MINE)
@@ -185,7 +306,10 @@ def test_a_published_number_is_the_fraction_of_the_images():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("nonsense", "assignment, tutorial, a path that ends with .toml, not 'nonsense'"),
+        (
+            "nonsense",
+            "assignment, normalized-cnn, tutorial, a path that ends with .toml, not 'nonsense'",
+        ),
         ("tutorail", "(did you mean 'tutorial'?)"),
         ("none/here.toml", "table 'none/here.toml' cannot be read: [Errno 2] No such file"),
         (".", "a path that ends with .toml, not '.'"),
@@ -226,7 +350,11 @@ DAMAGED = [
     ('"digits"', '"digit"', "(did you mean 'digits'?)"),
     ('activation = "tanh"', 'activation = "tahn"', "not 'tahn' (did you mean 'tanh'?)"),
     ('init = "he"\n', 'init = " "\n', "init must be a name, not ' '"),
-    (SECOND, '"b"\ninit = "he:mode=fan_out"\nactivation = "relu"', "same init and activation"),
+    (
+        SECOND,
+        '"b"\ninit = "he:mode=fan_out"\nactivation = "relu"',
+        "same model, init and activation",
+    ),
     ('name = "second"', 'name = "first"', "'first'"),
     ("97.39", "100.1", "from 0 to 100 percent, not 100.1"),
     ("97.39", "-1", "from 0 to 100 percent, not -1"),
