@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from initflow.core.configurations import RECOMMENDED, TrainConfig
+from initflow.core.configurations import RECOMMENDED, TrainConfig, kind_word
 from initflow.reporting import trials
 from initflow.reporting.formats import NONE, interval, percent, rounded, whole
 from initflow.reporting.published import explained
@@ -83,7 +83,8 @@ def diagnosis_table(diagnosis: Diagnosis, columns: int) -> Table:
         f"signal: the mean square of the pre-activations at the last{hidden} layer, over the first "
         f"one's; gradient: at the first, over the last one's{bracketed}. {ending}"
     )
-    words = dict.fromkeys(("activation" if is_of_mlp else "model", "forward", "backward"), FIXED)
+    kind = kind_word(cell.activation for cell in diagnosis.readings)
+    words = dict.fromkeys((kind, "forward", "backward"), FIXED)
     table = _table({"scheme": FOLDED, **words, **dict.fromkeys(numbers, NUMBER)}, caption)
     for (init, activation), reading in diagnosis.readings.items():
         theory, last = reading.mean_field, -2 if is_of_mlp else -1
@@ -230,7 +231,8 @@ def comparison_table(rows: Sequence[ComparisonRow], columns: int = WIDE) -> Tabl
     if not wide:
         del shown["std"], shown["to 95 %"]
     numbers = dict.fromkeys((*shown, "diverged"), NUMBER)
-    table = _table({"scheme": FOLDED, "activation": FIXED, **numbers}, caption)
+    kind = kind_word(row.cell.activation for row in rows)
+    table = _table({"scheme": FOLDED, kind: FIXED, **numbers}, caption)
     for row in rows:
         table.add_row(
             Text(row.cell.init),

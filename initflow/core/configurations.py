@@ -6,6 +6,7 @@ the bases is that of the settings, from the last one to the first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,11 @@ class TrainConfig(_Measured, _Training, Architecture, _One):
     @property
     def kind(self) -> str:
         return self.kind_with(self.activation)
+
+
+def kind_word(kinds: Iterable[str]) -> str:
+    """What networks are told apart by: their activation functions or, of some, their models."""
+    return "activation" if set(kinds) <= set(ACTIVATION_NAMES) else "model"
 
 
 def short_name(model: str) -> str:

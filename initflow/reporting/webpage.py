@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from initflow.core.configurations import kind_word
 from initflow.reporting.formats import NONE, interval, p_value, percent, whole
 from initflow.reporting.seed_statistics import ALPHA, Difference, Row
 
@@ -184,7 +185,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         "Final test accuracy, in percent",
         columns(
             "scheme",
-            "activation",
+            kind_word(row.cell.activation for row in rows),
             numbers=("seeds", "mean", "95 % interval", "std", "to 90 %", "to 95 %", "diverged"),
         ),
         [
@@ -214,7 +215,7 @@ def difference_table(differences: Sequence[Difference]) -> Table:
         columns(
             "better",
             "than",
-            "activation",
+            kind_word(difference.activation for difference in differences),
             numbers=("seeds", "difference", "95 % interval", "p", "p, Holm"),
         ),
         [

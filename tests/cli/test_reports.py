@@ -8,6 +8,7 @@ from rich.console import Console
 
 from initflow.cli import tables
 from initflow.core.configurations import ACTIVATION_NAMES, SCHEME_NAMES
+from initflow.reporting import webpage
 from initflow.reporting.published import PublishedRow, checks
 from initflow.reporting.seed_statistics import Cell, Outcome, Row, rows
 from initflow.reporting.trials import Trial, tuned
@@ -222,3 +223,12 @@ def test_a_long_scheme_does_not_cost_the_tuning_its_intervals():
     body = [line for line in lines if line[1:].split(" ")[0] and line[1:].split(" ")[0] in init]
     assert "".join(line[1:].split(" ")[0] for line in body) == init
     assert "90.15 to 102.85" in body[0]
+
+
+def test_what_is_no_activation_function_is_not_called_one():
+    """An LSTM's networks are told apart by the model."""
+    for kind, word in (("tanh", "activation"), ("lstm", "model"), ("net.py:build", "model")):
+        found = rows({Cell("he", kind): trained([0.9] * 2)})
+        heading = next(line for line in shown(tables.comparison_table(found)) if "scheme" in line)
+        assert heading.split()[1] == word
+        assert f"scheme {word}" in " ".join(c.name for c in webpage.accuracy_table(found).columns)
