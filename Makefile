@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(VENV)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 PORT ?= 5000
 
-.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz test-project bench anyinit claims screenshots lock clean
+.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz test-project bench anyinit claims model-claims screenshots lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -81,8 +81,11 @@ anyinit: $(READY) ## whose prediction lies nearer to the mean over 50 draws, Any
 	uv pip install --quiet --no-deps --target build/anyinit anyinit==0.4.0
 	PYTHONPATH=build/anyinit python -m bench.anyinit
 
-claims: $(READY) ## the figures of docs/claims.md
+claims: $(READY) ## the figures of docs/claims.md, but those of other models
 	python docs/claims.py
+
+model-claims: $(READY) ## those of other models, an hour's work
+	python -m docs.model_claims
 
 screenshots: $(READY) ## the pictures of MLflow's page and of the report in docs/, on MNIST
 	INITFLOW_SCREENSHOTS=$(CURDIR)/docs/images OMP_NUM_THREADS=1 python -m pytest tests/test_browser.py

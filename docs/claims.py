@@ -319,13 +319,13 @@ def convergence(images: Splits, steps: int = 1_876) -> dict[str, Course]:
 # How it is drawn.
 
 
-def _figure(width: float, title: str) -> Figure:
+def blank(width: float, title: str) -> Figure:
     figure = Figure(figsize=(width, 3.9), dpi=DPI, layout="constrained")
     figure.suptitle(title, fontsize=12)
     return figure
 
 
-def _line(axes: Axes, at: int, x: Sequence[float], y: Sequence[float], name: str) -> None:
+def line(axes: Axes, at: int, x: Sequence[float], y: Sequence[float], name: str) -> None:
     """Every second one is dashed and marked elsewhere, so that both are seen where two are one."""
     every = max(1, len(x) // 10)
     axes.plot(
@@ -347,7 +347,7 @@ def _losses(axes: Axes, courses: Mapping[str, Course]) -> None:
     axes.text(1, CHANCE + 0.05, "chance: ln 10", transform=right, ha="right", fontsize=8)
     for at, (name, found) in enumerate(courses.items()):
         smooth = np.convolve(found.losses, np.full(SMOOTHED, 1 / SMOOTHED), "valid").tolist()
-        _line(axes, at, range(SMOOTHED, SMOOTHED + len(smooth)), smooth, name)
+        line(axes, at, range(SMOOTHED, SMOOTHED + len(smooth)), smooth, name)
     axes.set(xlabel="iteration", ylabel=f"training loss (nats),\nmean of {SMOOTHED} batches")
     axes.set_ylim(0, min(max(axes.get_ylim()[1], 2.7), 4))
     tidy(axes)
@@ -355,24 +355,24 @@ def _losses(axes: Axes, courses: Mapping[str, Course]) -> None:
 
 def _over_steps(axes: Axes, courses: Mapping[str, Course], quantity: str, label: str) -> None:
     for at, (name, found) in enumerate(courses.items()):
-        _line(axes, at, found.steps, getattr(found, quantity), name)
+        line(axes, at, found.steps, getattr(found, quantity), name)
     axes.set(xlabel="iteration", ylabel=label, ylim=(-0.03, 1.05))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     tidy(axes)
 
 
-def _through(axes: Axes, layers: Mapping[str, Signals], quantity: str, label: str) -> None:
+def through(axes: Axes, layers: Mapping[str, Signals], quantity: str, label: str) -> None:
     for at, (name, signals) in enumerate(layers.items()):
         hidden = signals.by_layer(quantity)[:-1]
         values = [math.nan if value is None else value for value in hidden]
-        _line(axes, at, range(1, len(values) + 1), values, name)
+        line(axes, at, range(1, len(values) + 1), values, name)
     axes.set(xlabel="hidden layer", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     log_scale(axes)
     tidy(axes)
 
 
-def _key(figure: Figure, columns: int = 4) -> None:
+def key(figure: Figure, columns: int = 4) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
@@ -383,46 +383,46 @@ GRADIENT = ("gradient_second_moment", "mean square gradient\nby the pre-activati
 
 def draw_layers(found: Mapping[str, Signals], title: str) -> Figure:
     """Signal on the left, gradient on the right, layer by layer."""
-    figure = _figure(10, title)
+    figure = blank(10, title)
     forward, backward = figure.subplots(1, 2)
-    _through(forward, found, *SIGNAL)
-    _through(backward, found, *GRADIENT)
-    _key(figure, 5)
+    through(forward, found, *SIGNAL)
+    through(backward, found, *GRADIENT)
+    key(figure, 5)
     return figure
 
 
 def draw_schemes(found: Schemes, title: str) -> Figure:
     """The untrained gradient on the left, the training on the right."""
-    figure = _figure(10, title)
+    figure = blank(10, title)
     untrained, trained = figure.subplots(1, 2)
-    _through(untrained, found.untrained, *GRADIENT)
+    through(untrained, found.untrained, *GRADIENT)
     untrained.set_title("20 hidden layers, untrained", fontsize=10)
     _losses(trained, found.trained)
     trained.set_title("3 hidden layers, training", fontsize=10)
-    _key(figure)
+    key(figure)
     return figure
 
 
 def draw_courses(found: Mapping[str, Course], title: str, quantity: str, label: str) -> Figure:
     """One quantity over the iterations on the left, the loss on the right."""
-    figure = _figure(10, title)
+    figure = blank(10, title)
     left, right = figure.subplots(1, 2)
     _over_steps(left, found, quantity, label)
     _losses(right, found)
-    _key(figure, 3 if len(found) > 4 else 4)
+    key(figure, 3 if len(found) > 4 else 4)
     return figure
 
 
 def draw_growth(found: Mapping[str, Mapping[int, float]], title: str) -> Figure:
-    figure = _figure(6.5, title)
+    figure = blank(6.5, title)
     axes = figure.subplots()
     for at, (name, variances) in enumerate(found.items()):
-        _line(axes, at, list(variances), list(variances.values()), name)
+        line(axes, at, list(variances), list(variances.values()), name)
     axes.set(xlabel="fan-in of the layer (inputs of a unit)", ylabel="variance of pre-activations")
     log_scale(axes)
     _plain_log(axes)
     tidy(axes)
-    _key(figure)
+    key(figure)
     return figure
 
 
@@ -438,13 +438,13 @@ def draw_responses(
     found: Mapping[str, Sequence[Response]], title: str, labels: Mapping[str, str]
 ) -> Figure:
     """Quantities of :class:`Response`, each with its label, by the size of what is received."""
-    figure = _figure(5 * max(len(labels), 1.3), title)
+    figure = blank(5 * max(len(labels), 1.3), title)
     for axes, (quantity, label) in zip(
         figure.subplots(1, len(labels), squeeze=False)[0], labels.items(), strict=True
     ):
         for at, (name, points) in enumerate(found.items()):
             received = [point.received for point in points]
-            _line(axes, at, received, [getattr(point, quantity) for point in points], name)
+            line(axes, at, received, [getattr(point, quantity) for point in points], name)
         axes.set(xlabel="standard deviation of the pre-activations", ylabel=label)
         _plain_log(axes)
         if quantity == "largest":
@@ -452,7 +452,7 @@ def draw_responses(
         else:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         tidy(axes)
-    _key(figure)
+    key(figure)
     return figure
 
 
