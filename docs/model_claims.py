@@ -166,9 +166,6 @@ LSTM = {"model": "lstm", "inits": "orthogonal,xavier,default"}
 RECURRENT = {
     "RNN, 28 rows": Panel(RNN, (0.003, 0.01, 0.03, 0.1)),
     "LSTM, 28 rows": Panel(LSTM, (0.1, 0.3)),
-    "LSTM, 49 permuted pixels": Panel(
-        LSTM | {"dataset": f"{PIXELS}:coarse", "epochs": 6}, (0.3, 1.0)
-    ),
 }
 
 
