@@ -183,7 +183,7 @@ def recurrent(
 def convolutional(
     train: Train,
     depths: Sequence[int] = (4, 12, 24),
-    rates: Sequence[float] = (0.01, 0.03, 0.1),
+    rates: Sequence[float] = (0.01, 0.03),
     **settings: Any,
 ) -> dict[str, ByRate]:
     """Convolutional networks of so many layers, the last of them fully connected."""
