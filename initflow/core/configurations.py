@@ -297,8 +297,11 @@ def kind_word(kinds: Iterable[str]) -> str:
 
 
 def short_name(model: str) -> str:
-    """A model's name, or the last part of a function's place: ``net.py:build``."""
-    return model.replace("\\", "/").rpartition("/")[2]
+    """A model's name, or the last part of a function's place: ``net.py:build``, ``net:build``."""
+    module, colon, function = model.replace("\\", "/").rpartition("/")[2].rpartition(":")
+    if not module.endswith(".py"):
+        module = module.rpartition(".")[2]
+    return f"{module}{colon}{function}"
 
 
 def training(settings: Settings, **chosen: Any) -> TrainConfig:

@@ -142,7 +142,7 @@ def _parse(name: str, found: Mapping[str, Any]) -> PublishedTable:
 def _row(found: Mapping[str, Any], model: str) -> PublishedRow:
     """One of ``model``, if it names no other."""
     model = str(found.get("model", model))
-    has_activation = model in ACTIVATED[1]
+    has_activation = TrainConfig(model=model).has("activation")
     return PublishedRow(
         str(found["name"]),
         str(found["init"]),

@@ -21,6 +21,7 @@ AT_WORK = (
     "models.batches",
     "models.layers",
     "models.moments.offsets",
+    "models.published_models",
     "models.slots",
     "theory.normal_samples",
     "training.splits",

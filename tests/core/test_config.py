@@ -21,6 +21,7 @@ from initflow.core.configurations import (
     TrainConfig,
     TuneConfig,
     VerifyConfig,
+    short_name,
 )
 from initflow.core.kinds import format_widths, parse_widths
 from initflow.errors import SettingError
@@ -536,3 +537,18 @@ def test_a_databases_password_is_no_text_of_the_settings(storage, shown):
     assert config.storage == storage
     assert config.as_text()["storage"] == shown
     assert "secr" not in config.command("tune")
+
+
+@pytest.mark.parametrize(
+    ("model", "short"),
+    [
+        ("mlp", "mlp"),
+        ("path/to/net.py:build", "net.py:build"),
+        ("C:\\nets\\net.v2.py:build", "net.v2.py:build"),
+        ("package.nets:build", "nets:build"),
+        ("my.plugin", "my.plugin"),
+    ],
+)
+def test_a_model_is_called_by_the_last_part_of_its_place(model, short):
+    """In names of runs and in titles."""
+    assert short_name(model) == short
