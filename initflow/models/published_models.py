@@ -17,10 +17,11 @@ def normalized_cnn(shape: Shape, classes: int) -> nn.Module:
 
     Convolutions of 10 and 20 channels, 5 × 5 without padding, each pooled 2 by 2, normalized and
     then rectified; 50 units, normalized and rectified; the classes. It is the network of the table
-    ``normalized-cnn``.
+    ``normalized-cnn``, and starts with the scales of the normalizations that PyTorch drew when that
+    was made, from U(0, 1).
     """
     channels, *_ = shape
-    return nn.Sequential(
+    model = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 10, 5),
             pool1=nn.MaxPool2d(2),
@@ -37,3 +38,6 @@ def normalized_cnn(shape: Shape, classes: int) -> nn.Module:
             fc2=nn.Linear(50, classes),
         )
     )
+    for name in ("norm1", "norm2", "norm3"):
+        nn.init.uniform_(model.get_submodule(name).weight)
+    return model

@@ -174,7 +174,8 @@ def test_the_networks_of_the_convolutional_table_are_as_its_notebook_has_them():
 
 
 def test_the_model_of_the_convolutional_table_is_the_function_that_its_notebook_writes():
-    """Pooled, normalized, rectified, in this order; in training and in use."""
+    """Pooled, normalized, rectified, in this order; scales from U(0, 1), as PyTorch had them."""
+    torch.manual_seed(0)
     model = published_models.normalized_cnn((1, 28, 28), 10)
     parts = dict(model.named_children())
     images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -188,6 +189,9 @@ def test_the_model_of_the_convolutional_table_is_the_function_that_its_notebook_
         expected = parts["fc2"](x)
         assert expected.shape == (5, 10)
         assert torch.allclose(model(images), expected, atol=1e-5)
+    for at in (1, 2, 3):
+        scales = parts[f"norm{at}"].weight
+        assert 0 <= scales.min() < 0.5 < scales.max() <= 1
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
     assert shapes == {
         "conv1.weight": (10, 1, 5, 5),
