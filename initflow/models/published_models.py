@@ -38,6 +38,7 @@ def normalized_cnn(shape: Shape, classes: int) -> nn.Module:
             fc2=nn.Linear(50, classes),
         )
     )
-    for name in ("norm1", "norm2", "norm3"):
-        nn.init.uniform_(model.get_submodule(name).weight)
+    for module in model:
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.uniform_(module.weight)
     return model
