@@ -296,7 +296,7 @@ def test_orthogonal_weights_keep_the_gradient_through_time():
 
 
 def test_orthogonal_initialization_works_better_for_rnn_than_the_default():
-    """Over few steps no better than Xavier, as far as two seeds say; a seed gives the same again."""
+    """Over few steps no better than Xavier, as far as two seeds say; a seed gives the same."""
     panels = {
         "rnn": model_claims.Panel(model_claims.RNN | {"inits": INITS}, (0.01,)),
         "lstm": model_claims.Panel(model_claims.LSTM, (0.1,)),

@@ -19,7 +19,6 @@ from typing import Any
 
 from initflow.core import paths
 from initflow.core.configurations import (
-    ACTIVATED,
     ACTIVATION,
     MLP,
     ReproduceConfig,

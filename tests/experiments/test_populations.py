@@ -271,7 +271,7 @@ def test_networks_by_adam_with_other_betas_train_together():
         TrainConfig(**(QUICK | {"optimizer": "adam", "schedule": "cosine"} | own))
         for own in ({}, {"lr": 0.01}, {"betas": "0.5,0.9"}, {"eps": 1e-3}, {"weight_decay": 1})
     ]
-    assert len(list(populations.stacks(asked, 64, "cpu", 10))) == 1
+    assert len(list(populations.stacks(asked, 64, 10, "cpu", 10))) == 1
 
 
 def test_room_is_what_half_of_the_last_cache_holds():

@@ -207,7 +207,7 @@ def test_a_loss_of_ones_own(place):
         ("cnn", {"inits": "hee"}, "init must be one of"),
         ("cnn", {"inits": "he:gain=2"}, "argument of scheme 'he' must be one of"),
         ("cnn", {"inits": "normal:std=1,normal:std=1.0"}, "inits must be schemes that differ"),
-        ("cnn", {"depth": 3}, "depth belongs to model=mlp"),
+        ("cnn", {"depth": 3}, "depth=3 is for model=mlp, not for"),
         ("cnn", {"draws": 1}, "draws must be a whole number, at least 2"),
     ],
 )
