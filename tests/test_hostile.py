@@ -34,12 +34,14 @@ from initflow.core.secrets import without_credentials
 from initflow.errors import DataError, InitflowError, SettingError, StudyError
 from initflow.experiments.tuning import running, sampler_state, searches, storages, studies
 from initflow.initializers import finder, plugins, scheme
-from initflow.initializers.finder import GROUP
+from initflow.initializers.finder import INITIALIZERS
 from initflow.tracking.mlflow_page import plain
 from initflow.training import datasets, idx
 from tests import targets
 from tests.conftest import ROOT, small_mnist, write_raw
 from tests.serving import QuietServer
+
+GROUP = INITIALIZERS.name
 
 SPARE = 2**29  # bytes of address space beyond what the process has
 EVERYWHERE = sorted((ROOT / "initflow").rglob("*.py"))

@@ -119,7 +119,6 @@ IN_TESTS = {
     "mlflow run . -e diagnose --env-manager local --experiment-name initflow -P inits=mine,he "
     "-P dataset=digits": "test_it_is_the_same_to_all_commands",
     "make claims": "test_figures_are_drawn_of_what_is_measured",
-    "make model-claims": "test_figures_are_drawn_of_what_is_measured",
 }
 # On MNIST, and too long to run: that page's own test holds their options and values.
 CLAIMS = {f"initflow {words}": "test_the_commands_of_the_page_are_valid" for words in OF_CLAIMS}

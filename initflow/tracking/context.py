@@ -24,6 +24,8 @@ AT_WORK = (
     "models.published_models",
     "models.slots",
     "theory.normal_samples",
+    "training.arrays",
+    "training.optimizers",
     "training.splits",
 )
 
