@@ -1,7 +1,6 @@
 """Other networks than the feed-forward one, through all commands: trained, logged, proven."""
 
 import json
-import shutil
 from pathlib import Path
 
 import mlflow
@@ -51,8 +50,8 @@ def of_run(run_id):
     return mlflow.get_run(run_id).data
 
 
-def test_a_run_carries_what_any_run_does(trained):
-    """Metrics by layer, tags, the description, the figures and the model, which predicts."""
+def test_a_run_carries_what_any_run_does(trained, tmp_path):
+    """Metrics, tags, the description, figures, the model, which predicts, and its proof."""
     data, model = of_run(trained.run_id), trained.config.model
     assert data.params["model"] == model
     assert data.tags["initflow.outcome"] == "finished"
@@ -79,9 +78,10 @@ def test_a_run_carries_what_any_run_does(trained):
     np.testing.assert_allclose(served.predict(pixels), expected, atol=1e-4)
     images = pixels[:1].reshape(1, 1, 8, 8)  # as they look, and one alone
     np.testing.assert_allclose(served.predict(images), expected[:1], atol=1e-4)
+    assert_proven(trained, tmp_path)
 
 
-def test_a_run_is_proven_and_exported(trained, tmp_path):
+def assert_proven(trained, tmp_path):
     """Bit for bit; from a folder, code of the user's is run only where the user names it."""
     assert inf.verify(trained.run_id, progress=False).verdict == "identical"
     inf.export(trained.run_id, tmp_path / "bundle")
@@ -187,11 +187,3 @@ def test_a_comparison_with_a_model_of_a_notebook_needs_no_workers(store, monkeyp
 
 def build_it(shape, classes):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
-
-
-def test_copying_a_bundle_changes_nothing(store, tmp_path):
-    """It needs nothing of where it was made."""
-    trained = inf.train(**SMALL | OF["cnn"])
-    inf.export(trained.run_id, tmp_path / "bundle")
-    shutil.copytree(tmp_path / "bundle", tmp_path / "elsewhere")
-    assert inf.verify(tmp_path / "elsewhere", progress=False).verdict == "identical"
