@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from math import prod
 
 from initflow.core.configurations import NetworkConfig, training
 from initflow.errors import PluginError, SettingError
@@ -86,12 +85,10 @@ def filled(spec: str, config: NetworkConfig) -> SchemeEntry:
 
 def _widths(config: NetworkConfig, seen: Splits | None = None) -> tuple[int, ...]:
     """Those of the network, for which nothing is loaded where the data is a published set."""
-    published = datasets.published(config.dataset)
-    if published and not seen:
-        shape, classes = published
-        return datasets.widths(prod(shape), config.hidden, classes)
-    seen = seen or datasets.load(training(config))
-    return datasets.widths(seen.pixels, config.hidden, seen.classes)
+    if seen:
+        return datasets.widths(seen.pixels, config.hidden, seen.classes)
+    pixels, classes = datasets.size(training(config), datasets.load)
+    return datasets.widths(pixels, config.hidden, classes)
 
 
 def _entry(

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator
-from math import prod
 from pathlib import Path
 
 from initflow.core.configurations import TrainConfig
@@ -47,12 +46,7 @@ def _splits(config: TrainConfig) -> Splits:
 
 def title(config: TrainConfig) -> str:
     """Of its network: on a published set as that is published, on data of one's own as it is."""
-    published = datasets.published(config.dataset)
-    if published:
-        shape, classes = published
-        return modules.title(config, prod(shape), classes)
-    loaded = splits(config)
-    return modules.title(config, loaded.pixels, loaded.classes)
+    return modules.title(config, *datasets.size(config, splits))
 
 
 def distinct(inits: Iterable[str], plugins_dir: Path | None) -> dict[str, Scheme]:

@@ -10,10 +10,11 @@ import contextlib
 import hashlib
 import http.client
 import io
+import math
 import os
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +147,16 @@ def published(dataset: str) -> tuple[tuple[int, ...], int] | None:
 def title(dataset: str) -> str:
     """What ``dataset`` is called in names and titles: of a path its last part."""
     return Path(dataset).name[-LONGEST_TITLE:]
+
+
+def size(config: TrainConfig, loaded: Callable[[TrainConfig], Splits]) -> tuple[int, int]:
+    """Features of an example, and classes: a published set is not ``loaded`` for them."""
+    known = published(config.dataset)
+    if known:
+        shape, classes = known
+        return math.prod(shape), classes
+    splits = loaded(config)
+    return splits.pixels, splits.classes
 
 
 def widths(pixels: int, hidden: Sequence[int], classes: int) -> tuple[int, ...]:
