@@ -60,6 +60,7 @@ SCHEME_NAMES = (
     "orthogonal",
     "sparse",
     "identity",
+    "mean_field",
 )  # the built-in ones
 ACTIVATION_NAMES = (
     "sigmoid",

@@ -73,9 +73,19 @@ def _scaled(distribution: Distribution) -> Callable[[Callable[..., float]], Sche
     return scheme
 
 
-def _filled(variance: Callable[..., float]) -> Callable[[Callable[..., None]], Scheme]:
-    """Make a scheme of a function that fills the weight itself, and its variance."""
-    return lambda fill: _add(Scheme(fill.__name__, fill, variance, signature=fill))
+def _filled(
+    variance: Callable[..., float], bias_variance: Callable[..., float] | None = None
+) -> Callable[[Callable[..., None]], Scheme]:
+    """Make a scheme of a function that fills the tensors itself, and their variances."""
+
+    def scheme(fill: Callable[..., None]) -> Scheme:
+        return _add(
+            Scheme(
+                fill.__name__, fill, variance, signature=fill, stated_bias_variance=bias_variance
+            )
+        )
+
+    return scheme
 
 
 def _fan(mode: Mode, fan_in: int, fan_out: int) -> float:
@@ -260,3 +270,26 @@ def identity(weight: Tensor, *, gain: float = 1.0) -> None:
     """
     matrix = torch.eye(len(weight), weight[0].numel(), dtype=weight.dtype, device=weight.device)
     weight.copy_(matrix.reshape(weight.shape)).mul_(gain)
+
+
+@_filled(
+    lambda fan_in, sigma_w2: _at_least_zero("sigma_w2", sigma_w2) / fan_in,
+    lambda sigma_b2: _at_least_zero("sigma_b2", sigma_b2),
+)
+def mean_field(
+    weight: Tensor,
+    bias: Tensor,
+    fan_in: int,
+    generator: torch.Generator,
+    *,
+    sigma_w2: float = 1.0,
+    sigma_b2: float = 0.0,
+) -> None:
+    """Weights N(0, σ_w²/fan_in) and biases N(0, σ_b²), not truncated: variance sigma_w2/fan_in.
+
+    Any place in the plane of mean-field theory: Poole et al. 2016, "Exponential expressivity in
+    deep neural networks through transient chaos"; Schoenholz et al. 2017, "Deep Information
+    Propagation".
+    """
+    draw(weight, _at_least_zero("sigma_w2", sigma_w2) / fan_in, "normal", generator)
+    draw(bias, _at_least_zero("sigma_b2", sigma_b2), "normal", generator)

@@ -13,7 +13,7 @@ from initflow.initializers.scheme import Place, fans
 NAMES = [
     *("zero", "constant", "normal", "random", "uniform", "truncated_normal"),
     *("lecun", "lecun_uniform", "xavier", "xavier_uniform", "he", "he_uniform", "pytorch"),
-    *("orthogonal", "sparse", "identity"),
+    *("orthogonal", "sparse", "identity", "mean_field"),
 ]
 DRAWN = [name for name in NAMES if name not in ("zero", "constant", "identity")]
 SPECS = [
@@ -32,6 +32,7 @@ SPECS = [
     "sparse:nonzero=40,std=0.1",
     "sparse:nonzero=999",
     "identity:gain=0.5",
+    "mean_field:sigma_w2=1.76,sigma_b2=0.05",
 ]
 SHAPES = [(256, 784), (784, 256), (10, 10), (1, 1), (5, 1), (1, 5)]
 every_spec = pytest.mark.parametrize("spec", SPECS)
@@ -128,6 +129,7 @@ DISTRIBUTION_OF = {
     "he": "normal",
     "he_uniform": "uniform",
     "pytorch": "uniform",
+    "mean_field": "normal",
 }
 
 
@@ -141,6 +143,15 @@ def test_draws_are_of_the_documented_distribution(name):
     assert p > 1e-3
     words = {"normal": "not truncated", "uniform": "U(", "truncated_normal": "truncated at ±2"}
     assert words[kind] in BUILT_IN[name].description
+
+
+def test_mean_field_fills_the_biases_too():
+    """N(0, σ_b²), as it states."""
+    scheme = find("mean_field:sigma_w2=1.76,sigma_b2=0.05")
+    weight, bias = torch.empty(20_000, 3), torch.empty(20_000)
+    scheme.fill_layer(weight, bias, Place(3, 20_000), torch.Generator().manual_seed(0))
+    assert scheme.bias_variance(Place(3, 20_000)) == 0.05
+    assert stats.kstest(bias.numpy(), stats.norm(scale=math.sqrt(0.05)).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

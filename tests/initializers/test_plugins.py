@@ -356,7 +356,7 @@ MISTAKES = [
     ("file.py:fill:gain=x", SettingError, "file.py:fill:gain must be a finite number, not 'x'"),
     ("mine:fan_out", SettingError, "init must look like name or name:key=value"),
     ("he:fan_out", SettingError, "init must look like name or name:key=value"),
-    ("mien", SettingError, "identity, mine, not 'mien' (did you mean 'mine'?)"),
+    ("mien", SettingError, "identity, mean_field, mine, not 'mien' (did you mean 'mine'?)"),
     ("file.py", SettingError, "init must be one of zero"),
     ("file.py:not a name", SettingError, "init must look like name or name:key=value"),
 ]
