@@ -85,7 +85,7 @@ def kernels() -> float:
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
     images, labels = torch.rand(100, 1, 28, 28), torch.randint(10, (100,))
     tested = torch.rand(CHUNK, 1, 28, 28)
-    updates = trainer.iterations(IMAGES, 100, CONFIG.epochs)
+    updates = trainer.iterations(CONFIG, IMAGES)
     for n in (20, updates):  # the first ones set the kernels up
         started = time.perf_counter()
         for _ in range(n):

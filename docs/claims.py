@@ -118,7 +118,7 @@ def observe(
 def course(config: TrainConfig, images: Splits, steps: int) -> Course:
     """Train the network of ``config`` for ``steps`` iterations, as many epochs as they take."""
     parameters = network(config, images)
-    epochs = math.ceil(steps / trainer.iterations(len(images.train), config.batch_size, 1))
+    epochs = math.ceil(steps / trainer.iterations(replace(config, epochs=1), len(images.train)))
     found = Course([], [], [], [], [], [])
     recipe = trainer.Recipe.of(replace(config, epochs=epochs))
     population = trainer.Trainer(parameters, [recipe], images.train)

@@ -107,6 +107,7 @@ ADDED = {
     "weight_decay": "auto",
     "schedule": "step",
     "clip": "none",
+    "updates": "all",
 }
 
 
@@ -193,6 +194,9 @@ class _Training(_Untrained):
         only=BUILT_IN,
     )
     epochs: int = setting(5, integer(1, 1_000_000), "passes over the training images")
+    updates: int | None = setting(
+        None, or_word("all", integer(1)), "at most so many updates (all: those of all epochs)"
+    )
     batch_size: int = setting(100, integer(1, 1_000_000_000), "images per update")
     lr: float = setting(0.1, RATE, "learning rate of the first epoch")
     gamma: float = setting(0.96, DECAY, "factor on the learning rate after each epoch", only=STEPS)

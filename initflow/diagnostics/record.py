@@ -101,7 +101,7 @@ def train_together(
     """
     together = [list(records)] if records[0].config.model == MLP else [[one] for one in records]
     config = records[0].config
-    updates = trainer.iterations(len(splits.train), config.batch_size, config.epochs)
+    updates = trainer.iterations(config, len(splits.train))
 
     def told() -> None:
         done = sum(record.step for record in records)
@@ -130,10 +130,10 @@ def _train(
             predicted = record.reading.metrics()
             record.add(0, predicted)
             on_measured(record, 0, predicted)
-    updates = trainer.iterations(len(splits.train), config.batch_size, config.epochs)
+    updates = trainer.iterations(config, len(splits.train))
     lap = time.perf_counter()
     for checkpoint in training.trainer.train(
-        batch_size=config.batch_size, eval_every=config.eval_every
+        batch_size=config.batch_size, eval_every=config.eval_every, updates=config.updates
     ):
         logging = 0.0
         for member in checkpoint.rates:

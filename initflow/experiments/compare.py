@@ -14,7 +14,7 @@ from initflow.experiments.overview import PopulationResult
 from initflow.experiments.populations import trained_population
 from initflow.experiments.public import public
 from initflow.reporting import comparison_figures, seed_statistics, webpage
-from initflow.reporting.formats import counted
+from initflow.reporting.formats import counted, training_length
 from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Difference, Row
 from initflow.reporting.sentences import comparison_sentences
@@ -80,10 +80,10 @@ def compare(
     shape, on = cache.title(configs[0]), datasets.title(config.dataset)
     names = ", ".join(scheme.spec for scheme in schemes.values())
     kinds = list(dict.fromkeys(one.kind for one in configs))
-    seeds, epochs = counted(config.seeds, "seed"), counted(config.epochs, "epoch")
+    seeds = counted(config.seeds, "seed")
     summary = (
         f"{len(configs)} {shape} networks on {on}: {names} with "
-        f"{', '.join(kinds)}, {seeds}, {epochs}."
+        f"{', '.join(kinds)}, {seeds}, {training_length(configs[0])}."
     )
     name = f"compare {','.join(kinds)} {on} {len(schemes)} schemes {seeds}"
     with trained_population(

@@ -21,7 +21,7 @@ from initflow.experiments.failures import Failures, noted
 from initflow.experiments.replay import provenance
 from initflow.initializers.scheme import Scheme
 from initflow.reporting import figures, model_figures
-from initflow.reporting.formats import counted
+from initflow.reporting.formats import training_length
 from initflow.reporting.results import Drawings
 from initflow.tracking import runs
 from initflow.training import datasets, model, modules, optimizers
@@ -241,11 +241,10 @@ def drawings(record: Record) -> Drawings:
 def summary(record: Record, splits: Splits) -> str:
     """The settings as a sentence."""
     config = record.config
-    epochs = counted(config.epochs, "epoch")
     return (
         f"{modules.in_words(config, record.initial.title)}, initialized by {record.scheme.spec}, "
         f"on {len(splits.train):,} {splits.are} of {splits.name}: "
-        f"{epochs} of batches of {config.batch_size}, "
+        f"{training_length(config)} of batches of {config.batch_size}, "
         f"{optimizers.described(config)}; seed {config.seed}."
     )
 

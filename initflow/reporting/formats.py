@@ -7,6 +7,8 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
+from initflow.core.configurations import TrainConfig
+
 NONE = "–"  # where there is no number
 EXACT = 12  # decimals: accuracies are counts over images, what differs beyond these is rounding
 
@@ -55,6 +57,13 @@ def interval(low: float | None, high: float | None) -> str:
 
 def whole(number: int | None) -> str:
     return NONE if number is None else f"{number:,}"
+
+
+def training_length(config: TrainConfig) -> str:
+    """``5 epochs``, ``at most 300 updates of 5 epochs``."""
+    if config.updates is None:
+        return counted(config.epochs, "epoch")
+    return f"at most {counted(config.updates, 'update')} of {counted(config.epochs, 'epoch')}"
 
 
 def counted(n: int, what: str) -> str:

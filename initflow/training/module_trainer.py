@@ -54,11 +54,16 @@ class ModuleTrainer:
         """Whether it has here the bits that it has alone: on CUDA they may differ each time."""
         return [not machine.is_launch_bound(self._images.device)]
 
-    def train(self, *, batch_size: int, eval_every: int) -> Iterator[Checkpoint]:
+    def train(
+        self, *, batch_size: int, eval_every: int, updates: int | None = None
+    ) -> Iterator[Checkpoint]:
         """Train to the end, stopping for a :class:`Checkpoint` where :class:`Trainer` does."""
         for epoch in range(len(self._recipe.rates)):
+            if self._step == updates:
+                break
             order = batch_order(len(self._labels), self._recipe.seed, epoch)
-            for batch in torch.split(order.to(self._images.device), batch_size):
+            left = None if updates is None else updates - self._step
+            for batch in torch.split(order.to(self._images.device), batch_size)[:left]:
                 if self._step % eval_every == 0:
                     yield self._checkpoint(self._epoch)
                 if not self.running:

@@ -74,9 +74,10 @@ def batch_order(images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(images, generator=generator(seed, f"batches/{epoch}"))
 
 
-def iterations(images: int, batch_size: int, epochs: int) -> int:
-    """Updates in a whole training; an epoch's last batch may be smaller."""
-    return math.ceil(images / batch_size) * epochs
+def iterations(config: TrainConfig, images: int) -> int:
+    """Updates in a whole training on so many ``images``; an epoch's last batch may be smaller."""
+    of_epochs = math.ceil(images / config.batch_size) * config.epochs
+    return min(of_epochs, config.updates or of_epochs)
 
 
 class Trainer:
@@ -110,42 +111,55 @@ class Trainer:
         """Train ``member`` no further."""
         self.running.remove(member)
 
-    def train(self, *, batch_size: int, eval_every: int) -> Iterator[Checkpoint]:
-        """Train to the end, one epoch for each of a recipe's rates.
+    def train(
+        self, *, batch_size: int, eval_every: int, updates: int | None = None
+    ) -> Iterator[Checkpoint]:
+        """Train to the end, one epoch for each of a recipe's rates, or after so many ``updates``.
 
         Stops for a :class:`Checkpoint` at step 0, after every ``eval_every`` updates, at the
         end, and where a network diverges; nothing runs in between unless the next one is
         requested, and the parameters are to be left alone meanwhile.
         """
+        of_epoch = math.ceil(len(self._data) / batch_size)
         for epoch in range(len(self._recipes[0].rates)):
-            orders = [batch_order(len(self._data), seed, epoch) for seed in self._seeds]
-            order = torch.stack(orders).to(self.parameters.flat.device)
-            steps: dict[int, _Step] = {}  # by the batch's size
-            for batch in torch.split(order, batch_size, dim=1):
-                if self._step % eval_every == 0:
-                    yield self._checkpoint(self.running)
-                while self.running:
-                    size, running = batch.shape[1], tuple(self.running)
-                    if size not in steps or steps[size].members != running:
-                        steps.pop(size, None)  # its buffers, before there are others
-                        steps[size] = self._make_step(epoch, size, running)
-                    step = steps[size]
-                    losses = step.losses(batch)
-                    lost = [m for m, loss in losses.items() if not math.isfinite(loss)]
-                    if not lost:
-                        break
-                    for member in lost:
-                        self.stop(member)
-                    yield self._checkpoint(lost, diverged=True)
-                if not self.running:
-                    return
-                for member, loss in losses.items():
-                    self._losses[member].append(loss)
-                step.backward()
-                self._step, self._epoch = self._step + 1, epoch
-                self._number.fill_(self._step)
-                step.descend()
-        yield self._checkpoint(self.running)
+            left = of_epoch if updates is None else min(of_epoch, updates - self._step)
+            if not (left and self.running):
+                break
+            yield from self._train_epoch(epoch, batch_size, eval_every, left)
+        if self.running:
+            yield self._checkpoint(self.running)
+
+    def _train_epoch(
+        self, epoch: int, batch_size: int, eval_every: int, updates: int
+    ) -> Iterator[Checkpoint]:
+        """So many ``updates`` of an epoch."""
+        orders = [batch_order(len(self._data), seed, epoch) for seed in self._seeds]
+        order = torch.stack(orders).to(self.parameters.flat.device)
+        steps: dict[int, _Step] = {}  # by the batch's size
+        for batch in torch.split(order, batch_size, dim=1)[:updates]:
+            if self._step % eval_every == 0:
+                yield self._checkpoint(self.running)
+            while self.running:
+                size, running = batch.shape[1], tuple(self.running)
+                if size not in steps or steps[size].members != running:
+                    steps.pop(size, None)  # its buffers, before there are others
+                    steps[size] = self._make_step(epoch, size, running)
+                step = steps[size]
+                losses = step.losses(batch)
+                lost = [m for m, loss in losses.items() if not math.isfinite(loss)]
+                if not lost:
+                    break
+                for member in lost:
+                    self.stop(member)
+                yield self._checkpoint(lost, diverged=True)
+            if not self.running:
+                return
+            for member, loss in losses.items():
+                self._losses[member].append(loss)
+            step.backward()
+            self._step, self._epoch = self._step + 1, epoch
+            self._number.fill_(self._step)
+            step.descend()
 
     def exact(self, batch_size: int) -> list[bool]:
         """Whether each network's first loss and gradient have here the bits that it has alone.

@@ -89,7 +89,7 @@ def test_a_network_in_a_stack_is_measured_as_alone(validation):
     together, alone = trained(asked), trained(asked, one_by_one=True)
     assert_same(together, alone)
     assert all(one.is_exact for one in together + alone)
-    updates = trainer.iterations(1_437 - validation, 100, 2)
+    updates = trainer.iterations(TrainConfig(epochs=2), 1_437 - validation)
     for one in together:
         assert one.step == len(one.losses) == updates
         assert one.diverged_at is None

@@ -461,7 +461,7 @@ def test_no_figure_and_no_model_unless_asked(tracked):
     assert run.outputs is None or not run.outputs.model_outputs
     found = {k: v for k, v in history(run).items() if not k.startswith(("by_layer", "predicted"))}
     assert sum(map(len, found.values())) > 2_000
-    updates = trainer.iterations(1_437, 100, 3)
+    updates = trainer.iterations(TrainConfig(epochs=3), 1_437)
     for points in found.values():
         assert [step for step, _ in points] == list(range(updates + 1))
     assert member.metrics == set(run.data.metrics)

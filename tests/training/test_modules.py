@@ -78,7 +78,11 @@ def start(**settings):
 def run(network, config, data):
     """The losses of a training, and the module after it."""
     training = ModuleTrainer(network, Recipe.of(config), data)
-    checkpoints = list(training.train(batch_size=config.batch_size, eval_every=config.eval_every))
+    checkpoints = list(
+        training.train(
+            batch_size=config.batch_size, eval_every=config.eval_every, updates=config.updates
+        )
+    )
     return [loss for one in checkpoints for loss in one.losses[0]], training.network.module
 
 
@@ -138,6 +142,18 @@ def test_a_training_is_that_of_a_plain_loop_bit_for_bit(name, threads):
         assert torch.equal(tensor, twin.module.state_dict()[key]), key
     assert not any(torch.equal(trained.state_dict()[k], v) for k, v in network.state().items()
                    if k.endswith("weight") and "5." not in k)  # fmt: skip
+
+
+@pytest.mark.parametrize("updates", [2, 4, 9])
+def test_a_training_ends_after_so_many_updates(updates):
+    """With the losses that the whole one has until there, which are six."""
+    whole, part = (run(*of_small(updates=many))[0] for many in ("all", updates))
+    assert part == whole[:updates]
+
+
+def of_small(**settings):
+    network, config, splits = start(model="rnn", hidden="5", activation="tanh", **settings)
+    return network, config, splits.train
 
 
 def test_what_a_training_draws_is_its_own():

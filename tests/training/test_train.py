@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from bench import reference
 from initflow.core import machine
+from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
@@ -314,7 +315,31 @@ def test_checkpoints_come_at_the_start_the_interval_and_the_end():
     assert [len(checkpoint.losses[0]) for checkpoint in checkpoints] == [0, 7, 7, 7, 7, 2]
     rates = optimizers.step_rates(0.1, 0.96, 3)
     assert [c.rates[0] for c in checkpoints] == [rates[e] for e in (0, 0, 1, 2, 2, 2)]
-    assert len(losses) == trainer.iterations(1_000, 100, 3) == 30
+    assert len(losses) == trainer.iterations(TrainConfig(epochs=3), 1_000) == 30
+
+
+@pytest.mark.parametrize("updates", [1, 7, 10, 13, 30, 99])
+def test_a_training_ends_after_so_many_updates(updates):
+    """With the bits that the whole one had there, and one checkpoint at its end."""
+    data = images(1_000)
+    starts = [
+        model.initialize((784, 10), find("he"), ACTIVATIONS["relu"], bias_init="zeros", seed=0)
+        for _ in range(2)
+    ]
+    whole, part = (trainer.Trainer(one, [recipe("relu", epochs=3)], data) for one in starts)
+    steps, losses = [], []
+    for checkpoint in part.train(batch_size=100, eval_every=7, updates=updates):
+        steps.append(checkpoint.step)
+        losses += checkpoint.losses[0]
+    made = min(updates, 30)
+    assert steps == sorted({*range(0, made, 7), made})
+    for checkpoint in whole.train(batch_size=100, eval_every=1):
+        if checkpoint.step == made:
+            break
+    assert torch.equal(starts[0].flat, starts[1].flat)
+    assert len(losses) == made
+    config = TrainConfig(epochs=3, updates=updates)
+    assert trainer.iterations(config, 1_000) == made
 
 
 def test_batch_order_is_a_permutation_of_seed_and_epoch_alone():

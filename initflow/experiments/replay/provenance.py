@@ -110,7 +110,7 @@ class Provenance:
     @property
     def whole(self) -> int:
         """Updates of the whole training, were it not cut short."""
-        return trainer.iterations(self.images, self.config.batch_size, self.config.epochs)
+        return trainer.iterations(self.config, self.images)
 
     def as_json(self) -> dict[str, Any]:
         """As :func:`read` reads it."""

@@ -126,7 +126,7 @@ def replay(
     if not past.tested:
         splits = splits.untested()
     splits = splits.to(torch.device(device))
-    config = replace(past.config, probe=0, log_model=False, epochs=_epochs(past))
+    config = replace(past.config, probe=0, log_model=False, updates=_updates(past))
     with machine.threads(past.threads):
         record = start(config, scheme, splits)
         _train(record, past, splits, progress)
@@ -153,12 +153,9 @@ def _check_data(past: Provenance, splits: Splits) -> None:
         )
 
 
-def _epochs(past: Provenance) -> int:
+def _updates(past: Provenance) -> int:
     """As many as it takes to see whether a training that was cut short ends where it did."""
-    per_epoch = past.whole // past.config.epochs
-    if past.outcome == "finished":
-        return past.config.epochs
-    return min(past.config.epochs, past.updates // per_epoch + 1)
+    return past.whole if past.outcome == "finished" else min(past.whole, past.updates + 1)
 
 
 def _train(record: Record, past: Provenance, splits: Splits, progress: Progress) -> None:

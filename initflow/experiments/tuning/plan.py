@@ -36,6 +36,7 @@ OBJECTIVE = (
     "dataset",
     "hidden",
     "epochs",
+    "updates",
     "batch_size",
     "momentum",
     "nesterov",
@@ -142,7 +143,8 @@ def of(config: TuneConfig) -> Plan:
     anyone = config.inits[0]
     every = len(cache.splits(config.final(anyone, config.lr, config.gamma, 0)).train)
     validation = config.validation or every // SHARE
-    splits = cache.splits(config.trial(anyone, config.lr, config.gamma, validation))
+    trial = config.trial(anyone, config.lr, config.gamma, validation)
+    splits = cache.splits(trial)
     text = config.as_text()
     described = {name: text[name] for name in OBJECTIVE}
     described |= {"validation": str(validation), "data": splits.digest[: runs.DIGEST_LENGTH]}
@@ -160,7 +162,7 @@ def of(config: TuneConfig) -> Plan:
         machine.device(config.device),
         splits.pixels,
         splits.classes,
-        trainer.iterations(len(splits.train), config.batch_size, config.epochs),
+        trainer.iterations(trial, len(splits.train)),
         described,
         splits.tags,
         splits.remark,
