@@ -22,6 +22,7 @@ from initflow.training import model, trainer
 from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Split, Splits
 
+TRAINED = 1_000  # training images, at most, on which the accuracy is measured
 History = dict[str, list[tuple[int, float]]]
 OnMeasured = Callable[["Record", int, Mapping[str, float]], None]
 ShouldStop = Callable[["Record", int, Mapping[str, float]], bool]
@@ -120,6 +121,7 @@ def _train(
 ) -> None:
     config = records[0].config
     probe = measure.probe(splits.train, config.probe) if config.probe else None
+    sample = measure.probe(splits.train, TRAINED)
     training = _networks(records, splits.train)
     running = training.trainer.running
     exact = training.trainer.exact(config.batch_size)
@@ -139,7 +141,9 @@ def _train(
         for member in checkpoint.rates:
             record = records[member]
             network = training.network(member)
-            values = _measure(record, network, checkpoint, member, splits=splits, probe=probe)
+            values = _measure(
+                record, network, checkpoint, member, splits=splits, sample=sample, probe=probe
+            )
             if record.diverged_at is not None and member in running:
                 training.trainer.stop(member)
             record.add(checkpoint.step, values)
@@ -176,13 +180,20 @@ def _measure(
     member: int,
     *,
     splits: Splits,
+    sample: Split,
     probe: Split | None,
 ) -> dict[str, float]:
-    """What there is to say of one network at a checkpoint, finite values only."""
+    """What there is to say of one network at a checkpoint, finite values only.
+
+    ``sample`` are training images for its accuracy, ``probe`` those for its signals.
+    """
     record.step = step = checkpoint.step
     values: dict[str, float] = {}
     if not checkpoint.diverged:
         values = {"lr": checkpoint.rates[member], **_evaluations(network, splits)}
+        of_train = network.evaluate(sample)
+        # Of the loss on training images, those of the batches are told.
+        values["accuracy/train"] = of_train.accuracy if math.isfinite(of_train.loss) else math.nan
     recent = checkpoint.losses[member]
     if recent:
         values["loss/train"] = statistics.fmean(recent)
@@ -202,7 +213,8 @@ def _measure(
     lost = {key.partition("/")[2] for key, value in values.items() if not math.isfinite(value)}
     if checkpoint.diverged or lost:
         record.diverged_at = step
-    return {key: v for key, v in values.items() if key.partition("/")[2] not in lost}
+    meaningless = {f"accuracy/{split}" for split in lost}
+    return {k: v for k, v in values.items() if math.isfinite(v) and k not in meaningless}
 
 
 def _evaluations(network: Network, splits: Splits) -> dict[str, float]:

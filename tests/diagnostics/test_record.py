@@ -191,7 +191,13 @@ def test_without_a_probe_no_signals_are_measured():
     for one, other in zip(with_probe, without, strict=True):
         assert other.signals == []
         assert other.reading is None
-        assert set(other.history) == {"accuracy/test", "loss/test", "loss/train", "lr"}
+        assert set(other.history) == {
+            "accuracy/test",
+            "accuracy/train",
+            "loss/test",
+            "loss/train",
+            "lr",
+        }
         assert one.losses == other.losses
 
 
