@@ -170,17 +170,22 @@ class _Untrained(PluginsConfig):
     seed: int = setting(0, integer(0, 2**63 - 1), "seed of the weights and the batch order")
 
 
-class _Measured(Settings):
-    """How networks are measured, and on what machine."""
+class _Machine(Settings):
+    """On what machine networks are trained."""
+
+    device: str = setting("auto", DEVICE, "where to train (auto: CUDA when there is one)")
+    threads: int | None = setting(
+        None, or_word("auto", integer(1, 1024)), "CPU threads (auto: as many as PyTorch takes)"
+    )
+
+
+class _Measured(_Machine):
+    """How networks are measured, too."""
 
     probe: int = setting(
         1_000,
         PROBE,
         "training images on which the layers' signals are measured (0: do not measure)",
-    )
-    device: str = setting("auto", DEVICE, "where to train (auto: CUDA when there is one)")
-    threads: int | None = setting(
-        None, or_word("auto", integer(1, 1024)), "CPU threads (auto: as many as PyTorch takes)"
     )
 
 
@@ -271,7 +276,7 @@ class _Seeds(Settings):
     seeds: int = setting(5, SEEDS, "networks of each kind, each from another seed")
 
 
-class _Many(Settings):
+class Many(_Machine):
     """Many networks, trained as stacks, by several workers."""
 
     seed: int = setting(0, FIRST_SEED, "the first seed; the others follow it")
@@ -372,7 +377,7 @@ class DiagnoseConfig(_Measured, _Untrained, _Deep):
         return training(self, init=init, activation=activation, hidden=self.widths)
 
 
-class CompareConfig(_Many, _Measured, _Training, _Seeds, _ModelGrid):
+class CompareConfig(Many, _Measured, _Training, _Seeds, _ModelGrid):
     """The settings of one comparison: every scheme with every activation under every seed."""
 
     validation: int = shared(TrainConfig, "validation")
@@ -393,7 +398,7 @@ class _Table(Settings):
     )
 
 
-class ReproduceConfig(_Many, _Measured, PluginsConfig, _Seeds, _Table):
+class ReproduceConfig(Many, _Measured, PluginsConfig, _Seeds, _Table):
     """The settings of reproducing a published table, whose file has all others."""
 
     data_dir: Path | None = shared(_Untrained, "data_dir")
@@ -432,7 +437,7 @@ class _Search(Settings):
     )
 
 
-class TuneConfig(_Many, _Measured, _Training, Architecture, _Search):
+class TuneConfig(Many, _Measured, _Training, Architecture, _Search):
     """The settings of tuning: a study of the learning rate and gamma for every scheme.
 
     ``lr`` and ``gamma`` are those of the untuned network, with which each study begins. With

@@ -87,7 +87,13 @@ def compare(
     )
     name = f"compare {','.join(kinds)} {on} {len(schemes)} schemes {seeds}"
     with trained_population(
-        config, configs, name=name, summary=summary, experiment=experiment, progress=progress
+        config,
+        configs,
+        name=name,
+        summary=summary,
+        experiment=experiment,
+        progress=progress,
+        run_figures=config.run_figures,
     ) as population:
         outcomes = population.outcomes()
         result = Comparison(

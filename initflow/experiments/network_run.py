@@ -28,6 +28,7 @@ from initflow.training import datasets, model, modules, optimizers
 from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Splits
 
+OPENED = {"test": "test", "validation": "validation", "train": "training"}  # the first is told
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
 
 
@@ -278,7 +279,8 @@ def outcome_sentence(record: Record) -> str:
     """What came of a training, in a sentence."""
     if record.diverged_at is not None:
         return f"It diverged: the loss was not finite at iteration {record.diverged_at:,}."
-    images = "test" if "accuracy/test" in record.history else "validation"
-    accuracy = record.last(f"accuracy/{images}")  # measured, since no loss diverged
+    measured = (of for of in OPENED if f"accuracy/{of}" in record.history)
+    images = next(measured)  # there are some, since no loss diverged
+    accuracy = record.last(f"accuracy/{images}")
     ended = "It ended" if record.stopped_at is None else "It was pruned"
-    return f"{ended} at {accuracy:.2%} {images} accuracy after {record.step:,} iterations."
+    return f"{ended} at {accuracy:.2%} {OPENED[images]} accuracy after {record.step:,} iterations."

@@ -15,12 +15,12 @@ from itertools import groupby, pairwise
 import torch
 
 from initflow.core import machine, workers
-from initflow.core.configurations import MLP, CompareConfig, ReproduceConfig, TrainConfig
+from initflow.core.configurations import MLP, Many, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
-from initflow.experiments import command_run, network_run
+from initflow.experiments import command_run, network_run, resuming
 from initflow.experiments.failures import Failures
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
@@ -42,21 +42,43 @@ OWN = (
     "weight_decay",
     "clip",
 )
+TOLD = ("accuracy/", "loss/")  # metrics of which each network's last value is kept
 LOSSES = 3  # of its worker, after which a stack is given up
 STACK_SHARE = 0.5  # of the last cache, or of CUDA's memory: the images need some too
 
 
 @dataclass(frozen=True)
 class Member:
-    """One network after its training: what is kept of it beside its run."""
+    """One network after its training: what is kept of it beside its run.
 
+    ``last`` has the last value of each metric that is an accuracy or a loss.
+    """
+
+    config: TrainConfig
     cell: Cell
     run_id: str
     model_id: str | None
     outcome: Outcome
     signals: Signals | None  # untrained
     metrics: frozenset[str]
+    last: Mapping[str, float]
     is_exact: bool
+
+    @classmethod
+    def found(cls, config: TrainConfig, cell: Cell, run: runs.Found) -> Member:
+        """That of a run that another command has written; without its curve and its signals."""
+        tags, diverged = run.tags, run.tags.get("initflow.diverged_at_step")
+        return cls(
+            config,
+            cell,
+            run.id,
+            None,
+            Outcome(config.seed, [], None if diverged is None else int(diverged)),
+            None,
+            frozenset(run.metrics),
+            {key: value for key, value in run.metrics.items() if key.startswith(TOLD)},
+            tags.get("initflow.bit_identical_to_alone") == "true",
+        )
 
 
 @dataclass
@@ -160,7 +182,8 @@ class Stack:
 
     ``tracking`` is the server or store of that run. ``tags`` are those of all runs of a cell;
     ``label`` begins their names, and by ``id`` they are found if a worker dies. ``has_models``:
-    those below the run are of several models, which their cells name.
+    those below the run are of several models, which their cells name; ``varied`` are other settings
+    in which they differ, which their names tell. Without ``tested`` the test images stay closed.
     """
 
     run: runs.Run
@@ -171,6 +194,8 @@ class Stack:
     run_figures: bool = False
     label: str = ""
     has_models: bool = False
+    varied: Sequence[str] = ()
+    tested: bool = True
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def cell(self, config: TrainConfig) -> Cell:
@@ -180,47 +205,63 @@ class Stack:
     def name(self, config: TrainConfig) -> str:
         """Of a network's run."""
         cell = self.cell(config)
-        return self.label + network_run.name(cell.init, config, cell.activation)
+        text = config.as_text()
+        kind = " ".join([cell.activation, *(f"{name} {text[name]}" for name in self.varied)])
+        return self.label + network_run.name(cell.init, config, kind)
 
 
 @contextlib.contextmanager
 def trained_population(
-    settings: CompareConfig | ReproduceConfig,
+    settings: Many,
     configs: Sequence[TrainConfig],
     *,
     name: str,
     summary: str,
     experiment: str | None = None,
     progress: Progress = silent,
+    run_figures: bool = False,
+    tested: bool = True,
+    resumable: str | None = None,
 ) -> Iterator[Population]:
     """The network of each of ``configs``, trained, each in a run below one that is open.
 
-    ``configs`` begin with one of each kind, all under the first seed. A wrong setting, missing
-    data or a scheme that cannot fill the first networks is an error of :mod:`initflow.errors`
-    before a run is made.
+    ``configs`` begin with one of each shape, all under the first seed. Where they are of a command
+    that is ``resumable``, which is named, those that an interrupted one of the same settings has
+    trained are taken over. Without ``tested`` the test images stay closed. A wrong setting,
+    missing data or a scheme that cannot fill the first networks is an error of
+    :mod:`initflow.errors` before a run is made.
     """
     device = machine.device(settings.device)
     connection.check_backend(settings.backend)
     if settings.backend != "local":  # elsewhere nobody would know of what waits there
         outages.check_reachable()
-    by_config = cells_of(configs)
-    cells = list(dict.fromkeys(by_config))
+    by_config = dict(zip(configs, cells_of(configs), strict=True))
+    cells = list(dict.fromkeys(by_config.values()))
     progress("loading the data, downloaded at its first use", 0, 1)
-    splits = cache.splits(configs[0])
+    splits = cache.splits(configs[0]) if tested else cache.splits(configs[0]).untested()
     with workers.worker_pool(settings.backend, settings.workers, settings.threads) as pool:
         cache.check_data_elsewhere(configs[0].dataset, pool)
-        for config in configs[: len(cells)]:
+        for config in {cell: config for config, cell in reversed(by_config.items())}.values():
             scheme = cache.scheme(config.init, config.plugins_dir)
             cache.check_elsewhere([scheme], pool, config.model)
             first = start(config, scheme, splits)
         resolved = machine.Resolved(device, pool.threads).as_text()
+        digest = resuming.tag(resumable, settings, configs, splits) if resumable else {}
         with command_run.opened(
-            settings, splits, resolved, name=name, summary=summary, experiment=experiment
+            settings,
+            splits,
+            resolved,
+            name=name,
+            summary=summary,
+            experiment=experiment,
+            tags=digest,
         ) as run:
             remark = network_run.remark(first.initial, splits)
             population = Population(run=run, device=device, cells=cells, remark=remark)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
+            found = resuming.taken_over(run, digest, configs) if digest else {}
+            left = [config for config in configs if config not in found]
             parts = [
                 Stack(
                     run,
@@ -228,16 +269,36 @@ def trained_population(
                     together,
                     device,
                     tags,
-                    settings.run_figures,
+                    run_figures,
                     has_models=_has_models(configs),
+                    varied=_varied(configs),
+                    tested=tested,
                 )
-                for together in stacks(
-                    configs, splits.pixels, splits.classes, device, settings.stack
-                )
+                for together in stacks(left, splits.pixels, splits.classes, device, settings.stack)
             ]
-            train_all(population, parts, pool, progress)
+            population.members += [
+                Member.found(config, by_config[config], one) for config, one in found.items()
+            ]
+            if parts:
+                train_all(population, parts, pool, progress)
+            order = {config: at for at, config in enumerate(configs)}
+            population.members.sort(key=lambda member: order[member.config])
             progress("comparing, drawing and logging", len(configs), len(configs))
             yield population
+
+
+def _varied(configs: Sequence[TrainConfig]) -> list[str]:
+    """The settings in which they differ, where their cells and seeds do not tell them apart."""
+    seen = [(*cell, config.seed) for cell, config in zip(cells_of(configs), configs, strict=True)]
+    if len(set(seen)) == len(seen):
+        return []
+    of_cells = {"init", "activation", "model", "seed"}
+    texts = [config.as_text() for config in configs]
+    return [
+        name
+        for name in texts[0]
+        if name not in of_cells and any(text[name] != texts[0][name] for text in texts)
+    ]
 
 
 def cells_of(configs: Sequence[TrainConfig]) -> list[Cell]:
@@ -339,7 +400,8 @@ class _Writer:
     def __init__(self, stack: Stack) -> None:
         self.trained = Trained()
         self._stack = stack
-        self._splits = cache.splits(stack.configs[0])
+        splits = cache.splits(stack.configs[0])
+        self._splits = splits if stack.tested else splits.untested()
         self._resolved = machine.Resolved(stack.device, torch.get_num_threads())
 
     def start(self) -> list[Record]:
@@ -405,12 +467,14 @@ class _Writer:
         self.trained.failures |= logged.failures
         curve = record.history.get("accuracy/test", [])
         return Member(
+            record.config,
             cell,
             logged.run_id,
             logged.model_id,
             Outcome(record.config.seed, curve, record.diverged_at, len(self._splits.test)),
             record.signals[0][1] if record.signals else None,
             frozenset(record.history | history),
+            {k: points[-1][1] for k, points in record.history.items() if k.startswith(TOLD)},
             record.is_exact,
         )
 

@@ -114,7 +114,13 @@ def reproduce(
     name = f"reproduce {table.name} {counted(config.seeds, 'seed')}"
     summary = f"{table.title}, {counted(config.seeds, 'seed')}."
     with trained_population(
-        config, configs, name=name, summary=summary, experiment=experiment, progress=progress
+        config,
+        configs,
+        name=name,
+        summary=summary,
+        experiment=experiment,
+        progress=progress,
+        run_figures=config.run_figures,
     ) as population:
         of_cells = population.outcomes()
         by_row = {row: of_cells.get(cell, []) for row, cell in cells.items()}

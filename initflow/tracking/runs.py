@@ -223,6 +223,14 @@ class Run:
         """The runs directly below it."""
         return self.found({PARENT: self.id})
 
+    def take_over(self, one: Found) -> None:
+        """Let a closed run of this experiment be one below this run."""
+        self.same_experiment(one.id).set_tags({PARENT: self.id})
+
+    def same_experiment(self, run_id: str) -> Run:
+        """The run with this id, to be written to."""
+        return Run(run_id, self.experiment_id)
+
     def mark_orphaned(self, one: Found) -> None:
         """Close a run whose process died and that nobody will go on with, and say so by a tag."""
         lost = Run(one.id, self.experiment_id)
@@ -232,18 +240,31 @@ class Run:
 
 
 class Found(NamedTuple):
-    """A run as MLflow keeps it: its tags by key; ``lifecycle`` is active or deleted."""
+    """A run as MLflow keeps it: its tags by key; ``lifecycle`` is active or deleted.
+
+    ``params`` are as they were logged, and ``metrics`` have the last value of each.
+    """
 
     id: str
     status: str
     tags: Mapping[str, str]
     experiment_id: str = ""
     lifecycle: str = "active"
+    params: Mapping[str, str] = {}
+    metrics: Mapping[str, float] = {}
 
     @classmethod
     def of(cls, run: mlflow.entities.Run) -> Found:
-        its, tags = run.info, run.data.tags
-        return cls(its.run_id, its.status, tags, its.experiment_id, its.lifecycle_stage)
+        its, data = run.info, run.data
+        return cls(
+            its.run_id,
+            its.status,
+            data.tags,
+            its.experiment_id,
+            its.lifecycle_stage,
+            data.params,
+            data.metrics,
+        )
 
     @property
     def names(self) -> set[str]:

@@ -50,13 +50,17 @@ def configs(inits, activations=("relu",), seeds=(0,), **own):
 
 def train_all(asked, name, *, stack=None, threads=1, run_figures=False, **options):
     """What came of the networks, trained below a run in the experiment ``name``."""
-    settings = CompareConfig(
-        dataset="digits", stack=stack, threads=threads, run_figures=run_figures
-    )
+    settings = CompareConfig(dataset="digits", stack=stack, threads=threads)
     with (
         cache.cleared_after(),
         populations.trained_population(
-            settings, asked, name="parent", summary="", experiment=name, **options
+            settings,
+            asked,
+            name="parent",
+            summary="",
+            experiment=name,
+            run_figures=run_figures,
+            **options,
         ) as population,
     ):
         return population

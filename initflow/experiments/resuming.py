@@ -1,0 +1,72 @@
+"""An interrupted command gone on with: networks that are trained and logged are not trained again.
+
+A run of many networks is tagged with a digest of all that their numbers follow from. The next one
+with the same digest takes over, as its own, those networks' runs below one that did not finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import initflow
+from initflow.core import environment
+from initflow.core.configurations import TrainConfig
+from initflow.core.settings import Settings
+from initflow.errors import TrackingError
+from initflow.experiments.replay.provenance import source_sha256
+from initflow.tracking import runs
+from initflow.tracking.runs import Found
+from initflow.training import cache
+from initflow.training.splits import Splits
+
+RESUMED_BY = "initflow.resumed_by"  # a tag: the digest, or the run that has taken over
+# How the work is shared out, which changes no network.
+BESIDE = ("workers", "backend", "stack", "threads", "device")
+
+
+def tag(
+    command: str, settings: Settings, configs: Sequence[TrainConfig], splits: Splits
+) -> dict[str, object]:
+    """The tag of a run of ``command``, by which an interrupted one is found."""
+    schemes = [cache.scheme(config.init, config.plugins_dir) for config in configs]
+    values = {
+        "command": command,
+        "settings": {k: v for k, v in settings.as_text().items() if k not in BESIDE},
+        "data": splits.digest,
+        "schemes": sorted({(s.spec, s.provider, source_sha256(s.signature)) for s in schemes}),
+        "initflow": [initflow.__version__, environment.source_sha256()],
+    }
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return {RESUMED_BY: digest}
+
+
+def taken_over(
+    run: runs.Run, tags: Mapping[str, object], configs: Sequence[TrainConfig]
+) -> dict[TrainConfig, Found]:
+    """The finished runs of networks of ``configs`` that earlier runs with these ``tags`` left.
+
+    From now on they are below ``run``. Nothing where MLflow does not answer.
+    """
+    by_params = {frozenset(config.as_text().items()): config for config in configs}
+    found: dict[TrainConfig, Found] = {}
+    with contextlib.suppress(TrackingError):
+        for earlier in run.found(tags):
+            if earlier.status not in ("KILLED", "FAILED"):
+                continue  # whole, or of a process that lives
+            for network in run.found({runs.PARENT: earlier.id}):
+                config = by_params.get(_settings(network))
+                if config and config not in found and network.status == "FINISHED":
+                    run.take_over(network)
+                    found[config] = network
+            run.same_experiment(earlier.id).set_tags({RESUMED_BY: runs.with_ids(run.id)})
+    return found
+
+
+def _settings(network: Found) -> frozenset[tuple[str, str]]:
+    """All that its configuration was given as."""
+    return frozenset(
+        (name, value) for name, value in network.params.items() if not name.startswith("resolved.")
+    )

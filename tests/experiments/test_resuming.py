@@ -1,0 +1,128 @@
+"""An interrupted command of many networks goes on where it stopped."""
+
+import mlflow
+import pytest
+
+from initflow.core.configurations import CompareConfig
+from initflow.experiments import populations, resuming
+from initflow.training import cache
+from tests.experiments.test_populations import configs, history, runs_of
+
+SETTINGS = {"dataset": "digits", "threads": 1, "stack": 2}
+NETWORKS = configs(("he",), lr=1e30) + configs(("he", "xavier", "zero"))
+
+
+def train(name, asked=NETWORKS, *, settings=(), fail_at=None, command="compare", **options):
+    """Train the networks; where ``fail_at`` stacks are trained, Ctrl-C is pressed."""
+
+    def interrupt(what, done, of):
+        stacks = what.partition(", ")[2].split(" of ")[0]
+        if fail_at is not None and stacks.isdigit() and int(stacks) >= fail_at:
+            raise KeyboardInterrupt
+
+    with (
+        cache.cleared_after(),
+        populations.trained_population(
+            CompareConfig(**SETTINGS, **dict(settings)),
+            asked,
+            name="parent",
+            summary="",
+            experiment=name,
+            progress=interrupt,
+            resumable=command,
+            **options,
+        ) as population,
+    ):
+        return population
+
+
+pytestmark = pytest.mark.usefixtures("tracked")
+
+
+def all_runs(name):
+    found = mlflow.search_runs(experiment_names=[name], output_format="list")
+    return {run.info.run_id: run for run in found}
+
+
+@pytest.fixture
+def interrupted(request):
+    """The name of an experiment in which two of four networks were trained."""
+    with pytest.raises(KeyboardInterrupt):
+        train(request.node.name, fail_at=2)
+    return str(request.node.name)
+
+
+def test_networks_that_are_there_are_not_trained_again(interrupted):
+    """They are below the new run, with the same numbers as where nothing was interrupted."""
+    kept = {
+        run_id: (run.data.tags["initflow.weights_sha256"], history(run))
+        for run_id, run in all_runs(interrupted).items()
+        if run.info.status == "FINISHED"
+    }
+    assert len(kept) == 2
+    again, whole = train(interrupted), train("whole")
+    assert [member.config for member in again.members] == NETWORKS
+    assert {member.run_id for member in again.members} > set(kept)
+    for one, other in zip(again.members, whole.members, strict=True):
+        assert one.config == other.config
+        assert one.cell == other.cell
+        assert one.last == other.last
+        assert one.outcome.diverged_at == other.outcome.diverged_at
+        assert one.is_exact == other.is_exact
+    assert again.members[0].outcome.diverged_at is not None
+    client = mlflow.MlflowClient()
+    for member in again.members:
+        run = client.get_run(member.run_id)
+        assert run.data.tags["mlflow.parentRunId"] == again.run.id
+        if member.run_id in kept:
+            sha256, metrics = kept[member.run_id]
+            assert run.data.tags["initflow.weights_sha256"] == sha256
+            assert history(run) == metrics
+
+
+def test_what_was_whole_is_trained_anew(interrupted):
+    """The same command once more: the first is finished, and has its networks."""
+    again = train(interrupted)
+    once_more = train(interrupted)
+    assert not {m.run_id for m in again.members} & {m.run_id for m in once_more.members}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"lr": 0.05}},
+        {"command": "reproduce"},
+        {"asked": configs(("he", "xavier", "lecun", "orthogonal"))},
+    ],
+    ids=["settings", "command", "schemes"],
+)
+def test_another_command_takes_nothing_over(interrupted, change):
+    """Of other settings, or of other schemes."""
+    before = set(all_runs(interrupted))
+    assert not before & {member.run_id for member in train(interrupted, **change).members}
+
+
+def test_another_version_of_the_code_takes_nothing_over(interrupted, monkeypatch):
+    """Its networks may have other numbers."""
+    monkeypatch.setattr(resuming.environment, "source_sha256", lambda: "0" * 64)
+    before = set(all_runs(interrupted))
+    assert not before & {member.run_id for member in train(interrupted).members}
+
+
+def test_names_tell_networks_apart_that_differ_in_more_than_their_schemes():
+    """By the settings in which they do."""
+    asked = configs(("he",), lr=0.1) + configs(("he",), lr=0.2) + configs(("he",), hidden="8")
+    train("named", asked)
+    assert set(runs_of("named")) == {
+        "parent",
+        "he relu hidden 16 lr 0.1 seed 0",
+        "he relu hidden 16 lr 0.2 seed 0",
+        "he relu hidden 8 lr 0.1 seed 0",
+    }
+
+
+def test_the_test_images_can_stay_closed():
+    """Nothing is measured on them, and a replay does not open them either."""
+    (member,) = train("closed", configs(("he",)), tested=False).members
+    assert set(member.last) == {"accuracy/train", "loss/train"}
+    assert 0.5 < member.last["accuracy/train"] <= 1
