@@ -34,6 +34,7 @@ NETWORK = {
     "dataset": "mnist",
     "hidden": "100",
     "epochs": "5",
+    "updates": "all",
     "batch_size": "100",
     "lr": "0.1",
     "gamma": "0.96",
