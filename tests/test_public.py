@@ -2,6 +2,7 @@
 
 import html
 import inspect
+import json
 import shutil
 import sys
 from types import ModuleType, SimpleNamespace
@@ -170,6 +171,14 @@ def test_tables_hold_the_numbers_that_the_runs_have(results):
     diagnosed = results["diagnose"].to_pandas().set_index("init")
     assert diagnosed.loc["he", "backward"] == "stable"
     assert list(results["verify"].to_pandas()["verdict"]) == ["identical"] * 4
+
+
+def test_a_result_is_json_too(results):
+    """With the id of its run, where it has one."""
+    for result in results.values():
+        values = json.loads(json.dumps(result.as_json(), allow_nan=False))
+        assert len(values["numbers"]) == len(result.to_pandas())
+        assert values.get("run_id") == getattr(result, "run_id", None)
 
 
 def test_what_is_shown_is_escaped(results, monkeypatch):

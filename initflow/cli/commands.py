@@ -13,6 +13,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ from initflow.errors import InitflowError, PluginError, ReplayError, TrackingErr
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from initflow.experiments.failures import Failures
+    from initflow.experiments.results import TrackedResult
 
 
 @click.group(context_settings=CONTEXT)
@@ -218,6 +221,30 @@ def export(run_id: str, folder: Path) -> None:
         following = initflow.export(run_id, folder)
     say(console, f"Written: {folder}")
     say(console, f"Next, try it: {following}")
+
+
+def _show(
+    console: Console,
+    result: TrackedResult,
+    table: Callable[[int], Table],
+    *,
+    as_json: bool,
+    closing: Sequence[str] = (),
+) -> None:
+    """Print a result: as JSON alone or else its table, which is given the columns, and sentences.
+
+    ``closing`` are sentences behind its conclusions. What of it could not be made is an error.
+    """
+    from initflow.experiments import failures
+
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2))
+        failures.check(result.failures)
+        return
+    widen(console)
+    console.print(table(console.width))
+    say(console, *result.conclusions, *closing)
+    _finish(console, result.failures)
 
 
 def _finish(console: Console, failed: Failures, error: InitflowError | None = None) -> None:

@@ -31,6 +31,10 @@ class TrackedResult(Result):
     def run_id(self) -> str:
         return runs.with_ids(self.run.id)
 
+    def as_json(self) -> dict[str, object]:
+        """Of the result what every one has, and the id of its run."""
+        return {"run_id": self.run_id, **super().as_json()}
+
     def problems(self) -> list[str]:
         return failures.lines(self.failures)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from initflow.reporting.formats import NONE
 
@@ -38,6 +42,14 @@ class Result(ABC):
 
         return pd.DataFrame(self.numbers())
 
+    def as_json(self) -> dict[str, object]:
+        """Its title, conclusions and numbers, as values that JSON has: see :func:`plain`."""
+        return {
+            "title": self.title,
+            "conclusions": list(self.conclusions),
+            "numbers": plain(list(self.numbers())),
+        }
+
     def problems(self) -> list[str]:
         """What is not as one would expect, or could not be made."""
         return []
@@ -59,3 +71,18 @@ class Result(ABC):
         written = numbers.astype(object).where(numbers.notna(), NONE)
         table = written.to_html(max_rows=60, max_cols=20, border=0, index=False)
         return f"<h4>{html.escape(self.title)}</h4>{lines}{table}"
+
+
+def plain(value: object) -> object:
+    """``value`` as JSON has it, through mappings and sequences; inf and nan are text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(its) for key, its in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(its) for its in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (np.bool_, Integral)):
+        return value.item() if isinstance(value, np.generic) else int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else str(float(value))
+    return str(value)
