@@ -20,7 +20,7 @@ from initflow.reporting.published import explained
 if TYPE_CHECKING:
     from initflow.core.environment import Change
     from initflow.diagnostics.catalogue import SchemeEntry
-    from initflow.diagnostics.reading import Reading
+    from initflow.diagnostics.reading import Growth, Reading
     from initflow.experiments.replay.retraining import Part, Replay
     from initflow.experiments.reproduce import Reproduction
     from initflow.experiments.train import Training
@@ -74,8 +74,20 @@ def closing_table(result: Training) -> Table:
 
 def diagnosis_table(diagnosis: Diagnosis, columns: int) -> Table:
     """The verdict and the numbers of each network, with what was predicted if there is room."""
-    wide = columns >= WIDE
-    bracketed = "; in brackets, predicted" if wide else ""
+    if columns < WIDE:
+        return _diagnosis_table(diagnosis, None)
+    table = _diagnosis_table(diagnosis, " ")
+    folded = max((len(init) - NAME for init, _ in diagnosis.readings), default=0)
+    room = Console(width=UNLIMITED).measure(table).maximum - max(0, folded)
+    return table if room <= columns else _diagnosis_table(diagnosis, "\n")
+
+
+def _diagnosis_table(diagnosis: Diagnosis, between: str | None) -> Table:
+    bracketed = (
+        ""
+        if between is None
+        else "; in brackets, what half of all such networks lie below, and where 95 % of them lie"
+    )
     is_of_mlp = all(reading.mean_field for reading in diagnosis.readings.values())
     hidden, ending = (" hidden", OF_MLP) if is_of_mlp else ("", OF_MODEL)
     numbers = ["signal", "gradient", *(("q*", "χ₁", "ξ_c") if is_of_mlp else ("outside",))]
@@ -87,14 +99,16 @@ def diagnosis_table(diagnosis: Diagnosis, columns: int) -> Table:
     words = dict.fromkeys((kind, "forward", "backward"), FIXED)
     table = _table({"scheme": FOLDED, **words, **dict.fromkeys(numbers, NUMBER)}, caption)
     for (init, activation), reading in diagnosis.readings.items():
-        theory, last = reading.mean_field, -2 if is_of_mlp else -1
+        theory = reading.mean_field
         table.add_row(
             Text(init),
             activation,
             _coloured(reading.verdict.forward),
             _coloured(reading.verdict.backward),
-            _factor(reading, "preactivation_second_moment", last, 0, wide=wide),
-            _factor(reading, "gradient_second_moment", 0, last, wide=wide),
+            *(
+                _changed(reading.changes.get(f"{what}_second_moment"), between)
+                for what in ("preactivation", "gradient")
+            ),
             *(map(_number, (theory.q_star, theory.chi_1, theory.xi_c)) if theory else ()),
             *([] if theory else [_outside(reading)]),
         )
@@ -111,25 +125,25 @@ def _coloured(verdict: str) -> Text:
     return Text(verdict, style="green" if verdict == "stable" else "red")
 
 
-def _factor(reading: Reading, quantity: str, at: int, over: int, *, wide: bool) -> str:
-    """Measured, and if ``wide`` (predicted), second moment of one layer over that of another."""
-    measured, predicted = reading.signals.by_layer(quantity), reading.predicted[quantity]
-    shown = _ratio(measured[at], measured[over])
-    return (
-        f"{shown} ({_ratio(predicted[at].expected, predicted[over].expected)})" if wide else shown
-    )
+def _changed(change: Growth | None, between: str | None) -> str:
+    """A measured factor and, where there is what stands ``between``, (its median: its band)."""
+    if change is None:
+        return NONE
+    measured, of_one = _ratio(change.measured), change.predicted
+    if between is None or math.isnan(of_one.low):
+        return measured
+    band = f"{_ratio(of_one.low)} to {_ratio(of_one.high)}"
+    return f"{measured} ({_ratio(of_one.median)}:{between}{band})"
 
 
 def _number(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.3g}"
 
 
-def _ratio(value: float | None, over: float | None) -> str:
-    if value is not None and over is not None and (math.isnan(value) or math.isnan(over)):
-        return NONE  # where nothing is predicted
-    if value is None or over is None or not (math.isfinite(value) and math.isfinite(over)):
-        return "∞"  # of what was measured, only finite numbers are there
-    return f"{value / over:.2g}" if over else NONE
+def _ratio(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return NONE
+    return f"{value:.2g}" if math.isfinite(value) else "∞"
 
 
 def schemes_table(entries: Sequence[SchemeEntry]) -> Table:

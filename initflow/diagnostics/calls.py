@@ -15,11 +15,11 @@ from typing import TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
-from initflow.diagnostics.signals import Branch, Firing, Moments, MomentsByTime
+from initflow.diagnostics.signals import Branch, Cosine, Firing, Moments, MomentsByTime
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
-T = TypeVar("T", Moments, MomentsByTime, Firing, Branch)
+T = TypeVar("T", Moments, MomentsByTime, Firing, Branch, Cosine)
 
 
 @dataclass(eq=False)
@@ -33,6 +33,7 @@ class Call:
     activation: Moments | None = None
     firing: Firing | None = None
     branch: Branch | None = None
+    cosine: Cosine | None = None
 
     def activated(
         self, function: Callable[..., Tensor], x: Tensor, *args: object, **kwargs: object

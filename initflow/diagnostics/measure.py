@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from initflow.diagnostics.signals import Firing, Layer, Moments, Signals, signals
+from initflow.diagnostics.signals import Cosine, Firing, Layer, Moments, Signals, signals
 from initflow.initializers.activations import Activation
 from initflow.training.model import Parameters, layer_names
 from initflow.training.propagation import Pass
@@ -83,6 +83,7 @@ def observe(parameters: Parameters, activation: Activation, split: Split) -> lis
             preactivation=Moments.of(preactivations),
             gradient=Moments.of(both.gradients[at][member]),
             weight_gradient=gradient.weights[at][member],
+            cosine=Cosine.of(preactivations),
         )
         if at == len(both.outputs):  # the last layer has no activation
             return measured

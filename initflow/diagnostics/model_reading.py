@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from initflow.diagnostics import inspection
-from initflow.diagnostics.reading import Reading
+from initflow.diagnostics.reading import BACKWARD, FORWARD, Growth, Reading
 from initflow.diagnostics.signals import Signals
-from initflow.diagnostics.verdict import advice_for_model, judge
+from initflow.diagnostics.verdict import Inputs, advice_for_model, judge
 from initflow.models import batches, places, weights
 from initflow.models.building import Loss
 from initflow.models.graph import Node
@@ -31,7 +31,6 @@ from initflow.theory import recurrent
 from initflow.theory.draws import band
 from initflow.theory.prediction import Interval, Prediction
 
-FORWARD, BACKWARD = "preactivation_second_moment", "gradient_second_moment"
 QUANTITIES = {"forward": FORWARD, "backward": BACKWARD}
 HIDDEN, HIDDEN_GRADIENT = "hidden_second_moment", "hidden_gradient_second_moment"
 SEQUENCES = 64  # of a batch, at most, where there are recurrent layers
@@ -99,7 +98,7 @@ def read(
                 expected = math.nan
             values = [one.layers.get(layer, {}).get(quantity, math.nan) for one in further]
             predicted[quantity].append(_interval(expected, values))
-    verdict = judge(signals, _input_variance(batch), theory.saturating())
+    verdict = judge(signals, _inputs(batch), theory.saturating())
     by_time = {
         layer: {
             quantity: _intervals(theory.by_time(quantity, layer), layer, quantity, measured)
@@ -111,13 +110,28 @@ def read(
     del theory
     gc.collect()
     said = advice_for_model(verdict, scheme)
-    reading = Reading(signals, predicted, None, verdict, said, (), by_time)
+    changes = _changes(signals, further)
+    reading = Reading(signals, predicted, None, verdict, said, (), by_time, changes)
     return ModelReading(draw.model, reading, unpredicted)
 
 
 def _interval(expected: float, values: Sequence[float]) -> Interval:
-    of_draws = band(values) if values else Interval(math.nan, math.nan, math.nan)
+    of_draws = band(values) if values else Interval(math.nan, math.nan, math.nan, math.nan)
     return replace(of_draws, expected=expected)
+
+
+def _changes(signals: Signals, further: Sequence[Signals]) -> dict[str, Growth]:
+    """Between the first and the last layer, each way, with the band of ``further`` draws."""
+    layers = list(signals.layers)
+    first, last = layers[0], layers[-1]
+    found = {}
+    for quantity, way in {FORWARD: (first, last), BACKWARD: (last, first)}.items():
+        unknown = _interval(math.nan, ())
+        of_draws = [Growth.of(one, quantity, way, unknown).measured for one in further]
+        values = [math.nan if value is None else value for value in of_draws]
+        interval = band(values) if values else unknown
+        found[quantity] = Growth.of(signals, quantity, way, interval)
+    return found
 
 
 def _intervals(
@@ -295,10 +309,7 @@ def _output_gradients(
     return found
 
 
-def _input_variance(batch: object) -> float | None:
-    """Of an entry from image to image, in the mean over the entries of the first input."""
-    for x in batches.tensors(batch):
-        if not x.is_floating_point():
-            return None
-        return x.double().var(0 if len(x) > 1 else None, correction=0).mean().item()
-    return None
+def _inputs(batch: object) -> Inputs:
+    """Of the first input, where that is of real numbers."""
+    first = next(iter(batches.tensors(batch)), None)
+    return Inputs.of(first) if first is not None and first.is_floating_point() else Inputs()

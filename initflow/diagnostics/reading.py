@@ -13,7 +13,7 @@ from torch import Tensor
 from initflow.core import machine
 from initflow.diagnostics import measure
 from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Signals, some_times
-from initflow.diagnostics.verdict import Verdict, advice, judge
+from initflow.diagnostics.verdict import Inputs, Verdict, advice, judge, margin
 from initflow.initializers.activations import Activation
 from initflow.initializers.scheme import Scheme, places
 from initflow.theory.infinite_width import MeanField, mean_field
@@ -23,12 +23,36 @@ from initflow.theory.prediction import (
     LayerStatistics,
     PredictedByTime,
     Prediction,
-    predict,
+    predicted,
 )
 from initflow.training.model import Parameters, bias_bound
 from initflow.training.splits import Split
 
 T = TypeVar("T")
+FORWARD, BACKWARD = "preactivation_second_moment", "gradient_second_moment"
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What becomes of a quantity on the way from layer ``start`` to ``end``: a factor.
+
+    ``measured`` is None where it is no number, infinite where what was measured at one of them is
+    too large to be one; ``predicted`` is that of single networks.
+    """
+
+    start: str
+    end: str
+    measured: float | None
+    predicted: Interval
+
+    @classmethod
+    def of(
+        cls, signals: Signals, quantity: str, way: tuple[str, str], predicted: Interval
+    ) -> Growth:
+        before, after = (signals.layers[layer].get(quantity) for layer in way)
+        if before is None or after is None:  # only finite numbers are there
+            return cls(*way, math.inf, predicted)
+        return cls(*way, after / before if before else None, predicted)
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,8 @@ class Reading:
 
     ``mean_field`` is that of the middle hidden layer, where all are alike; ``preactivations`` are
     (n, units) a layer. ``by_time`` is what is predicted of the hidden states of recurrent layers,
-    for each value of :attr:`Signals.by_time`, where there is a prediction or a band.
+    for each value of :attr:`Signals.by_time`, where there is a prediction or a band. ``changes``,
+    by quantity, are those from one end of the network to the other.
     """
 
     signals: Signals
@@ -47,6 +72,7 @@ class Reading:
     advice: str
     preactivations: Sequence[Tensor]
     by_time: PredictedByTime = field(default_factory=dict)
+    changes: Mapping[str, Growth] = field(default_factory=dict)
 
     def by_layer(self) -> dict[str, dict[str, Interval]]:
         """What is predicted of each quantity, by the layer's name."""
@@ -94,21 +120,24 @@ def read(
     images = probe.images.cpu()  # as what is seen is: theory is worked out there
     layers = layers_of(scheme, parameters, activation, bias_init)
     middle = layers[(len(layers) - 1) // 2]
-    verdict = judge(
-        seen.signals,
-        images.double().var(0, correction=0).mean().item(),
-        seen.signals.layers if activation.saturates else (),
-    )
+    inputs = Inputs.of(images)
+    verdict = judge(seen.signals, inputs, seen.signals.layers if activation.saturates else ())
     with machine.threads(1):  # theory is many small steps, which only wait for a second one
-        predicted = predict(layers, activation, Ends.of(images, seen.output_gradient))
+        theory = predicted(layers, activation, Ends.of(images, seen.output_gradient))
         field = mean_field(activation, middle.fan_in * middle.weight_variance, middle.bias_variance)
+    *hidden, _ = seen.signals.layers
+    ways = {FORWARD: (hidden[0], hidden[-1]), BACKWARD: (hidden[-1], hidden[0])} if hidden else {}
     return Reading(
         seen.signals,
-        predicted,
+        theory.by_layer,
         field,
         verdict,
-        advice(verdict, activation, scheme.name),
+        advice(verdict, activation, scheme.name) or margin(verdict, seen.signals, inputs),
         seen.preactivations,
+        changes={
+            quantity: Growth.of(seen.signals, quantity, way, theory.changes[quantity])
+            for quantity, way in ways.items()
+        },
     )
 
 
@@ -144,6 +173,15 @@ def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[st
             quantity: {layer: _finite(interval) for layer, interval in intervals.items()}
             for quantity, intervals in reading.by_layer().items()
         },
+        "changes": {
+            quantity: {
+                "from": change.start,
+                "to": change.end,
+                "measured": change.measured and _plain(change.measured),
+                "predicted": _finite(change.predicted),
+            }
+            for quantity, change in reading.changes.items()
+        },
         **_by_time("predicted_by_time", reading.by_time, _finite),
         "outside_the_band": reading.outside(),
         "measured": [
@@ -176,5 +214,9 @@ def _expected(intervals: Sequence[Interval]) -> list[float | None]:
 
 def _finite(numbers: MeanField | Interval) -> dict[str, float | str]:
     """By name; as text where it is not a finite number."""
-    by_name = dataclasses.asdict(numbers)
-    return {name: n if math.isfinite(n) else str(n) for name, n in by_name.items()}
+    return {name: _plain(number) for name, number in dataclasses.asdict(numbers).items()}
+
+
+def _plain(number: float) -> float | str:
+    """As text where it is not a finite number."""
+    return number if math.isfinite(number) else str(number)

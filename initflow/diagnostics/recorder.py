@@ -39,7 +39,15 @@ from initflow.diagnostics.calls import Call, KeptWeight, Part, added_up, is_plai
 from initflow.diagnostics.functions import Functions, Inside
 from initflow.diagnostics.hooks import harmless, is_traced
 from initflow.diagnostics.recurrent import Kernel, NotMeasuredError, Unrolled
-from initflow.diagnostics.signals import Hidden, Layer, Moments, MomentsByTime, Signals, signals
+from initflow.diagnostics.signals import (
+    Cosine,
+    Hidden,
+    Layer,
+    Moments,
+    MomentsByTime,
+    Signals,
+    signals,
+)
 from initflow.models import batches, layers
 
 # Units of all calls that are kept of a step, some 200 bytes each: without an update it would never
@@ -195,6 +203,7 @@ class Recorder:
             activation=added_up(call.activation for call in calls),
             firing=added_up(call.firing for call in calls),
             branch=added_up(call.branch for call in calls),
+            cosine=added_up(call.cosine for call in calls),
             updated_weight=weight.now() if is_updated and weight.is_trained else None,
         )
 
@@ -212,6 +221,8 @@ class Recorder:
         if not is_plain(weight) or weight.dim() < 2 or output.dim() < -unit:
             return
         call = Call(name, unit, Moments.of(output, unit))
+        if output.dim() > -unit:  # several inputs
+            call.cosine = Cosine.of(output)
         self._keep(call, Part(weight, functools.partial(layers.rows, module)))
         self._functions.calls[output] = call
         self._functions.gave(call, output)

@@ -26,6 +26,10 @@ QUANTITIES = {
         "variance of a unit's pre-activation from image to image, in the mean over the units: "
         "what tells images apart"
     ),
+    "mean_cosine": (
+        "cosine between the pre-activations of two images, in the mean over all pairs: "
+        "1 where all images look alike"
+    ),
     "activation_variance": "variance of the activations, over all images and units",
     "activation_second_moment": "mean square of the activations",
     "gradient_variance": "variance of the loss's gradient by the pre-activations",
@@ -61,6 +65,7 @@ BY_TIME = {
     "hidden_second_moment": "mean square of the hidden state",
     "hidden_gradient_second_moment": "mean square of the loss's gradient by the hidden state",
 }
+PART = 2**20  # entries that are looked at in double precision at once
 TIMES = 8  # as many time steps at most have metrics
 # The quantities of each recurrent layer, a value for each time step, or None.
 ByTime = Mapping[str, Mapping[str, Sequence[float | None]]]
@@ -186,6 +191,41 @@ class MomentsByTime:
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """The ``mean`` cosine of ``pairs`` of inputs; that of two sets is of the pairs within each."""
+
+    pairs: int
+    mean: float
+
+    @classmethod
+    def of(cls, x: Tensor) -> Cosine:
+        """Of all pairs of two of ``x``, (inputs, …), that are not 0.
+
+        The squared length of the sum of n unit vectors is n and twice the sum of their cosines.
+        """
+        n, total = 0, torch.zeros(x[0].numel() if len(x) else 0, dtype=torch.float64)
+        at_once = max(1, PART // max(1, x[:1].numel()))
+        for part in torch.split(x.detach().flatten(1), at_once):
+            rows = part.double()
+            largest = rows.abs().amax(1, keepdim=True)
+            is_there = largest[:, 0] != 0  # also where it is NaN
+            rows = rows[is_there] / largest[is_there]
+            n += len(rows)
+            total = (
+                total + (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)).sum(0).cpu()
+            )
+        if n < 2:
+            return cls(0, 0.0)
+        mean = (total.square().sum().item() - n) / (n * (n - 1))
+        return cls(n * (n - 1) // 2, min(1.0, mean))
+
+    def __add__(self, other: Cosine) -> Cosine:
+        pairs = self.pairs + other.pairs
+        share = other.pairs / max(pairs, 1)
+        return Cosine(pairs, (1 - share) * self.mean + share * other.mean)
+
+
+@dataclass(frozen=True)
 class Branch:
     """Sums of squares of what a branch adds and of its trunk; those of two sets add up by ``+``."""
 
@@ -278,6 +318,7 @@ class Layer:
     firing: Firing | None = None
     branch: Branch | None = None
     updated_weight: Tensor | None = None
+    cosine: Cosine | None = None
 
 
 @dataclass(frozen=True)
@@ -376,6 +417,8 @@ def signals(layers: Mapping[str, Layer], hidden: Mapping[str, Hidden] | None = N
             values["branch_ratio"] = layer.branch.ratio
         if layer.updated_weight is not None:
             values["update_ratio"] = update_ratio(layer.weight, layer.updated_weight)
+        if layer.cosine is not None and layer.cosine.pairs:
+            values["mean_cosine"] = layer.cosine.mean
         if layer.firing is not None and not (layer.activation and layer.activation.nonfinite):
             values["dead_fraction"] = layer.firing.dead_fraction
             values["saturated_fraction"] = layer.firing.saturated_fraction

@@ -130,8 +130,8 @@ def _finite(weights: Tensor) -> Values:
 def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) -> Figure:
     """A heat map of layer × step for each quantity that was measured, with its range.
 
-    Moments are coloured by their logarithm, from the least to the largest; fractions from 0 to
-    100 %. An empty cell is a moment of 0, or not a number.
+    Moments are coloured by their logarithm, from the least to the largest; fractions and cosines
+    from 0 to 100 %. An empty cell is a moment of 0, or not a number.
     """
     _, first = history[0]
     quantities = [
@@ -158,7 +158,7 @@ def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) ->
     steps, layers = [step for step, _ in history], list(first.layers)
     for at, (axes, quantity) in enumerate(zip(grid, quantities, strict=False)):
         values = np.array([signals.by_layer(quantity) for _, signals in history], dtype=float).T
-        if quantity.endswith("fraction"):
+        if quantity.endswith(("fraction", "cosine")):
             low, high, shown = 0.0, 1.0, "0 to 100 %"
         else:
             values = np.log10(drawing.positive(values))

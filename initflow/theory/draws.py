@@ -21,20 +21,22 @@ FEWEST = 2
 def band(draws: Sequence[float]) -> Interval:
     """The mean of ``draws``, which are not negative, and where a further one is expected.
 
-    Where one of them is 0, infinite or NaN, there is no logarithm to go by: the interval then
-    reaches from the least to the greatest, or says nothing where one is NaN.
+    The median is that of the log-normal law: their geometric mean. Where one of them is 0, infinite
+    or NaN, there is no logarithm to go by: the interval then reaches from the least to the
+    greatest, or says nothing where one is NaN.
     """
     values = np.asarray(draws, dtype=float)
     if len(values) < FEWEST:
         raise ValueError(f"a band needs at least {FEWEST} draws, not {len(values)}")
     if np.isnan(values).any():
-        return Interval(math.nan, 0.0, math.inf)
+        return Interval(math.nan, 0.0, math.inf, math.nan)
     expected = float(values.mean())
     if not np.isfinite(values).all() or (values <= 0).any():
-        return Interval(expected, float(values.min()), float(values.max()))
+        least, most, median = values.min(), values.max(), np.median(values)
+        return Interval(expected, float(least), float(most), float(median))
     logs = np.log(values)
     n = len(values)
     half = stats.t.ppf(BAND[1], n - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / n)
     with np.errstate(over="ignore"):
-        low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
-    return Interval(expected, float(low), float(high))
+        low, median, high = np.exp(logs.mean() + half * np.array((-1, 0, 1)))
+    return Interval(expected, float(low), float(high), float(median))

@@ -40,6 +40,7 @@ from initflow.theory.integrals import (
 
 IMAGE_GROUPS = 32
 BAND = (0.025, 0.975)
+MEDIAN = 0.5
 LEAST_EXCESS = 0.1  # with few units, one direction is a large part of them all
 CEILING = 1e300  # what grows beyond is as good as infinite
 PREDICTED = ("preactivation_second_moment", "activation_second_moment", "gradient_second_moment")
@@ -98,27 +99,48 @@ def _alignment(rows: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """An ``expected`` value, and where 95 % of networks lie: from ``low`` to ``high``."""
+    """Where networks lie that differ in nothing but their weights: 95 % from ``low`` to ``high``.
+
+    Half of them lie below the ``median``; ``expected`` is their mean, which the few largest carry.
+    """
 
     expected: float
     low: float
     high: float
-
-    @classmethod
-    def of(cls, values: Tensor, log_factors: Tensor, own: float, images: int) -> Interval:
-        """The mean of ``values`` (k,), by chance multiplied by e^``log_factors`` (networks,).
-
-        Each of ``images`` has a factor of its own besides, with a logarithm of variance ``own``.
-        """
-        expected = values.mean().item()
-        log_factors = log_factors + log_mean_factor(own, images)
-        low, high = torch.quantile(log_factors, log_factors.new_tensor(BAND)).exp().tolist()
-        if not math.isfinite(expected):
-            low = high = 1.0
-        return cls(expected, expected * low, expected * high)
+    median: float
 
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class _Chances:
+    """An ``expected`` value, and what chance multiplies it by: e^``log_factors``, (networks,).
+
+    Each of ``images`` has a factor of its own besides, with a logarithm of variance ``own``. One
+    place in all ``log_factors`` is one network.
+    """
+
+    expected: float
+    log_factors: Tensor
+    own: float
+    images: int
+
+    def interval(self) -> Interval:
+        log_factors = self.log_factors + log_mean_factor(self.own, self.images)
+        at = log_factors.new_tensor((*BAND, MEDIAN))
+        low, high, median = torch.quantile(log_factors, at).exp().tolist()
+        if not math.isfinite(self.expected):
+            low = high = median = 1.0
+        return Interval(
+            self.expected, self.expected * low, self.expected * high, self.expected * median
+        )
+
+    def over(self, before: _Chances) -> _Chances:
+        """The factor from an earlier value to this one, network by network."""
+        factor = self.expected / before.expected if before.expected else math.nan
+        log_factors = self.log_factors - before.log_factors
+        return _Chances(factor, log_factors, max(0.0, self.own - before.own), self.images)
 
 
 Prediction = dict[str, list[Interval]]
@@ -126,32 +148,57 @@ Prediction = dict[str, list[Interval]]
 PredictedByTime = Mapping[str, Mapping[str, Sequence[Interval]]]
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What is predicted of a network: ``by_layer``, and ``changes`` from layer to layer.
+
+    These are by quantity: that of the pre-activations from the first to the last hidden layer,
+    that of the gradient back from there. They are those of single networks: a ratio of two
+    medians is not their median.
+    """
+
+    by_layer: Prediction
+    changes: Mapping[str, Interval]
+
+
 def predict(layers: Sequence[LayerStatistics], activation: Activation, ends: Ends) -> Prediction:
     """The second moments of :data:`PREDICTED`, layer by layer; the last has no activation.
 
     The gradient's is carried backward from what it is at the logits.
     """
+    return predicted(layers, activation, ends).by_layer
+
+
+def predicted(layers: Sequence[LayerStatistics], activation: Activation, ends: Ends) -> Predicted:
+    """As :func:`predict`, with what changes from the first to the last hidden layer."""
     draws = finite_width.network_draws(2 * len(layers))
     forward = _forward(layers, activation, ends, draws[: len(layers)])
     hidden = forward[:-1]
     gradients = _backward(layers, activation, ends, hidden, draws[len(layers) :])
-    activations = [at.activation for at in hidden]
-    return dict(
-        zip(PREDICTED, ([at.preactivation for at in forward], activations, gradients), strict=True)
-    )
+    signals = [at.preactivation for at in forward]
+    chances = (signals, [at.activation for at in hidden], gradients)
+    changes = {}
+    if hidden:
+        ends_of_way = ((signals[len(hidden) - 1], signals[0]), (gradients[0], gradients[-2]))
+        for quantity, (after, before) in zip(
+            (PREDICTED[0], PREDICTED[2]), ends_of_way, strict=True
+        ):
+            changes[quantity] = after.over(before).interval()
+    intervals = ([at.interval() for at in of] for of in chances)
+    return Predicted(dict(zip(PREDICTED, intervals, strict=True)), changes)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's intervals, and what the backward pass needs of its pre-activations.
+    """A layer's second moments, and what the backward pass needs of its pre-activations.
 
     ``q``: (k,), their second moments for each group of images; ``mean``: (), of all images;
     ``alignment``: the correlation of two images; ``log_factors``: (networks,), the logarithms of
     what chance in the layers before multiplies ``q`` by.
     """
 
-    preactivation: Interval
-    activation: Interval
+    preactivation: _Chances
+    activation: _Chances
     q: Tensor
     mean: Tensor
     alignment: float
@@ -188,8 +235,8 @@ def _forward(
         on_activations = by_network((second_moment(activation, possible) / moment).log())
         on_activations = on_activations + log_factor((unevenness - 1) / layer.fan_out, draw)
         on_q = log_factors + log_factor(2 * alignment**2 / layer.fan_out, draw)
-        of_q = Interval.of(q, on_q, own_q, ends.images)
-        of_activations = Interval.of(moments, on_activations, own, ends.images)
+        of_q = _Chances(q.mean().item(), on_q, own_q, ends.images)
+        of_activations = _Chances(moments.mean().item(), on_activations, own, ends.images)
         found.append(_Layer(of_q, of_activations, q, mean, alignment, log_factors))
         log_factors = on_activations
         product = (product_moment(activation, mean, mean.new_tensor(alignment)) / moment).item()
@@ -203,7 +250,7 @@ def _backward(
     ends: Ends,
     hidden: Sequence[_Layer],
     draws: Tensor,
-) -> list[Interval]:
+) -> list[_Chances]:
     """The gradient from the logits to the first layer; ``draws``: (layers, networks)."""
     gradient = torch.full_like(ends.image_moments, ends.gradient_moment)
     alignment = ends.gradient_alignment
@@ -211,7 +258,7 @@ def _backward(
     # The gradient's squared length along the activations themselves, in units of that along another
     # direction: 1 in n of the whole, but more where a layer's scale feeds on itself.
     along = log_factor(2 * alignment**2, draws[-1]).exp()
-    found = [Interval(ends.gradient_moment, ends.gradient_moment, ends.gradient_moment)]
+    found = [_Chances(ends.gradient_moment, log_factors, own, ends.images)]
     backward = zip(layers[:-1], layers[1:], hidden, draws[:-1], strict=True)
     for layer, after, at, draw in reversed(list(backward)):
         slopes = slope_moment(activation, at.mean)
@@ -227,7 +274,7 @@ def _backward(
         log_factors = log_factors + log_factor((unevenness - 1) / layer.fan_out, draw)
         of_one = _unevenness(activation, activation.derivative, slopes, at.mean, 1.0)
         own += own_variance(3 * of_one - 1, unevenness - 1, layer.fan_out)
-        found.append(Interval.of(gradient, log_factors, own, ends.images))
+        found.append(_Chances(gradient.mean().item(), log_factors, own, ends.images))
         along = (along * kept + received) / excess
         c = at.mean.new_tensor(at.alignment)
         product = (slope_product_moment(activation, at.mean, c) / slopes).item() * alignment

@@ -1,6 +1,7 @@
 """Looking into any module, against a forward pass written out and numpy's statistics."""
 
 import copy
+import itertools
 import sys
 from collections import UserDict
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ class Layer:
         self.weight, self.unit = module.weight, unit
         self.outputs, self.activations, self.slopes = [], [], []
         self.branch = None
+        self.is_of_inputs = unit != 0 and not isinstance(module, Part)  # their cosine is measured
 
     def gave(self, z, a=None, slope=None):
         """Note ``z``, its gradient later, and the activation with its slope; ``a`` or ``z``."""
@@ -70,6 +72,11 @@ class Layer:
             values["dead_fraction"] = np.mean((tensors["activation"] == 0).all(axis=0))
             flat = np.abs(self.rows(self.slopes)) < 0.05 * steepest
             values["saturated_fraction"] = np.mean(flat)
+        cosines = [
+            cosine for z in self.outputs for cosine in cosines_of(z.detach().double().numpy())
+        ]
+        if self.is_of_inputs and cosines:
+            values["mean_cosine"] = np.mean(cosines)
         if self.branch is not None:
             values["branch_ratio"] = self.branch
         for name, entries in tensors.items():
@@ -122,10 +129,18 @@ def attention_by_hand(module, query, key, value):
         scores = F.dropout(scores, module.dropout)
     h = (scores @ v).transpose(1, 2).flatten(2)
     its["out_proj"] = Layer(module.out_proj)
+    its["out_proj"].is_of_inputs = False
     z = h @ module.out_proj.weight.T
     z = z if module.out_proj.bias is None else z + module.out_proj.bias
     z = z.transpose(0, 1).contiguous().transpose(0, 1)  # in which order dropout draws for it
     return its["out_proj"].gave(z), its
+
+
+def cosines_of(outputs):
+    """Of each pair of a call's inputs."""
+    rows = [row for row in outputs.reshape(len(outputs), -1) if row.any()]
+    pairs = itertools.combinations(rows, 2)
+    return [one @ other / np.linalg.norm(one) / np.linalg.norm(other) for one, other in pairs]
 
 
 def distinct(rows):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 import statistics
 
 import pytest
@@ -55,6 +56,10 @@ def slow_twin(parameters, activation, data):
         moments("weight_gradient", layer.weight.grad)
         values["signal_variance"] = statistics.fmean(
             statistics.pvariance(unit) for unit in h.detach().double().T.tolist()
+        )
+        values["mean_cosine"] = statistics.fmean(
+            sum(map(operator.mul, one, other)) / (math.hypot(*one) * math.hypot(*other))
+            for one, other in itertools.combinations(filter(any, h.detach().double().tolist()), 2)
         )
         for name, rows in (("", layer.weight), ("_gradient", layer.weight.grad)):
             different = {tuple(row) for row in rows.tolist()}

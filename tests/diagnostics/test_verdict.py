@@ -5,7 +5,7 @@ import pytest
 from initflow.core.configurations import VERDICTS, TrainConfig
 from initflow.diagnostics import measure
 from initflow.diagnostics.signals import Signals, Size
-from initflow.diagnostics.verdict import Verdict, advice, judge
+from initflow.diagnostics.verdict import Inputs, Verdict, advice, judge
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.plugins import find
@@ -20,9 +20,8 @@ def verdict(init, activation, hidden, bias_init="pytorch"):
         widths, find(init), ACTIVATIONS["relu"], bias_init=bias_init, seed=0
     )
     (seen,) = measure.observe(parameters, ACTIVATIONS[activation], probe)
-    variance = probe.images.double().var(0, correction=0).mean().item()
     saturating = seen.signals.layers if ACTIVATIONS[activation].saturates else ()
-    return judge(seen.signals, variance, saturating)
+    return judge(seen.signals, Inputs.of(probe.images), saturating)
 
 
 DEEP, ONE = [100] * 20, [100]
@@ -77,7 +76,7 @@ def test_the_cause_of_a_vanishing_gradient_is_told(quantity, activation, found):
     sizes = {"fc1": Size(4, 4), "fc2": Size(3, 3)}
     signals = Signals({"fc1": first, "fc2": after}, {}, sizes)
     saturating = ["fc1"] if ACTIVATIONS[activation].saturates else []
-    assert judge(signals, 1.0, saturating) == Verdict(found, found)
+    assert judge(signals, Inputs(1.0), saturating) == Verdict(found, found)
 
 
 def test_a_single_unit_is_not_a_copy():

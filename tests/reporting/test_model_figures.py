@@ -87,7 +87,7 @@ def over_time(times, layers=("lstm.l0",)):
     """What was measured and predicted: twice as much each time step, the prediction 10 % higher."""
     values = [2.0**n for n in range(times)]
     series = {"hidden_second_moment": values, "hidden_gradient_second_moment": [*values[:-1], None]}
-    intervals = [Interval(1.1 * value, value / 2, 2 * value) for value in values]
+    intervals = [Interval(1.1 * value, value / 2, 2 * value, value) for value in values]
     predicted = {"hidden_second_moment": intervals}
     signals = Signals({}, {}, by_time=dict.fromkeys(layers, series))
     return dict.fromkeys(layers, predicted), signals

@@ -147,7 +147,7 @@ def test_relus_band_is_the_exact_second_moment_law(depth, ratio):
     assert interval.expected == pytest.approx(3.0)
     log_variance = math.log(ratio)
     assert log_variance == pytest.approx(depth * math.log1p(5 / 100), rel=1e-3)
-    for edge, z in ((interval.low, -1.959964), (interval.high, 1.959964)):
+    for edge, z in ((interval.low, -1.959964), (interval.median, 0.0), (interval.high, 1.959964)):
         exact = math.log(3.0) - log_variance / 2 + z * math.sqrt(log_variance)
         assert math.log(edge) == pytest.approx(exact, abs=0.05)
 
@@ -246,8 +246,8 @@ def test_what_explodes_beyond_all_numbers_is_infinite(activation):
 def test_zero_weights_predict_zero():
     """And nothing is left to chance."""
     predicted = predict(square_layers(10, 3, 0.0), ACTIVATIONS["tanh"], one_image())
-    assert predicted["preactivation_second_moment"] == [Interval(0.0, 0.0, 0.0)] * 3
-    assert predicted["gradient_second_moment"][0] == Interval(0.0, 0.0, 0.0)
+    assert predicted["preactivation_second_moment"] == [Interval(0.0, 0.0, 0.0, 0.0)] * 3
+    assert predicted["gradient_second_moment"][0] == Interval(0.0, 0.0, 0.0, 0.0)
 
 
 def test_the_prediction_is_always_the_same():

@@ -26,8 +26,17 @@ import initflow
 from initflow import errors
 from initflow.diagnostics import hooks, recorder
 from initflow.diagnostics import recurrent as unrolling
+from initflow.diagnostics.calls import added_up
 from initflow.diagnostics.recorder import Recorder
-from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Firing, Layer, Moments, signals
+from initflow.diagnostics.signals import (
+    BY_TIME,
+    QUANTITIES,
+    Cosine,
+    Firing,
+    Layer,
+    Moments,
+    signals,
+)
 from initflow.tracking import runs, unsent
 from tests.diagnostics.test_inspection import Net, cnn, hooks_on, normal, squared
 
@@ -78,8 +87,22 @@ def by_hand(net, passes):
     firing = Firing.of(h, (z > 0).double(), 1.0)
     return signals(
         {
-            "0": Layer(weights[0], Moments.of(z), Moments.of(dz), w1, Moments.of(h), firing),
-            "2": Layer(weights[1], Moments.of(out), Moments.of(dout), w2),
+            "0": Layer(
+                weights[0],
+                Moments.of(z),
+                Moments.of(dz),
+                w1,
+                Moments.of(h),
+                firing,
+                cosine=added_up(map(Cosine.of, zs)),
+            ),
+            "2": Layer(
+                weights[1],
+                Moments.of(out),
+                Moments.of(dout),
+                w2,
+                cosine=added_up(map(Cosine.of, outs)),
+            ),
         }
     ).metrics()
 

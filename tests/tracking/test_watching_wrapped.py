@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import initflow
-from initflow.diagnostics.signals import Firing, Layer, Moments, signals
+from initflow.diagnostics.calls import added_up
+from initflow.diagnostics.signals import Cosine, Firing, Layer, Moments, signals
 from tests.diagnostics.test_inspection import cnn, data_parallel, hooks_on, normal, squared
 from tests.tracking.test_watching import data, mlp, scaler, steps, train, updates
 
@@ -208,14 +209,23 @@ def observed_by_hand(net, batches, loss, dtype):
         with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
             value = loss(net(x))
         value.backward()
+    cosines = [added_up(map(Cosine.of, outputs[name])) for name in ("0", "2")]
     z, h, out = (torch.cat(its).detach() for its in outputs.values())
     dz, _, dout = (torch.cat([one.grad for one in its]) for its in outputs.values())
     firing = Firing.of(h, (z > 0).double(), 1.0)
     one, two = net[0].weight, net[2].weight
     return signals(
         {
-            "0": Layer(one, Moments.of(z), Moments.of(dz), one.grad, Moments.of(h), firing),
-            "2": Layer(two, Moments.of(out), Moments.of(dout), two.grad),
+            "0": Layer(
+                one,
+                Moments.of(z),
+                Moments.of(dz),
+                one.grad,
+                Moments.of(h),
+                firing,
+                cosine=cosines[0],
+            ),
+            "2": Layer(two, Moments.of(out), Moments.of(dout), two.grad, cosine=cosines[1]),
         }
     ).metrics()
 
