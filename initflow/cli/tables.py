@@ -132,7 +132,7 @@ def _changed(change: Growth | None, between: str | None) -> str:
     measured, of_one = _ratio(change.measured), change.predicted
     if between is None or math.isnan(of_one.low):
         return measured
-    band = f"{_ratio(of_one.low)} to {_ratio(of_one.high)}"
+    band = f"{_ratio(of_one.low)}–{_ratio(of_one.high)}"
     return f"{measured} ({_ratio(of_one.median)}:{between}{band})"
 
 

@@ -217,7 +217,7 @@ class Cosine:
         if n < 2:
             return cls(0, 0.0)
         mean = (total.square().sum().item() - n) / (n * (n - 1))
-        return cls(n * (n - 1) // 2, min(1.0, mean))
+        return cls(n * (n - 1) // 2, min(mean, 1.0))  # NaN, which stands first, stays NaN
 
     def __add__(self, other: Cosine) -> Cosine:
         pairs = self.pairs + other.pairs

@@ -41,7 +41,7 @@ MAX_RECEIVED = 24
 FEW_LAYERS = 8
 SHORT = 10  # letters of a name beside which there is room
 LETTER = 0.065  # inches that one of a layer's name takes
-KEY = "layer; marks: measured, lines: predicted, shaded: 95 % of networks of these widths"
+KEY = "layer; marks: measured; predicted: half of all such networks below the lines, 95 % shaded"
 
 
 def learning_curves(history: History, losses: Sequence[float], title: str) -> Figure:
@@ -247,17 +247,20 @@ def _moments(
     color: str,
     mark: str,
 ) -> None:
-    """Measured marks over the predicted line and band; what is 0 or no number has no mark."""
+    """Measured marks over the predicted line and band; what is 0 or no number has no mark.
+
+    The line is the median: the mean lies near the band's upper edge where a few networks carry it.
+    """
     at = np.arange(len(predicted))
-    low, expected, high = (
+    low, median, high = (
         drawing.positive([getattr(interval, part) for interval in predicted])
-        for part in ("low", "expected", "high")
+        for part in ("low", "median", "high")
     )
     if len(predicted) > FEW_LAYERS:
         axes.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
     else:
         axes.vlines(at, low, high, color=color, alpha=0.2, linewidth=9)
-    axes.plot(at, expected, color=color, linewidth=1)
+    axes.plot(at, median, color=color, linewidth=1)
     marks = drawing.positive(measured[: len(predicted)])
     every = max(1, len(predicted) // 25)
     axes.plot(at, marks, mark, color=color, markersize=4, label=label, markevery=every)

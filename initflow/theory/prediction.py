@@ -12,6 +12,10 @@ share the weights, and how much of the chance is left in their mean goes by how 
 activation function. They are too narrow for gelu and silu in ten layers and more, where the scale
 feeds on itself: of the first layers' gradients some 80 to 90 % lie within.
 
+Of signals half of the networks lie below the median, within a few per cent; of gradients from 29
+to 64 %, as their bands are wider than they need be: in He's ReLU network of 50 layers of 100 the
+median of the gradient's change is 0.42, and 0.57 over 400 networks.
+
 Weights are taken to be independent, of mean 0. Where they are not (``constant``, ``identity``
 and, for the band, ``orthogonal``), what is measured may lie elsewhere.
 """

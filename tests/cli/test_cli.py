@@ -419,9 +419,9 @@ def test_a_diagnosis_fails_on_what_it_is_told_to(capsys, store, fail_on, code):
     assert [run.info.status for run in statuses] == ["FINISHED"] * 3
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, 100, 120, 160])
 def test_the_table_of_a_diagnosis_fits_the_terminal(store, columns):
-    """No column is lost at 80; predictions stand in brackets where there is room."""
+    """No column is lost at 80; from 100 on medians and bands are there, in one line or two."""
     from rich.console import Console
 
     from initflow.cli.tables import diagnosis_table
@@ -436,7 +436,10 @@ def test_the_table_of_a_diagnosis_fits_the_terminal(store, columns):
     assert "…" not in shown
     for word in ("he_uniform", "leaky_relu", "exploding", "signal", "gradient", "χ₁", "ξ_c"):
         assert word in shown
-    assert ("(" in shown) == (columns >= 100)
+    assert max(map(len, shown.splitlines())) <= columns
+    bracketed = re.findall(r"\([\d.e+-]+:(?: [\d.e+-]+–[\d.e+-]+\))?", shown)
+    assert len(bracketed) == (4 if columns >= 100 else 0)
+    assert all(one.endswith(")") == (columns == 160) for one in bracketed)
 
 
 def json_of(capsys, *arguments):

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench import reference
-from initflow.diagnostics import measure
-from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Firing, Moments, distinct_fraction
+from initflow.diagnostics import measure, signals
+from initflow.diagnostics.signals import (
+    BY_TIME,
+    QUANTITIES,
+    Cosine,
+    Firing,
+    Moments,
+    distinct_fraction,
+)
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import model
@@ -130,6 +137,46 @@ def test_the_documented_keys_are_the_emitted_ones():
     )
     rows = dict(row.strip("| ").split(" | ") for row in page.splitlines() if "| `" in row)
     assert {name.strip("`"): text for name, text in rows.items()} == {**QUANTITIES, **BY_TIME}
+
+
+def mean_cosine(rows):
+    """Pair by pair, in Python's own floats."""
+    pairs = itertools.combinations(rows.double().flatten(1).tolist(), 2)
+    cosines = [
+        sum(map(operator.mul, one, other)) / math.hypot(*one) / math.hypot(*other)
+        for one, other in pairs
+    ]
+    return len(cosines), statistics.fmean(cosines)
+
+
+def test_the_mean_cosine_is_that_of_all_pairs(monkeypatch):
+    """Whatever the shape, in one piece or many; also of what single precision cannot square."""
+    x = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0)) + 0.5
+    n, expected = mean_cosine(x)
+    for part in (1, 30, 10_000):
+        monkeypatch.setattr(signals, "PART", part)
+        for scaled in (x, x.double() * 1e-200, x * 1e-30, x * 1e30):
+            assert Cosine.of(scaled) == Cosine(n, pytest.approx(expected, rel=1e-6))
+
+
+def test_inputs_without_a_direction_have_no_cosine():
+    """Those that give 0 are left out; a single one has no pair, and what is no number none."""
+    x = torch.eye(3)
+    x[1] = 0
+    assert Cosine.of(x) == Cosine(1, 0.0)
+    assert Cosine.of(x[:2]).pairs == Cosine.of(x[:1]).pairs == 0
+    assert math.isnan(Cosine.of(torch.tensor([[1.0, math.nan], [1.0, 0.0]])).mean)
+    assert 1 - 1e-12 < Cosine.of(torch.ones(5, 2)).mean <= 1
+
+
+def test_the_pairs_of_two_batches_count_alike():
+    """Those within each; none are of one from either."""
+    one, other = torch.randn(4, 3), torch.randn(6, 3)
+    (n, mean), (its_n, its_mean) = mean_cosine(one), mean_cosine(other)
+    both = (n * mean + its_n * its_mean) / (n + its_n)
+    added = Cosine.of(one) + Cosine.of(other)
+    assert added == Cosine(n + its_n, pytest.approx(both))
+    assert Cosine.of(one[:1]) + Cosine.of(other[:1]) == Cosine(0, 0.0)
 
 
 def test_zero_weights_leave_one_units_worth():

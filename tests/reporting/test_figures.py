@@ -92,7 +92,8 @@ def test_weights_that_are_all_equal_or_not_finite_are_drawn(value):
 def measured(value, layers=3):
     """Signals whose layers have two quantities, the last one but one."""
     values = {"preactivation_second_moment": value, "gradient_second_moment": value}
-    found = {f"fc{n}": {**values, "dead_fraction": 0.25} for n in range(1, layers)}
+    shares = {"mean_cosine": 0.5, "dead_fraction": 0.25}
+    found = {f"fc{n}": {**values, **shares} for n in range(1, layers)}
     return Signals({**found, f"fc{layers}": values}, {})
 
 
@@ -110,12 +111,14 @@ def test_signals_over_training_are_a_panel_for_each_measured_quantity():
     panels = {a.get_title().partition("\n")[0]: a for a in figure.axes if a.get_visible()}
     assert list(panels) == [
         "preactivation second moment",
+        "mean cosine",
         "gradient second moment",
         "dead fraction",
     ]
     moments = panels["preactivation second moment"].images[0].get_array()
     np.testing.assert_allclose(moments, [[-2, 0, 1]] * 3)
     assert panels["preactivation second moment"].get_title().endswith("\n0.01 to 10")
+    assert panels["mean cosine"].images[0].get_clim() == (0, 1)
     (dead,) = panels["dead fraction"].images
     assert dead.get_clim() == (0, 1)
     np.testing.assert_array_equal(dead.get_array().filled(-1)[:2], 0.25)
@@ -125,12 +128,12 @@ def test_signals_over_training_are_a_panel_for_each_measured_quantity():
 
 
 def test_predicted_and_measured_stand_side_by_side():
-    """Marks for what was measured, lines for what was predicted, bands around them."""
+    """Marks for what was measured, lines for the predicted medians, bands around them."""
     figure = figures.predicted_and_measured(PREDICTED, measured(0.7), "he")
     forward, backward = figure.axes
     marks = {line.get_label(): list(line.get_ydata()) for line in forward.lines}
     assert marks["preactivations"] == [0.7] * 3
-    assert [list(line.get_ydata()) for line in backward.lines] == [[1.0] * 3, [0.7] * 3]
+    assert [list(line.get_ydata()) for line in backward.lines] == [[0.9, 0.9, 1.0], [0.7] * 3]
     (band,) = backward.collections
     spans = [tuple(segment[:, 1]) for segment in band.get_segments()]
     assert spans == [(0.5, 2.0), (0.5, 2.0), (1.0, 1.0)]

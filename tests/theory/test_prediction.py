@@ -19,11 +19,13 @@ from initflow.theory.prediction import (
     Interval,
     LayerStatistics,
     predict,
+    predicted,
 )
 from initflow.training import datasets, model
 from initflow.training.propagation import Pass
 
 NETWORKS = 400
+ENDS = {"preactivation_second_moment": (-2, 0), "gradient_second_moment": (0, -2)}
 
 
 def one_image(q=1.0, gradient=1.0):
@@ -64,7 +66,7 @@ def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zer
     ends = Ends.of(probe.images, both.gradients[-1][0])
     unit = replace(ends, gradient_moment=1.0)
     layers = layers_of(scheme, stack, phi, bias_init)
-    return measured, predict(layers, phi, unit)
+    return measured, predicted(layers, phi, unit)
 
 
 def coverage(measured, predicted):
@@ -109,9 +111,9 @@ def coverage(measured, predicted):
 )
 def test_the_bands_hold_95_percent_of_networks(init, activation, settings):
     """From 90 to 99 % of 400 networks, whatever the activation; not much less in any layer."""
-    measured, predicted = simulate(init, activation, **settings)
+    measured, found = simulate(init, activation, **settings)
     for quantity in PREDICTED:
-        intervals, values = predicted[quantity], measured[quantity]
+        intervals, values = found.by_layer[quantity], measured[quantity]
         if quantity == "gradient_second_moment":  # at the logits it is what it starts from
             intervals, values = intervals[:-1], values[:-1]
         held = coverage(values, intervals)
@@ -121,6 +123,59 @@ def test_the_bands_hold_95_percent_of_networks(init, activation, settings):
         spread = values.quantile(0.975, 1).log() - values.quantile(0.025, 1).log()
         widths = torch.tensor([math.log(at.high / at.low) for at in intervals])
         assert (widths / spread).max() < 1.6, quantity
+
+
+def shares_below(values, intervals):
+    """The shares of networks whose ``values`` (layers, networks) lie below the medians."""
+    medians = torch.tensor([[at.median] for at in intervals], dtype=torch.float64)
+    return (values < medians).double().mean(1)
+
+
+@pytest.mark.parametrize(
+    ("init", "activation", "settings", "below_mean"),
+    [
+        ("he", "relu", {"depth": 50, "width": 100}, 0.78),
+        ("he", "relu", {"depth": 20, "width": 60}, 0.72),
+        ("lecun", "relu", {"depth": 10, "width": 30, "bias_init": "pytorch"}, 0.54),
+        ("xavier", "tanh", {"depth": 10, "width": 50}, 0.58),
+    ],
+    ids=str,
+)
+def test_half_of_all_networks_lie_below_the_median(init, activation, settings, below_mean):
+    """Of signals; of gradients from 25 to 65 %. The mean a few networks carry: most lie below."""
+    measured, found = simulate(init, activation, **settings)
+    for quantity, (after, before) in ENDS.items():
+        low, high = (0.42, 0.58) if quantity != "gradient_second_moment" else (0.25, 0.65)
+        layers = slice(None, -1)  # at the logits the gradient is what it starts from
+        shares = shares_below(measured[quantity][layers], found.by_layer[quantity][layers])
+        assert low < shares.mean() < high, quantity
+        change, factors = (
+            found.changes[quantity],
+            measured[quantity][after] / measured[quantity][before],
+        )
+        assert low < shares_below(factors.unsqueeze(0), [change]) < high, quantity
+        held = coverage(factors.unsqueeze(0), [change])
+        assert 0.9 <= held <= 0.995, quantity
+    change, signals = (
+        found.changes["preactivation_second_moment"],
+        measured["preactivation_second_moment"],
+    )
+    share = (signals[-2] / signals[0] < change.expected).double().mean().item()
+    assert share == pytest.approx(below_mean, abs=0.05)
+
+
+def test_the_median_of_a_change_is_not_the_change_of_the_medians():
+    """A network whose first layer came out small has a small last one, too: exactly, of ReLU."""
+    found = predicted(square_layers(100, 11, 2.0), ACTIVATIONS["relu"], one_image())
+    change = found.changes["preactivation_second_moment"]
+    log_variance = 9 * math.log1p(5 / 100)  # of the nine layers between
+    assert change.expected == pytest.approx(1.0)
+    assert math.log(change.median) == pytest.approx(-log_variance / 2, abs=0.02)
+    spread = 1.959964 * math.sqrt(log_variance)
+    assert math.log(change.high) == pytest.approx(spread - log_variance / 2, abs=0.06)
+    one = predicted(square_layers(100, 2, 2.0), ACTIVATIONS["relu"], one_image())
+    assert set(one.changes.values()) == {Interval(1.0, 1.0, 1.0, 1.0)}
+    assert not predicted(square_layers(100, 1, 2.0), ACTIVATIONS["relu"], one_image()).changes
 
 
 def test_a_wide_network_meets_the_expected_values():
