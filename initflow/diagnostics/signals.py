@@ -207,13 +207,12 @@ class Cosine:
         at_once = max(1, PART // max(1, x[:1].numel()))
         for part in torch.split(x.detach().flatten(1), at_once):
             rows = part.double()
-            largest = rows.abs().amax(1, keepdim=True)
-            is_there = largest[:, 0] != 0  # also where it is NaN
-            rows = rows[is_there] / largest[is_there]
-            n += len(rows)
-            total = (
-                total + (rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)).sum(0).cpu()
-            )
+            if part.dtype == torch.float64:  # which cannot square all that it holds
+                largest = rows.abs().amax(1, keepdim=True)
+                rows = rows / largest.where(largest != 0, 1.0)
+            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            n += int(length.count_nonzero())
+            total = total + (rows / length.where(length != 0, 1.0)).sum(0).cpu()
         if n < 2:
             return cls(0, 0.0)
         mean = (total.square().sum().item() - n) / (n * (n - 1))
