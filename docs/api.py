@@ -94,9 +94,13 @@ GROUPS = (
             "theory.gain",
             "theory.mean_field",
             "theory.MeanField",
+            "theory.mean_fields",
+            "theory.MeanFields",
+            "theory.critical_line",
             "theory.variance_map",
             "theory.correlation_map",
             "theory.fixed_point",
+            "theory.fixed_points",
             "theory.second_moment",
             "theory.slope_moment",
             "theory.product_moment",
@@ -162,6 +166,7 @@ PAGES = {  # with more on a name
     "initializer": "plugins.md",
     "theory.gain": "theory.md#gains",
     "theory.mean_field": "theory.md#mean-field",
+    "theory.critical_line": "theory.md#the-critical-line",
 }
 WIDTH = 100
 

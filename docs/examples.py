@@ -275,6 +275,42 @@ def theory_fixed_point() -> None:
     print(inf.theory.fixed_point(tanh, sigma_w2=1.0, sigma_b2=0.0))  # 0.0
 
 
+def theory_fixed_points() -> None:
+    import torch
+
+    import initflow as inf
+
+    tanh = inf.initializers.ACTIVATIONS["tanh"]
+    w = torch.tensor([1.0, 1.5, 3.0], dtype=torch.float64)
+    b = torch.tensor(0.05, dtype=torch.float64)
+    print(inf.theory.fixed_points(tanh, w, b))  # tensor([0.1936, 0.4180, 1.4280], ...)
+
+
+def theory_mean_fields() -> None:
+    import torch
+
+    import initflow as inf
+
+    tanh = inf.initializers.ACTIVATIONS["tanh"]
+    w = torch.linspace(0.5, 4, 8, dtype=torch.float64)
+    b = torch.tensor([0.0, 0.05], dtype=torch.float64)
+    plane = inf.theory.mean_fields(tanh, w[:, None], b)
+    print(plane.chi_1.shape)  # torch.Size([8, 2])
+    print(plane.chi_1[-1])  # tensor([1.3627, 1.3424], ...)
+
+
+def theory_critical_line() -> None:
+    import torch
+
+    import initflow as inf
+
+    tanh, relu, gelu = (inf.initializers.ACTIVATIONS[name] for name in ("tanh", "relu", "gelu"))
+    b = torch.tensor([0.0, 0.05], dtype=torch.float64)
+    print(inf.theory.critical_line(tanh, b))  # tensor([1.0000, 1.7610], ...)
+    print(inf.theory.critical_line(relu, b))  # tensor([2., 2.], ...)
+    print(inf.theory.critical_line(gelu, b))  # tensor([nan, nan], ...)
+
+
 def theory_expectation() -> None:
     import torch
 

@@ -1,5 +1,15 @@
+from .criticality import critical_line
 from .gains import gain
-from .infinite_width import MeanField, correlation_map, fixed_point, mean_field, variance_map
+from .infinite_width import (
+    MeanField,
+    MeanFields,
+    correlation_map,
+    fixed_point,
+    fixed_points,
+    mean_field,
+    mean_fields,
+    variance_map,
+)
 from .integrals import (
     expectation,
     pair_expectation,
@@ -11,11 +21,15 @@ from .integrals import (
 
 __all__ = [
     "MeanField",
+    "MeanFields",
     "correlation_map",
+    "critical_line",
     "expectation",
     "fixed_point",
+    "fixed_points",
     "gain",
     "mean_field",
+    "mean_fields",
     "pair_expectation",
     "product_moment",
     "second_moment",

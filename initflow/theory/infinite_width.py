@@ -13,20 +13,26 @@ Everything is in double precision, depends on nothing but its arguments and draw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from initflow.initializers.activations import Activation
+from initflow.theory.correlations import Correlations
 from initflow.theory.integrals import (
     log_slope,
     product_moment,
     second_moment,
     slope_moment,
-    slope_product_moment,
 )
+from initflow.theory.roots import root
+
+AT_ONCE = 512  # networks: of a function that is integrated on pieces, each takes 50 KB
+STEP = 1.1  # from one variance to the next where the fixed point is looked for
+STEPS = 48  # at once
+MOST = 1e40  # a variance that is on its way to infinity
+ROUNDING = 1e-12  # of a growth that is none
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,20 @@ class MeanField:
     xi_c: float
 
 
-def variance_map(activation: Activation, q: Tensor, sigma_w2: float, sigma_b2: float) -> Tensor:
+@dataclass(frozen=True)
+class MeanFields:
+    """What :class:`MeanField` has, of many networks: tensors of double precision, of one shape."""
+
+    q_star: Tensor
+    chi_1: Tensor
+    c_star: Tensor
+    xi_q: Tensor
+    xi_c: Tensor
+
+
+def variance_map(
+    activation: Activation, q: Tensor, sigma_w2: float | Tensor, sigma_b2: float | Tensor
+) -> Tensor:
     """The next layer's pre-activation variance, for each of ``q``: σ_w² E[φ(√q z)²] + σ_b².
 
     ``sigma_w2`` is fan_in · Var(W), ``sigma_b2`` the variance of the biases.
@@ -63,6 +82,59 @@ def correlation_map(
     return shared / variance_map(activation, at, sigma_w2, sigma_b2)
 
 
+def fixed_points(
+    activation: Activation, sigma_w2: Tensor, sigma_b2: Tensor, start: float = 1.0
+) -> Tensor:
+    """q* for each of ``sigma_w2`` and ``sigma_b2``, of shapes that broadcast: the shape of both.
+
+    See :func:`fixed_point`.
+    """
+    shape = (sigma_w2 + sigma_b2).shape
+    w, b = (x.double().expand(shape).flatten() for x in (sigma_w2, sigma_b2))
+    first = variance_map(activation, _double(start), w, b) / start - 1
+    found = torch.zeros_like(w).masked_fill(first > 0, math.inf)
+    for sign, of in ((1, first > 0), (-1, first <= 0)):
+        of_side = of.nonzero().flatten()
+        found_of, beyond = _turned(activation, w[of_side], b[of_side], start, sign)
+        at = of_side[found_of]
+        for part, end in zip(_parts(at), _parts(beyond), strict=True):
+            found[part] = _between(activation, w[part], b[part], end / STEP**sign, end)
+    return torch.where(first.abs() < ROUNDING, start, found).view(shape)
+
+
+def _turned(
+    activation: Activation, w: Tensor, b: Tensor, start: float, sign: int
+) -> tuple[Tensor, Tensor]:
+    """Which of the networks (n,) have a fixed point on the way, and a variance just beyond it.
+
+    The way leads from ``start`` to infinity where ``sign`` is 1, and to 0 where it is -1.
+    """
+    least = torch.where(b > 0, b / 2, 1e-9)  # no variance is below σ_b²
+    of, q = torch.arange(len(w)), _double(start)
+    at, beyond = [of[:0]], [w[:0]]
+    while len(of) and (q <= MOST if sign > 0 else q >= least[of].min()):
+        way = q * STEP ** (sign * torch.arange(STEPS, dtype=w.dtype))
+        leads = (w[of, None] * second_moment(activation, way) + b[of, None]) / way - 1
+        turned = sign * leads < -ROUNDING
+        if sign < 0:
+            turned &= way >= least[of, None]
+        is_found = turned.any(-1)
+        at.append(of[is_found])
+        beyond.append(way[turned[is_found].int().argmax(-1)])
+        of, q = of[~is_found], way[-1] * STEP**sign
+    return torch.cat(at), torch.cat(beyond)
+
+
+def _parts(of: Tensor) -> list[Tensor]:
+    """``of`` (n,) in parts that fit into memory."""
+    return [of[begin : begin + AT_ONCE] for begin in range(0, len(of), AT_ONCE)]
+
+
+def _between(activation: Activation, w: Tensor, b: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The fixed points between ``low`` and ``high``, all (n,)."""
+    return root(lambda q: variance_map(activation, q, w, b) / q - 1, low, high)
+
+
 def fixed_point(
     activation: Activation, sigma_w2: float, sigma_b2: float, start: float = 1.0
 ) -> float:
@@ -70,21 +142,40 @@ def fixed_point(
 
     A variance that the map leaves as it is (every one, for ReLU under He) is returned itself.
     """
+    return fixed_points(activation, _double(sigma_w2), _double(sigma_b2), start).item()
 
-    def growth(q: Tensor) -> Tensor:
-        return variance_map(activation, q, sigma_w2, sigma_b2) / q - 1
 
-    first = growth(_double(start)).item()
-    if abs(first) < 1e-12:
-        return start
-    limit = 1e40 if first > 0 else sigma_b2 / 2 or 1e-9  # no variance is below σ_b²
-    ratio = 1.1 if first > 0 else 1 / 1.1
-    passed = start * ratio ** torch.arange(math.log(limit / start, ratio), dtype=torch.float64)
-    turned = (growth(passed) * math.copysign(1, first) < -1e-12).nonzero()
-    if not len(turned):
-        return math.inf if first > 0 else 0.0
-    beyond = passed[turned[0]].item()
-    return _bisect(lambda q: growth(_double(q)).item() * first > 0, beyond / ratio, beyond)
+def mean_fields(activation: Activation, sigma_w2: Tensor, sigma_b2: Tensor) -> MeanFields:
+    """What many layers make of a signal, for each of ``sigma_w2`` and ``sigma_b2``.
+
+    Their shapes broadcast; all that is returned has the shape of both. See :func:`mean_field`.
+    """
+    q_star = fixed_points(activation, sigma_w2, sigma_b2)
+    shape = q_star.shape
+    w, b = (x.double().expand(shape).flatten() for x in (sigma_w2, sigma_b2))
+    q = q_star.flatten().clamp(1e-20, 1e20)
+    of_parts = zip(_parts(q), _parts(w), _parts(b), strict=True)
+    parts = [_settled(activation, *of) for of in of_parts]
+    growth, chi_1, slope_q = map(torch.cat, zip(*parts, strict=True))
+    c_star, slope_c = torch.ones_like(q), chi_1 / torch.where(growth > 0, growth, 1.0)
+    # Where all weights are 0, nothing is left to correlate.
+    apart = chi_1 > growth * (1 + 1e-6)
+    if apart.any():
+        table = Correlations.of(activation, q[apart])
+        t = table.settled(growth[apart] / w[apart])
+        c_star[apart] = t.square().cos()
+        slope_c[apart] = w[apart] * table.slope(t) / growth[apart]
+    found = (q_star.flatten(), chi_1, c_star, _depth_scale(slope_q), _depth_scale(slope_c))
+    return MeanFields(*(x.view(shape) for x in found))
+
+
+def _settled(activation: Activation, q: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """At the variances ``q`` (n,): their growth, χ₁, and the slope of the variance map."""
+    growth = variance_map(activation, q, w, b) / q  # 1, but at 0 and infinity
+    slope = (
+        w * second_moment(activation, q) / q * log_slope(lambda q: second_moment(activation, q), q)
+    )
+    return growth, w * slope_moment(activation, q), slope
 
 
 def mean_field(activation: Activation, sigma_w2: float, sigma_b2: float) -> MeanField:
@@ -93,36 +184,14 @@ def mean_field(activation: Activation, sigma_w2: float, sigma_b2: float) -> Mean
     ``sigma_w2`` is fan_in · Var(W), 2 under He's scheme and 1 under LeCun's; ``sigma_b2`` is the
     variance of the biases. Poole et al. 2016; Schoenholz et al. 2017.
     """
-    q_star = fixed_point(activation, sigma_w2, sigma_b2)
-    q = min(max(q_star, 1e-20), 1e20)
-    at = _double(q)
-    growth = variance_map(activation, at, sigma_w2, sigma_b2).item() / q  # 1, but at 0 and infinity
-    slope_q = sigma_w2 * second_moment(activation, at).item() / q
-    slope_q *= log_slope(lambda q: second_moment(activation, q), at).item()
-    chi_1 = sigma_w2 * slope_moment(activation, at).item()
-
-    def drawn_together(c: float) -> bool:
-        return correlation_map(activation, _double(c), q, sigma_w2, sigma_b2).item() > c
-
-    together = chi_1 <= growth * (1 + 1e-6)
-    c_star = 1.0 if together else _bisect(drawn_together, 0.0, 1.0 - 1e-9)
-    slope_c = sigma_w2 * slope_product_moment(activation, at, _double(c_star)).item()
-    slope_c /= growth or 1.0  # where all weights are 0, nothing is left to correlate
-    return MeanField(q_star, chi_1, c_star, _depth_scale(slope_q), _depth_scale(slope_c))
+    fields = mean_fields(activation, _double(sigma_w2), _double(sigma_b2))
+    return MeanField(**{name: value.item() for name, value in vars(fields).items()})
 
 
-def _depth_scale(slope: float) -> float:
-    change = abs(math.log(slope)) if slope > 0 else math.inf
-    return 1 / change if change > 1e-6 else math.inf
+def _depth_scale(slope: Tensor) -> Tensor:
+    change = torch.where(slope > 0, slope, 0.0).log().abs()
+    return torch.where(change > 1e-6, 1 / change, math.inf)
 
 
 def _double(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
-
-
-def _bisect(inside: Callable[[float], bool], low: float, high: float) -> float:
-    """Where ``inside``, true at ``low`` and false at ``high``, turns."""
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) else (low, middle)
-    return (low + high) / 2

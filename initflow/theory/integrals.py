@@ -22,6 +22,7 @@ SHARP = 30.0  # where every activation function has gone over into its straight 
 NODES = 64
 TINY, HUGE = 1e-75, 1e75  # variances whose fourth powers are still numbers
 Function = Callable[[Tensor], Tensor]
+Both = Callable[[Tensor, Tensor], Tensor]
 # φ(x) = x for x > 0 and slope · x below, by name.
 RECTIFIERS = {"relu": 0.0, "leaky_relu": LEAKY_RELU_SLOPE, "linear": 1.0}
 
@@ -51,15 +52,22 @@ def pair_expectation(
     f and ``kinks`` are as in :func:`expectation`. ``q`` and ``c`` are tensors of double precision
     of one shape, or of shapes that broadcast.
     """
+    return _of_pairs(function, torch.mul, q, torch.arccos(c.clamp(-1, 1)), kinks)
+
+
+def _of_pairs(
+    function: Function, both: Both, q: Tensor, angle: Tensor, kinks: Activation | None
+) -> Tensor:
+    """E[both(f(u₁), f(u₂))], the correlation of u₁ and u₂ being the cosine of ``angle``."""
     # In polar coordinates a kink at 0 is four fixed angles.
     if kinks and not kinks.is_built_in:
-        pairs = torch.stack([q + 0 * c, c + 0 * q], -1)
+        pairs = torch.stack([q + 0 * angle, angle + 0 * q], -1)
         flat = pairs.view(-1, 2).tolist()
-        found = [_pair_on_pieces(function, q, c, kinks) for q, c in flat]
+        found = [_pair_on_pieces(function, both, of, at, kinks) for of, at in flat]
         return torch.stack(found).view(pairs.shape[:-1])
     x, w = legendre(NODES)
     scale = q.clamp(TINY, HUGE).sqrt()[..., None, None]
-    angle = torch.arccos(c.clamp(-1, 1)).unsqueeze(-1)
+    angle = angle.unsqueeze(-1)
     start, theta, theta_weight = angle - math.pi / 2, [], []
     for length in (math.pi - angle, angle, math.pi - angle, angle):
         theta.append(start + length * x)
@@ -70,9 +78,9 @@ def pair_expectation(
     r = torch.cat([near * x[:, None], near + (FAR - near) * x[:, None]], -2)
     r_weight = torch.cat([near * w[:, None], (FAR - near) * w[:, None]], -2)
     weight = r_weight * r * torch.exp(-r.square() / 2) * torch.cat(theta_weight, -1).unsqueeze(-2)
-    values = function(scale * r * torch.cos(angles))
-    values = values * function(scale * r * torch.cos(angles - angle.unsqueeze(-1)))
-    return (weight * values).sum((-1, -2)) / (2 * math.pi)
+    first = function(scale * r * torch.cos(angles))
+    second = function(scale * r * torch.cos(angles - angle.unsqueeze(-1)))
+    return (weight * both(first, second)).sum((-1, -2)) / (2 * math.pi)
 
 
 def _on_pieces(function: Function, q: Tensor, activation: Activation) -> Tensor:
@@ -83,20 +91,23 @@ def _on_pieces(function: Function, q: Tensor, activation: Activation) -> Tensor:
     return (weight * function(scale.unsqueeze(-1) * z)).sum((-1, -2))
 
 
-def _pair_on_pieces(function: Function, q: float, c: float, activation: Activation) -> Tensor:
-    """E[f(u₁) f(u₂)], u₂ = c·u₁ + √(1 − c²)·v, first over v for each u₁.
+def _pair_on_pieces(
+    function: Function, both: Both, q: float, angle: float, kinks: Activation
+) -> Tensor:
+    """E[both(f(u₁), f(u₂))], u₂ = c·u₁ + √(1 − c²)·v, first over v for each u₁.
 
     The mean over v has no kink, but bends within √(1 − c²) of where u₂ has one.
     """
     scale = math.sqrt(min(max(q, TINY), HUGE))
     reach = octaves(FAR * scale)
-    breaks = pieces(activation, reach).breaks
+    breaks = pieces(kinks, reach).breaks
     bends = 2.0 ** torch.arange(-4, reach + 1, dtype=torch.float64)
     places = torch.cat([-bends, breaks, bends]) / scale
-    apart = math.sqrt(max(0.0, 1 - c * c))
+    c, apart = math.cos(angle), math.sin(angle)
     if apart < 1e-7:
         z, weight = _normal(torch.cat([places, -places]))
-        return (weight * function(scale * z) * function(math.copysign(scale, c) * z)).sum()
+        first, second = function(scale * z), function(math.copysign(scale, c) * z)
+        return (weight * both(first, second)).sum()
     edges = [places]
     if abs(c) > 0.5:
         around = places.new_tensor([-6, -3, -1.5, -0.75, 0, 0.75, 1.5, 3, 6]) * apart
@@ -105,8 +116,9 @@ def _pair_on_pieces(function: Function, q: float, c: float, activation: Activati
     first, first_weight = z.flatten(), weight.flatten()
     v, v_weight = _normal((places - c * first.unsqueeze(-1)) / apart)
     second = c * first[:, None, None] + apart * v
-    inner = (v_weight * function(scale * second)).sum((-1, -2))
-    return (first_weight * function(scale * first) * inner).sum()
+    at_first = function(scale * first)[:, None, None]
+    inner = (v_weight * both(at_first, function(scale * second))).sum((-1, -2))
+    return (first_weight * inner).sum()
 
 
 def _normal(edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,6 +179,20 @@ def product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
         absolute = 2 / math.pi * ((1 - c.square()).sqrt() + c * torch.arcsin(c))
         return q * (odd**2 * c + even**2 * absolute)
     return pair_expectation(activation.function, q, c, activation)
+
+
+def difference_moment(activation: Activation, q: Tensor, angle: Tensor) -> Tensor:
+    """E[(φ(u₁) − φ(u₂))²]/2, u₁ and u₂ Gaussian, of variance ``q``, by their ``angle``.
+
+    Their correlation is its cosine, from 0 to 1. That is E[φ(u)²] − E[φ(u₁) φ(u₂)], as exact where
+    the two are nearly equal. In closed form for rectifiers.
+    """
+    if _is_rectifier(activation):
+        odd, even = _odd_and_even(activation)
+        apart = 2 * (angle / 2).sin().square()
+        bent = 2 / math.pi * (angle * angle.cos() - angle.sin())
+        return q * (odd**2 * apart + even**2 * (apart + bent))
+    return _of_pairs(activation.function, lambda a, b: (a - b).square() / 2, q, angle, activation)
 
 
 def slope_product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
