@@ -15,6 +15,7 @@ from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     NetworkConfig,
+    PhaseConfig,
     PluginsConfig,
     ReproduceConfig,
     TrainConfig,
@@ -46,6 +47,10 @@ COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "diagnose": (
         DiagnoseConfig,
         "Measures untrained networks: see [signals](signals.md).",
+    ),
+    "phase": (
+        PhaseConfig,
+        "Shows where deep networks are stable: see [pictures](pictures.md).",
     ),
     "compare": (
         CompareConfig,

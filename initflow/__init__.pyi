@@ -4,6 +4,7 @@ from . import initializers, testing, theory
 from .core.configurations import (
     CompareConfig,
     DiagnoseConfig,
+    PhaseConfig,
     ReproduceConfig,
     TrainConfig,
     TuneConfig,
@@ -31,6 +32,7 @@ from .experiments.tuning.tune import tune
 from .experiments.untrained.diagnose import diagnose
 from .experiments.untrained.initialize import initialize
 from .experiments.untrained.inspect import inspect
+from .experiments.untrained.phase import phase
 from .experiments.verify import export, verify
 from .initializers.scheme import initializer
 from .tracking.watching.callbacks import lightning_callback, transformers_callback
@@ -46,6 +48,7 @@ __all__ = [
     "InitflowError",
     "OutageError",
     "OutboxError",
+    "PhaseConfig",
     "PluginError",
     "ReplayError",
     "ReportError",
@@ -66,6 +69,7 @@ __all__ = [
     "initializers",
     "inspect",
     "lightning_callback",
+    "phase",
     "reproduce",
     "testing",
     "theory",

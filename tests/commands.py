@@ -8,6 +8,7 @@ from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     NetworkConfig,
+    PhaseConfig,
     PluginsConfig,
     ReproduceConfig,
     TrainConfig,
@@ -18,6 +19,7 @@ from initflow.core.configurations import (
 SETTINGS = {
     "train": TrainConfig,
     "diagnose": DiagnoseConfig,
+    "phase": PhaseConfig,
     "compare": CompareConfig,
     "reproduce": ReproduceConfig,
     "tune": TuneConfig,

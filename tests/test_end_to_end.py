@@ -227,6 +227,19 @@ def test_mlflow_run_diagnoses_and_guards(tmp_path):
     assert parent.info.status == "FAILED"  # by mlflow run, as its command failed
 
 
+def test_mlflow_run_shows_the_plane(tmp_path):
+    """In one run, with its numbers and its figure."""
+    settings = ("activation=tanh", "inits=he,xavier", "points=2")
+    done = mlflow_run(tmp_path, *settings, entry_point="phase")
+    assert done.returncode == 0, done.stderr
+    assert "chaotic" in done.stdout
+    (run,) = runs(tmp_path)
+    assert run.data.tags["mlflow.project.entryPoint"] == "phase"
+    assert run.info.status == "FINISHED"
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert {"phase.csv", "phase.json", "phase.png"} <= {path.name for path in folder.iterdir()}
+
+
 def test_mlflow_run_diagnoses_a_model(tmp_path):
     """One of the user's own, by a path from where the command is typed."""
     (tmp_path / "mine.py").write_text(

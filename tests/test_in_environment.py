@@ -94,6 +94,7 @@ ENTRY_POINTS = {
         "critical",
         {"diagnosis.json", "schemes_by_layer.png"},
     ),
+    "phase": (("inits=he,critical", "points=5"), "critical", {"phase.csv", "phase.png"}),
     "compare": (PAIR, "2 seeds", {"comparison.csv", "report.html", "accuracies.png"}),
     "tune": (
         ("inits=he,critical", "trials=2", "seeds=2", "workers=2", *SMALL),

@@ -30,7 +30,7 @@ LOCK = [
     if line and not line.startswith("#")
 ]
 STANDARD = {*sys.stdlib_module_names, "initflow"}
-ENTRY_POINTS = ("train", "diagnose", "compare", "tune", "reproduce", "verify")
+ENTRY_POINTS = ("train", "diagnose", "phase", "compare", "tune", "reproduce", "verify")
 SETTINGS = {"main": TrainConfig, **{name: COMMANDS[name] for name in ENTRY_POINTS}}
 REQUIRED = {"verify": ["run_id"]}  # what has no default, and is no option but an argument
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])

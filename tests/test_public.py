@@ -22,9 +22,19 @@ from tests.conftest import ROOT, SMALL_TABLE, python
 
 # A name that goes, or comes, is a decision: users hold on to these.
 NAMES = {
-    *("train", "compare", "tune", "diagnose", "reproduce", "verify", "export"),
+    *("train", "compare", "tune", "diagnose", "phase", "reproduce", "verify"),
     *("TrainConfig", "CompareConfig", "TuneConfig", "DiagnoseConfig", "ReproduceConfig"),
-    *("VerifyConfig", "inspect", "watch", "initializer", "initializers", "theory", "testing"),
+    *(
+        "VerifyConfig",
+        "PhaseConfig",
+        "export",
+        "inspect",
+        "watch",
+        "initializer",
+        "initializers",
+        "theory",
+        "testing",
+    ),
     *("initialize", "lightning_callback", "transformers_callback"),
     *("InitflowError", "SettingError", "PluginError", "DataError", "TrackingError", "OutageError"),
     *("OutboxError", "StudyError", "GivenUpError", "WorkError", "ReplayError", "ReportError"),
@@ -64,7 +74,9 @@ def test_a_new_python_has_them_by_attribute():
     assert float(python(program)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", ["train", "compare", "tune", "diagnose", "reproduce", "verify"])
+@pytest.mark.parametrize(
+    "name", ["train", "compare", "tune", "diagnose", "phase", "reproduce", "verify"]
+)
 def test_help_tells_the_settings(name):
     """With their defaults, as notebooks show them."""
     told = inspect.signature(getattr(inf, name)).parameters
@@ -127,6 +139,7 @@ def results(tracked):
         "compare": inf.compare(**OF_MANY, **grid, seeds=2),
         "tune": inf.tune(**OF_MANY, inits=["he"], trials=2, seeds=2),
         "diagnose": inf.diagnose(dataset="digits", depth=2, probe=50, **grid, progress=False),
+        "phase": inf.phase(inits=["he", "zero"], points=4, progress=False),
         "reproduce": inf.reproduce(table=table, seeds=2, log_model=False, progress=False),
         "verify": inf.verify(trained, progress=False),
     }
@@ -137,6 +150,7 @@ SHOWN = {
     "compare": ("<Comparison: 64-8-10 networks on digits, 2 seeds>", {"accuracies"}),
     "tune": ("<Tuning: 64-8-10 networks with relu on digits, tuned>", {"rates_and_accuracies"}),
     "diagnose": ("<Diagnosis: untrained 64-100x2-10 networks on digits>", {"schemes_by_layer"}),
+    "phase": ("<Phase: Deep networks with tanh, by their variances>", {"phase"}),
     "reproduce": ("<Reproduction: A small table, 2 seeds>", {"published_and_ours"}),
     "verify": ("<Verification: run ", set()),
 }

@@ -26,6 +26,7 @@ from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     NetworkConfig,
+    PhaseConfig,
     PluginsConfig,
     ReproduceConfig,
     TrainConfig,
@@ -101,6 +102,32 @@ def diagnose(experiment: str | None, **settings: str) -> None:
         cells = "; ".join(f"{cell} is {its.verdict}" for cell, its in result.failed.items())
         error = VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
     _finish(console, result.failures, error)
+
+
+@command(cli, options(PhaseConfig), as_json_option, in_experiment)
+def phase(experiment: str | None, as_json: bool, **settings: str) -> None:
+    """Where deep networks are stable: the plane of weight and bias variances of an activation.
+
+    By theory alone, in seconds, as one MLflow run: the critical line, and schemes where they lie.
+
+    \b
+    Examples:
+      initflow phase --activation tanh
+      initflow phase --activation torch:erf --inits lecun,he --points 41
+    """
+    config = PhaseConfig.of(settings)
+    with running("PyTorch and MLflow") as (console, progress):
+        from initflow.cli import tables
+
+        result = initflow.phase(config, experiment=experiment, progress=progress)
+    closing = f"The figure and all numbers are in MLflow's run {result.run_id}."
+    _show(
+        console,
+        result,
+        lambda _: tables.phase_table(result.marks),
+        as_json=as_json,
+        closing=[closing],
+    )
 
 
 @command(cli, options(CompareConfig), in_experiment)

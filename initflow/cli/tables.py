@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from initflow.experiments.reproduce import Reproduction
     from initflow.experiments.train import Training
     from initflow.experiments.untrained.diagnosis import Diagnosis
+    from initflow.reporting.planes import Mark
     from initflow.reporting.seed_statistics import Row as ComparisonRow
     from initflow.reporting.trials import Tuned
     from initflow.testing import RuleResult
@@ -35,6 +36,11 @@ OF_MLP = (
     "limit."
 )
 OF_MODEL = "outside: layers that lie outside of their band, where 95 % of further draws lie."
+OF_PLANE = (
+    "q*: the variance that layers lead to; χ₁: the gradient's factor per layer; c*: the "
+    "correlation that two images come to; ξ: layers over which the distances from q* and c* change "
+    "e-fold."
+)
 FAILURES = 3  # of each rule, as many are told
 WIDE = 100  # columns of a terminal, from which on predictions have room
 NAME = 20  # letters of a name that are not folded for what stands beside it
@@ -112,6 +118,18 @@ def _diagnosis_table(diagnosis: Diagnosis, between: str | None) -> Table:
             *(map(_number, (theory.q_star, theory.chi_1, theory.xi_c)) if theory else ()),
             *([] if theory else [_outside(reading)]),
         )
+    return table
+
+
+def phase_table(marks: Sequence[Mark]) -> Table:
+    """Where schemes lie on the plane of σ_w² and σ_b², and what a deep network is there."""
+    caption = f"σ_w² = fan-in · Var(W), σ_b² = Var(b). {OF_PLANE}"
+    numbers = ("σ_w²", "σ_b²", "q*", "χ₁", "c*", "ξ_q", "ξ_c")
+    table = _table({"scheme": FOLDED, **dict.fromkeys(numbers, NUMBER), "phase": FIXED}, caption)
+    for mark in marks:
+        its = mark.field
+        values = (mark.sigma_w2, mark.sigma_b2, *vars(its).values())
+        table.add_row(Text(mark.init), *map(_number, values), mark.phase)
     return table
 
 

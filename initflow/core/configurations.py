@@ -30,10 +30,12 @@ from initflow.core.kinds import (
     SEEDS,
     STORAGE,
     TEXT,
+    VARIANCE,
     WEIGHT_DECAY,
     WIDTHS,
     choice,
     data,
+    elementwise,
     format_widths,
     integer,
     listed,
@@ -375,6 +377,39 @@ class DiagnoseConfig(_Measured, _Untrained, _Deep):
     def network(self, init: str, activation: str) -> TrainConfig:
         """The settings that a training of one of the networks would have."""
         return training(self, init=init, activation=activation, hidden=self.widths)
+
+
+class PhaseConfig(PluginsConfig):
+    """The settings of a plane of σ_w² and σ_b²: of which activation, and which part of it."""
+
+    activation: str = setting(
+        "tanh",
+        elementwise(ACTIVATION_NAMES),
+        "a built-in activation, or any function of a tensor: torch:erf, FILE.py:FUNCTION",
+    )
+    inits: tuple[str, ...] = setting(
+        ("lecun", "xavier", "he", "pytorch"),
+        _Grid.__dataclass_fields__["inits"].metadata["kind"],
+        "schemes to mark, between commas",
+    )
+    sigma_w2_low: float = setting(0.05, VARIANCE, "the lowest σ_w² = fan_in · Var(W)")
+    sigma_w2_high: float = setting(4.0, VARIANCE, "the highest")
+    sigma_b2_low: float = setting(0.0, VARIANCE, "the lowest σ_b² = Var(b)")
+    sigma_b2_high: float = setting(0.5, VARIANCE, "the highest")
+    points: int = setting(81, integer(2, 1_000), "networks along each side of the plane")
+    width: int = setting(
+        100, integer(1, MAX_WIDTH), "inputs and units of the layer whose schemes are marked"
+    )
+    bias_init: str = shared(_Untrained, "bias_init")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sigma_w2", "sigma_b2"):
+            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            if low >= high:
+                raise SettingError(
+                    f"{name}_low must be below {name}_high, not '{low:g}' with {name}_high={high:g}"
+                )
 
 
 class CompareConfig(Many, _Measured, _Training, _Seeds, _ModelGrid):

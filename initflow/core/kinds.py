@@ -203,6 +203,23 @@ def data(published: tuple[str, ...]) -> Kind:
     return Kind("|".join(forms), expected, parse, choices=forms)
 
 
+def elementwise(published: tuple[str, ...]) -> Kind:
+    """An activation: a ``published`` one, or any function of a tensor, by its place."""
+
+    def parse(value: object) -> str:
+        text = _parse_place(value)
+        if not (text in published or is_place(text)):
+            raise ValueError
+        return text
+
+    forms = (*published, "MODULE:FUNCTION", "FILE.py:FUNCTION")
+    expected = (
+        f"one of {', '.join(published)}, or a function of a tensor: torch:erf or "
+        "path/to/file.py:function"
+    )
+    return Kind("|".join(forms), expected, parse, choices=forms)
+
+
 BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
 TEXT = Kind("TEXT", "a name", _parse_text)
 STORAGE = Kind("PATH|URL", "a journal's path or a database's URL", _parse_storage, without_password)
@@ -253,4 +270,5 @@ BETAS = Kind(
 )
 # Not 0: what never had a gradient would be 0 divided by 0.
 EPSILON = number("a number from 1e-30 to 1e30", lambda x: 1e-30 <= x <= 1e30)
+VARIANCE = number("a number from 0 to 1e6", lambda x: 0 <= x <= 1e6)
 WEIGHT_DECAY = number("a number from 0 to 1e30", lambda x: 0 <= x <= 1e30)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -106,6 +107,56 @@ def layer_axes(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_xticks(*ticks(layers, 6))
     axes.margins(x=0.08)
     tidy(axes)
+
+
+def shaded(
+    axes: Axes,
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    values: Values,
+    *,
+    colours: str,
+    limits: tuple[float, float],
+    label: str,
+) -> None:
+    """``values`` (y, x) as logarithmic colours of a map, from the lower limit to the upper one.
+
+    What is beyond them has the colour at the end; what is NaN has none. A bar above the axes,
+    with a ``label``, tells them.
+    """
+    shown = np.where(np.isnan(values), np.nan, np.clip(values, *limits))
+    low, high = limits
+    across, up = np.asarray(x), np.asarray(y)
+    mesh = axes.pcolormesh(
+        across,
+        up,
+        np.ma.masked_invalid(shown),
+        cmap=colours,
+        norm=LogNorm(low, high),
+        shading="nearest",
+        rasterized=True,
+    )
+    axes.set_xlim(across.min(), across.max())
+    axes.set_ylim(up.min(), up.max())
+    bar = axes.figure.colorbar(mesh, ax=axes, location="top", aspect=30)
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.xaxis.set_major_locator(LogLocator(numticks=6))
+    bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
+    bar.ax.xaxis.set_minor_formatter(NullFormatter())
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+def contours(
+    axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, values: Values, *, levels: Sequence[float]
+) -> None:
+    """White lines at those of the ``levels`` that are met, each with its number."""
+    shown = np.where(np.isfinite(values), values, np.nan)
+    met = [at for at in levels if np.nanmin(shown) < at < np.nanmax(shown)]
+    if met:
+        lines = axes.contour(
+            np.asarray(x), np.asarray(y), shown, levels=met, colors="white", linewidths=0.9
+        )
+        axes.clabel(lines, fmt="%g", fontsize=SMALL)
 
 
 def png(figure: Figure) -> bytes:

@@ -105,7 +105,7 @@ def test_help_has_examples(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "diagnose", "compare", "reproduce", "tune", "schemes", "verify"]
+    "name", ["train", "diagnose", "phase", "compare", "reproduce", "tune", "schemes", "verify"]
 )
 def test_every_setting_is_an_option_with_its_default_and_meaning(name):
     """The options come from the configuration."""
@@ -118,13 +118,14 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(name):
         assert option.default == defaults[setting.name]
         assert setting.metadata["meaning"].lower() in option.help.lower()
     own = {"schemes": {"name", "as_json"}, "verify": {"run_id"}}
+    own["phase"] = {"as_json", "experiment"}
     more = own.get(command.name, {"experiment"})
     assert set(options) == {"debug", *more}
 
 
 def test_help_examples_are_valid(capsys):
     """Every example in a help text is a command line that would run."""
-    names = ("train", "diagnose", "compare", "reproduce", "tune", "verify")
+    names = ("train", "diagnose", "phase", "compare", "reproduce", "tune", "verify")
     for arguments in (["--help"], *([name, "--help"] for name in names)):
         _, out, _ = run(capsys, *arguments)
         examples = re.findall(rf"^ +initflow ({'|'.join(names)}) (.*)$", out, re.MULTILINE)
