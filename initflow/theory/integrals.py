@@ -85,6 +85,8 @@ def _of_pairs(
 
 def _on_pieces(function: Function, q: Tensor, activation: Activation) -> Tensor:
     """E[f(√q z)] for each of ``q`` (…), on the pieces of the activation."""
+    if not q.numel():
+        return q.clone()
     scale = q.clamp(TINY, HUGE).sqrt().unsqueeze(-1)
     found = pieces(activation, octaves(FAR * scale.max().item()))
     z, weight = _normal(found.edges / scale)

@@ -132,7 +132,7 @@ def test_help_examples_are_valid(capsys):
         assert examples
         for name, example in examples:
             _, more = read(name, example)
-            assert more.keys() <= {"experiment", "run_id"}
+            assert more.keys() <= {"experiment", "run_id", "as_json"}
 
 
 @pytest.mark.parametrize("name", ["compare", "reproduce", "tune", "verify"])

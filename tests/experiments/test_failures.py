@@ -39,7 +39,7 @@ COMMANDS = {
         "lecun",
         ["diagnosis.json"],
     ),
-    "phase": (("phase", *TWO, "--points", "4"), "lecun", ["phase.csv", "phase.json"]),
+    "phase": (("phase", *TWO, "--points", "4"), "lecun", ["phase.json"]),
 }
 with_a_report = {"compare": "report.html", "tune": "report.html", "reproduce": "report.html"}
 
