@@ -93,7 +93,7 @@ class Mark:
     def _differences(self) -> str:
         xi_c, c_star = self.field.xi_c, self.field.c_star
         if xi_c > LAYERS:
-            return "and what tells two images apart is lost more slowly than exponentially"
+            return "and how alike two images are changes more slowly than exponentially, if at all"
         layers = f"{rounded(xi_c)} layers"
         if c_star < 1:
             return f"and two images part to a correlation of {rounded(c_star)}, e-fold in {layers}"

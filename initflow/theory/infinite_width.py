@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from initflow.initializers.activations import Activation
-from initflow.theory.correlations import Correlations
+from initflow.theory.correlations import RIGHT, Correlations
 from initflow.theory.integrals import (
     log_slope,
     product_moment,
@@ -163,7 +163,7 @@ def mean_fields(activation: Activation, sigma_w2: Tensor, sigma_b2: Tensor) -> M
     if apart.any():
         table = Correlations.of(activation, q[apart])
         t = table.settled(growth[apart] / w[apart])
-        c_star[apart] = t.square().cos()
+        c_star[apart] = t.square().cos().where(RIGHT - t > ROUNDING, 0.0)
         slope_c[apart] = w[apart] * table.slope(t) / growth[apart]
     found = (q_star.flatten(), chi_1, c_star, _depth_scale(slope_q), _depth_scale(slope_c))
     return MeanFields(*(x.view(shape) for x in found))
