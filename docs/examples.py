@@ -167,6 +167,14 @@ def diagnose() -> None:
     diagnosis.figures()["schemes_by_layer"].savefig("schemes_by_layer.png")
 
 
+def phase() -> None:
+    import initflow as inf
+
+    found = inf.phase(activation="tanh", inits=["he", "lecun"], bias_init="zeros", points=21)
+    print(found.to_pandas()[["init", "q_star", "chi_1", "phase"]])  # 0 ... chaotic
+    found.figures()["phase"].savefig("phase.png")
+
+
 def initializer() -> None:
     import torch
 
