@@ -54,7 +54,7 @@ GROUPS = (
     Group(
         "Train and compare",
         COMMANDS,
-        ("train", "compare", "tune", "reproduce", "verify", "export"),
+        ("train", "compare", "trainability", "tune", "reproduce", "verify", "export"),
     ),
     Group(
         "Any model",
@@ -119,6 +119,7 @@ GROUPS = (
         (
             "TrainConfig",
             "CompareConfig",
+            "TrainabilityConfig",
             "TuneConfig",
             "ReproduceConfig",
             "DiagnoseConfig",
@@ -135,6 +136,7 @@ table. `title` says what it is of, `conclusions` are sentences on what came of i
 MEMBERS = {
     "train": ("outcome", "last"),
     "compare": (),
+    "trainability": (),
     "tune": (),
     "reproduce": (),
     "diagnose": ("failed",),
@@ -156,6 +158,7 @@ CONSTANTS = {
 PAGES = {  # with more on a name
     "train": "training.md",
     "compare": "comparing.md",
+    "trainability": "pictures.md#trainable-depth",
     "tune": "tuning.md",
     "reproduce": "comparing.md#published-tables",
     "verify": "verifying.md",

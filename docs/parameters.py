@@ -18,6 +18,7 @@ from initflow.core.configurations import (
     PhaseConfig,
     PluginsConfig,
     ReproduceConfig,
+    TrainabilityConfig,
     TrainConfig,
     TuneConfig,
     VerifyConfig,
@@ -59,6 +60,10 @@ COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "reproduce": (
         ReproduceConfig,
         "Runs a published table again: see [published tables](comparing.md#published-tables).",
+    ),
+    "trainability": (
+        TrainabilityConfig,
+        "Trains networks of every depth: see [trainable depth](pictures.md#trainable-depth).",
     ),
     "tune": (
         TuneConfig,

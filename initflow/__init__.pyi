@@ -6,6 +6,7 @@ from .core.configurations import (
     DiagnoseConfig,
     PhaseConfig,
     ReproduceConfig,
+    TrainabilityConfig,
     TrainConfig,
     TuneConfig,
     VerifyConfig,
@@ -28,6 +29,7 @@ from .errors import (
 from .experiments.compare import compare
 from .experiments.reproduce import reproduce
 from .experiments.train import train
+from .experiments.trainability import trainability
 from .experiments.tuning.tune import tune
 from .experiments.untrained.diagnose import diagnose
 from .experiments.untrained.initialize import initialize
@@ -57,6 +59,7 @@ __all__ = [
     "StudyError",
     "TrackingError",
     "TrainConfig",
+    "TrainabilityConfig",
     "TuneConfig",
     "VerdictError",
     "VerifyConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "testing",
     "theory",
     "train",
+    "trainability",
     "transformers_callback",
     "tune",
     "verify",

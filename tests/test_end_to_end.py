@@ -265,6 +265,20 @@ def artifacts(logged):
     return Path(logged.info.artifact_uri.removeprefix("file://"))
 
 
+def test_mlflow_run_finds_the_trainable_depth(tmp_path):
+    """The entry point, to its end: the run of MLflow with one of each network below it."""
+    parameters = ("dataset=digits", "points=2", "depths=1,3", "lrs=0.1", "updates=20", "seeds=2")
+    done = mlflow_run(tmp_path, *parameters, "workers=2", entry_point="trainability")
+    assert done.returncode == 0, done.stderr
+    parent, nested = family(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert len(nested) == 8
+    assert "Networks train deepest at σ_w² = " in done.stdout
+    folder = Path(parent.info.artifact_uri.removeprefix("file://"))
+    files = {"trainability.csv", "trainability.json", "trainability.png", "report.html"}
+    assert files <= {file.name for file in folder.iterdir()}
+
+
 def test_mlflow_run_compares(tmp_path):
     """All networks below the run that MLflow made, one kind diverges; what came of it is said."""
     schemes = ("inits=normal,he", "seeds=2")

@@ -101,6 +101,11 @@ ENTRY_POINTS = {
         "Each at its best",
         {"tuning.csv", "report.html", "tuned_and_untuned.png"},
     ),
+    "trainability": (
+        ("dataset=digits", "points=2", "depths=1,3", "lrs=0.1", "updates=20", "workers=2"),
+        "train deepest at",
+        {"trainability.csv", "trainability.json", "trainability.png", "report.html"},
+    ),
     "reproduce": (
         ("table=small.toml", "seeds=2", "workers=2"),
         "85.00",

@@ -30,7 +30,16 @@ LOCK = [
     if line and not line.startswith("#")
 ]
 STANDARD = {*sys.stdlib_module_names, "initflow"}
-ENTRY_POINTS = ("train", "diagnose", "phase", "compare", "tune", "reproduce", "verify")
+ENTRY_POINTS = (
+    "train",
+    "diagnose",
+    "phase",
+    "compare",
+    "trainability",
+    "tune",
+    "reproduce",
+    "verify",
+)
 SETTINGS = {"main": TrainConfig, **{name: COMMANDS[name] for name in ENTRY_POINTS}}
 REQUIRED = {"verify": ["run_id"]}  # what has no default, and is no option but an argument
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
@@ -72,6 +81,8 @@ def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
     given = {"inits": "he:mode=fan_out"}
     if name == "reproduce":
         given = {"table": "assignment"}
+    elif name == "trainability":
+        given = {"lrs": "0.1,0.01"}
     elif settings in (TrainConfig, VerifyConfig):
         given = {"init": "normal:std=0.05"}
     required = dict.fromkeys(REQUIRED.get(name, []), "x y")

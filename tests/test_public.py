@@ -22,7 +22,7 @@ from tests.conftest import ROOT, SMALL_TABLE, python
 
 # A name that goes, or comes, is a decision: users hold on to these.
 NAMES = {
-    *("train", "compare", "tune", "diagnose", "phase", "reproduce", "verify"),
+    *("train", "compare", "trainability", "tune", "diagnose", "phase", "reproduce", "verify"),
     *("TrainConfig", "CompareConfig", "TuneConfig", "DiagnoseConfig", "ReproduceConfig"),
     *(
         "VerifyConfig",
@@ -75,7 +75,7 @@ def test_a_new_python_has_them_by_attribute():
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "compare", "tune", "diagnose", "phase", "reproduce", "verify"]
+    "name", ["train", "compare", "trainability", "tune", "diagnose", "phase", "reproduce", "verify"]
 )
 def test_help_tells_the_settings(name):
     """With their defaults, as notebooks show them."""
@@ -142,6 +142,9 @@ def results(tracked):
         "phase": inf.phase(inits=["he", "zero"], points=4, progress=False),
         "reproduce": inf.reproduce(table=table, seeds=2, log_model=False, progress=False),
         "verify": inf.verify(trained, progress=False),
+        "trainability": inf.trainability(
+            dataset="digits", points=2, depths=[1, 3], width=8, updates=20, seeds=1, progress=False
+        ),
     }
 
 
@@ -153,6 +156,7 @@ SHOWN = {
     "phase": ("<Phase: Deep networks with tanh, by their variances>", {"phase"}),
     "reproduce": ("<Reproduction: A small table, 2 seeds>", {"published_and_ours"}),
     "verify": ("<Verification: run ", set()),
+    "trainability": ("<Trainability: tanh, width 8, σ_b² = 0.05: 20 updates", {"trainability"}),
 }
 
 

@@ -339,7 +339,16 @@ def test_every_command_has_its_parameters():
     assert without == {"export", "ui", "sync"}
     for name in without:
         assert f"`initflow {name}`" in lead
-    for name in ("train", "diagnose", "phase", "compare", "reproduce", "tune", "verify"):
+    for name in (
+        "train",
+        "diagnose",
+        "phase",
+        "compare",
+        "reproduce",
+        "trainability",
+        "tune",
+        "verify",
+    ):
         assert any(f"](parameters.md#{name})" in page for page in PAGES.values()), name
 
 

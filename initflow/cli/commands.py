@@ -29,6 +29,7 @@ from initflow.core.configurations import (
     PhaseConfig,
     PluginsConfig,
     ReproduceConfig,
+    TrainabilityConfig,
     TrainConfig,
     TuneConfig,
     VerifyConfig,
@@ -171,8 +172,27 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     _run_many("reproduce", ReproduceConfig.of(settings), experiment)
 
 
+@command(cli, as_json_option, options(TrainabilityConfig), in_experiment)
+def trainability(experiment: str | None, *, as_json: bool, **settings: str) -> None:
+    """Up to which depth networks train, for each variance of their weights, beside theory.
+
+    Networks of every σ_w² and depth, each with so many updates: one MLflow run, with a nested run
+    for each network. The same command goes on where it was stopped.
+
+    \b
+    Examples:
+      initflow trainability --workers 2
+      initflow trainability --activation relu --lrs 0.01,0.001 --depths 5,10,20,40 --seeds 2
+    """
+    _run_many("trainability", TrainabilityConfig.of(settings), experiment, as_json=as_json)
+
+
 def _run_many(
-    command: str, config: CompareConfig | TuneConfig | ReproduceConfig, experiment: str | None
+    command: str,
+    config: CompareConfig | TuneConfig | ReproduceConfig | TrainabilityConfig,
+    experiment: str | None,
+    *,
+    as_json: bool = False,
 ) -> None:
     """Run a ``command`` that trains many networks, and print what came of it."""
     with running("PyTorch, MLflow and Optuna" if command == "tune" else "PyTorch and MLflow") as (
@@ -181,17 +201,21 @@ def _run_many(
     ):
         from initflow.cli import tables
 
-        if config.seeds == 1:
+        if config.seeds == 1 and not as_json:
             say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
         result = getattr(initflow, command)(config, experiment=experiment, progress=progress)
-    widen(console)
-    console.print(tables.TABLES[command](result, console.width))
-    say(console, *result.conclusions, *result.closing_lines())
     error = None
     if result.failed:
         names = ", ".join(result.failed)
         error = PluginError(f"{len(result.failed)} of the networks failed: {names}")
-    _finish(console, result.failures, error)
+    _show(
+        console,
+        result,
+        lambda columns: tables.TABLES[command](result, columns),
+        as_json=as_json,
+        closing=[] if as_json else result.closing_lines(),
+        error=error,
+    )
 
 
 @command(cli, click.argument("run_id", metavar="RUN_OR_FOLDER"), options(VerifyConfig))
@@ -257,33 +281,39 @@ def _show(
     *,
     as_json: bool,
     closing: Sequence[str] = (),
+    error: InitflowError | None = None,
 ) -> None:
     """Print a result: as JSON alone or else its table, which is given the columns, and sentences.
 
-    ``closing`` are sentences behind its conclusions. What of it could not be made is an error.
+    ``closing`` are sentences behind its conclusions. What of it could not be made is an error, as
+    is what went wrong besides.
     """
-    from initflow.experiments import failures
-
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=2))
-        failures.check(result.failures)
-        return
-    widen(console)
-    console.print(table(console.width))
-    say(console, *result.conclusions, *closing)
-    _finish(console, result.failures)
+    else:
+        widen(console)
+        console.print(table(console.width))
+        say(console, *result.conclusions, *closing)
+    _finish(console, result.failures, error, quiet=as_json)
 
 
-def _finish(console: Console, failed: Failures, error: InitflowError | None = None) -> None:
+def _finish(
+    console: Console,
+    failed: Failures,
+    error: InitflowError | None = None,
+    *,
+    quiet: bool = False,
+) -> None:
     """Say where things are that nobody would look for in a clone, and raise what went wrong.
 
-    In one line: ``error`` if there is one, and what ``failed`` besides.
+    In one line: ``error`` if there is one, and what ``failed`` besides. Nothing is said where it
+    is ``quiet``.
     """
     from initflow.core import paths
     from initflow.experiments import failures
     from initflow.tracking import connection
 
-    if paths.in_clone():
+    if paths.in_clone() and not quiet:
         say(
             console,
             f"This ran in a clone that MLflow made. Runs are kept in {connection.shown()}; "

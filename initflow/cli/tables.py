@@ -16,6 +16,7 @@ from initflow.core.configurations import RECOMMENDED, TrainConfig, kind_word
 from initflow.reporting import trials
 from initflow.reporting.formats import NONE, interval, percent, rounded, whole
 from initflow.reporting.published import explained
+from initflow.reporting.trainability.statistics import edge_rows
 
 if TYPE_CHECKING:
     from initflow.core.environment import Change
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from initflow.experiments.untrained.diagnosis import Diagnosis
     from initflow.reporting.planes import Mark
     from initflow.reporting.seed_statistics import Row as ComparisonRow
+    from initflow.reporting.trainability.statistics import Plane
     from initflow.reporting.trials import Tuned
     from initflow.testing import RuleResult
 
@@ -428,8 +430,27 @@ def next_command(config: TrainConfig, launcher: Sequence[str] = ()) -> str:
     return replace(config, init=other).command("train", ("init",), launcher)
 
 
+def trainability_table(planes: Sequence[Plane]) -> Table:
+    """The measured edge of each σ_w² beside theory's, at each learning rate."""
+    several = len(planes) > 1
+    caption = (
+        "measured: the hidden layers up to which networks train, to half of the best accuracy; "
+        "theory: c · ξ. ξ: the layers over which what training needs is lost e-fold."
+    )
+    numbers = ("σ_w²", "ξ", "theory", "measured", "diverged", "unstable")
+    names = ("lr", *numbers) if several else numbers
+    table = _table(dict.fromkeys(names, NUMBER), caption)
+    for plane in planes:
+        for row in edge_rows(plane):
+            rate = [f"{plane.lr:g}"] if several else []
+            lost = str(row.diverged), str(row.unstable)
+            table.add_row(*rate, f"{row.sigma_w2:g}", *map(str, row.told), *lost)
+    return table
+
+
 TABLES: Mapping[str, Callable[[Any, int], Table]] = {
     "compare": lambda result, columns: comparison_table(result.rows, columns),
     "tune": lambda result, columns: tuning_table(result.rows, columns),
     "reproduce": reproduction_table,
+    "trainability": lambda result, _: trainability_table(result.planes),
 }  # of the commands that train many networks

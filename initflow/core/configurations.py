@@ -441,6 +441,93 @@ class ReproduceConfig(Many, _Measured, PluginsConfig, _Seeds, _Table):
     run_figures: bool = shared(CompareConfig, "run_figures")
 
 
+class _Plane(Settings):
+    """Which networks the trainable ones are looked for among: their variances and depths."""
+
+    activation: str = setting("tanh", choice(ACTIVATION_NAMES), "activation of every hidden layer")
+    sigma_w2_low: float = setting(
+        1.0, RATE, "the lowest σ_w² = fan_in · Var(W) that weights are drawn with"
+    )
+    sigma_w2_high: float = setting(4.0, RATE, "the highest")
+    points: int = setting(16, integer(2, 1_000), "values of σ_w², evenly from lowest to highest")
+    sigma_b2: float = setting(0.05, VARIANCE, "biases are drawn with the variance σ_b² = Var(b)")
+    depths: tuple[int, ...] = setting(
+        (5, 15, 30, 55, 100),
+        listed(
+            integer(1, MAX_LAYERS), "whole numbers between commas, two or more, none twice", least=2
+        ),
+        "hidden layers of the networks, between commas",
+    )
+    width: int = setting(100, integer(1, MAX_WIDTH), "units of each hidden layer")
+    lrs: tuple[float, ...] = setting(
+        (0.001,),
+        listed(RATE, "learning rates between commas, none twice"),
+        "learning rates, between commas: a picture for each",
+    )
+    updates: int = setting(300, integer(1, 1_000_000_000), "updates that each network has")
+
+
+class TrainabilityConfig(Many, _Plane):
+    """The settings of the trainable depth: networks of every σ_w² and depth under every seed.
+
+    The learning rate stays as it is during the training.
+    """
+
+    seeds: int = setting(3, SEEDS, "networks of each σ_w², depth and rate, from other seeds")
+    dataset: str = shared(_Untrained, "dataset")
+    data_dir: Path | None = shared(_Untrained, "data_dir")
+    normalize: str = shared(_Untrained, "normalize")
+    batch_size: int = shared(_Training, "batch_size")
+    momentum: float = shared(_Training, "momentum")
+    nesterov: bool = shared(_Training, "nesterov")
+    optimizer: str = shared(_Training, "optimizer")
+    betas: tuple[float, float] = shared(_Training, "betas")
+    eps: float = shared(_Training, "eps")
+    weight_decay: float | None = shared(_Training, "weight_decay")
+    clip: float | None = shared(_Training, "clip")
+    eval_every: int = setting(100, integer(1), "iterations between looks at the accuracy")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.sigma_w2_low, self.sigma_w2_high
+        if low >= high:
+            raise SettingError(
+                f"sigma_w2_low must be below sigma_w2_high, not '{low:g}' with "
+                f"sigma_w2_high={high:g}"
+            )
+        try:
+            parse_widths((self.width,) * max(self.depths))
+        except ValueError:
+            shape = format_widths((self.width,) * max(self.depths))
+            raise invalid("width x depths", WIDTHS, shape) from None
+
+    @property
+    def sigma_w2s(self) -> tuple[float, ...]:
+        """The values of σ_w², to 6 digits as they stand in the scheme's name."""
+        low, step = self.sigma_w2_low, (self.sigma_w2_high - self.sigma_w2_low) / (self.points - 1)
+        return tuple(float(f"{low + step * at:.6g}") for at in range(self.points))
+
+    def init(self, sigma_w2: float) -> str:
+        """The scheme of that place in the plane of the two variances."""
+        return f"mean_field:sigma_w2={sigma_w2:g},sigma_b2={self.sigma_b2:g}"
+
+    def network(
+        self, sigma_w2: float, depth: int, lr: float, seed: int, *, epochs: int
+    ) -> TrainConfig:
+        """The settings of one of the networks; its updates are those of so many ``epochs``."""
+        return training(
+            self,
+            init=self.init(sigma_w2),
+            hidden=(self.width,) * depth,
+            epochs=epochs,
+            lr=lr,
+            gamma=1.0,
+            seed=seed,
+            probe=0,
+            log_model=False,
+        )
+
+
 class _Search(Settings):
     """What is searched for every scheme, and how."""
 

@@ -86,18 +86,21 @@ def or_word(word: str, kind: Kind) -> Kind:
     )
 
 
-def listed(item: Kind, expected: str) -> Kind:
-    """Several of ``item``, none twice, between commas; ``inits`` may have commas of their own."""
+def listed(item: Kind, expected: str, *, least: int = 1) -> Kind:
+    """Several of ``item``, none twice, between commas; ``inits`` may have commas of their own.
+
+    ``least``: how many there must be.
+    """
 
     def parse(value: object) -> tuple[Any, ...]:
         parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
         items: list[Any] = []
-        for part in parts:
-            if items and "=" in part and ":" not in part:  # a further argument of the last one
-                items[-1] = f"{items[-1]},{part.strip()}"
+        for part in (one.strip() if isinstance(one, str) else one for one in parts):
+            if isinstance(part, str) and items and "=" in part and ":" not in part:
+                items[-1] = f"{items[-1]},{part}"  # a further argument of the last one
             else:
-                items.append(item.parse(part.strip()))
-        if not items or len(set(items)) < len(items):
+                items.append(item.parse(part))
+        if len(items) < least or len(set(items)) < len(items):
             raise ValueError
         return tuple(items)
 

@@ -18,6 +18,7 @@ from initflow.core.configurations import (
     DiagnoseConfig,
     NetworkConfig,
     ReproduceConfig,
+    TrainabilityConfig,
     TrainConfig,
     TuneConfig,
     VerifyConfig,
@@ -84,6 +85,7 @@ def test_version(capsys):
         ["diagnose", "-h"],
         ["compare", "--help"],
         ["reproduce", "--help"],
+        ["trainability", "-h"],
         ["tune", "--help"],
         ["verify", "--help"],
         ["export", "-h"],
@@ -105,7 +107,18 @@ def test_help_has_examples(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "diagnose", "phase", "compare", "reproduce", "tune", "schemes", "verify"]
+    "name",
+    [
+        "train",
+        "diagnose",
+        "phase",
+        "compare",
+        "reproduce",
+        "trainability",
+        "tune",
+        "schemes",
+        "verify",
+    ],
 )
 def test_every_setting_is_an_option_with_its_default_and_meaning(name):
     """The options come from the configuration."""
@@ -118,14 +131,14 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(name):
         assert option.default == defaults[setting.name]
         assert setting.metadata["meaning"].lower() in option.help.lower()
     own = {"schemes": {"name", "as_json"}, "verify": {"run_id"}}
-    own["phase"] = {"as_json", "experiment"}
+    own |= {key: {"as_json", "experiment"} for key in ("phase", "trainability")}
     more = own.get(command.name, {"experiment"})
     assert set(options) == {"debug", *more}
 
 
 def test_help_examples_are_valid(capsys):
     """Every example in a help text is a command line that would run."""
-    names = ("train", "diagnose", "phase", "compare", "reproduce", "tune", "verify")
+    names = ("train", "diagnose", "phase", "compare", "reproduce", "trainability", "tune", "verify")
     for arguments in (["--help"], *([name, "--help"] for name in names)):
         _, out, _ = run(capsys, *arguments)
         examples = re.findall(rf"^ +initflow ({'|'.join(names)}) (.*)$", out, re.MULTILINE)
@@ -135,7 +148,7 @@ def test_help_examples_are_valid(capsys):
             assert more.keys() <= {"experiment", "run_id", "as_json"}
 
 
-@pytest.mark.parametrize("name", ["compare", "reproduce", "tune", "verify"])
+@pytest.mark.parametrize("name", ["compare", "reproduce", "trainability", "tune", "verify"])
 def test_help_tells_every_setting_with_its_default(capsys, name):
     """As text in the terminal, not only as an option that there is."""
     _, out, _ = run(capsys, name, "--help")
@@ -143,6 +156,7 @@ def test_help_tells_every_setting_with_its_default(capsys, name):
     settings = {
         "compare": CompareConfig,
         "reproduce": ReproduceConfig,
+        "trainability": TrainabilityConfig,
         "tune": TuneConfig,
         "verify": VerifyConfig,
     }
@@ -187,6 +201,23 @@ ERRORS = [
         ["compare", "--inits", "normal:std=1,normal:std=1.0", *DIGITS],
         2,
         "Error: inits must be schemes that differ, not 'normal:std=1,normal:std=1.0'",
+    ),
+    (
+        ["trainability", "--sigma-w2-low", "4", "--sigma-w2-high", "2"],
+        2,
+        "Error: sigma_w2_low must be below sigma_w2_high, not '4' with sigma_w2_high=2",
+    ),
+    (["trainability", "--sigma-w2-low", "0"], 2, "Error: sigma_w2_low must be a number above 0"),
+    (["trainability", "--sigma-b2", "-1"], 2, "Error: sigma_b2 must be a number from 0 to 1e6"),
+    (["trainability", "--points", "1"], 2, "Error: points must be a whole number, at least 2"),
+    (["trainability", "--depths", "5"], 2, "Error: depths must be whole numbers between commas"),
+    (["trainability", "--depths", "5,x"], 2, "two or more, none twice, not '5,x'"),
+    (["trainability", "--depths", "5,0"], 2, "two or more, none twice, not '5,0'"),
+    (["trainability", "--lrs", "0.1,0.1"], 2, "Error: lrs must be learning rates between commas"),
+    (
+        ["trainability", "--width", "65536", "--depths", "5,1000"],
+        2,
+        "Error: width x depths must be widths such as",
     ),
     (["compare", "--seeds", "0"], 2, "Error: seeds must be a whole number, at least 1 and at most"),
     (["compare", "--activations", "swish"], 2, "names between commas, none twice, of sigmoid"),
@@ -602,6 +633,26 @@ def nested(experiment):
     runs = mlflow.search_runs(experiment_names=[experiment], output_format="list")
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     return [run for run in runs if run is not parent], parent
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_trainable_depth_is_printed_as_a_table_or_as_json(capsys, store, as_json):
+    """The edges beside theory's, sentences, and how to verify; or the networks, for programs."""
+    code, out, err = run(
+        capsys, "trainability", "--dataset", "digits", "--points", "2", "--depths", "1,3",
+        "--width", "8", "--lrs", "0.1,0.2", "--updates", "20", "--seeds", "1", "--threads", "1",
+        *(["--json"] if as_json else []),
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    if as_json:
+        values = json.loads(out)
+        assert len(values["numbers"]) == 8
+        assert {row["depth"] for row in values["numbers"]} == {1, 3}
+        assert values["conclusions"][0].startswith("At lr 0.1, ")
+        return
+    assert ["0.1", "1", "3.63"] in [line.split()[:3] for line in out.splitlines()]  # lr, σ_w², ξ
+    assert "At lr 0.2, " in out
+    assert "initflow verify RUN_ID" in out
 
 
 def test_a_comparison_prints_its_table_sentences_and_where_to_look(capsys, store):
