@@ -78,6 +78,8 @@ IN_TESTS = {
     "-P activations=relu -P dataset=digits -P fail_on=vanishing,exploding": (
         "test_mlflow_run_diagnoses_and_guards"
     ),
+    "mlflow run . -e trainability --env-manager local --experiment-name initflow "
+    "-P activation=relu -P seeds=1": "test_mlflow_run_finds_the_trainable_depth",
     "mlflow run . -e compare --env-manager local --experiment-name initflow "
     "-P inits=normal,xavier,he -P seeds=10": "test_mlflow_run_compares",
     "mlflow run . -e tune --env-manager local --experiment-name initflow "
@@ -141,7 +143,15 @@ ON_A_CLUSTER = {
         "test_networks_compared_on_a_cluster_are_those_of_this_machine"
     ),
 }
-THERE = ELSEWHERE | IN_TESTS | CLAIMS | ON_A_CLUSTER
+# On MNIST, many minutes long: their options and values are held below, the rest on the digits.
+LARGE = {
+    "initflow trainability --depths 5,10,15,20,30,40,60,100 --workers 2": (
+        "test_the_commands_of_large_pictures_are_valid"
+    ),
+    "initflow trainability --activation relu --points 13 --depths 5,10,20,40,80 --lrs 0.001,0.01 "
+    "--seeds 1": "test_the_commands_of_large_pictures_are_valid",
+}
+THERE = ELSEWHERE | IN_TESTS | CLAIMS | ON_A_CLUSTER | LARGE
 HERE = [c for c in COMMANDS if c not in THERE]
 
 
@@ -155,7 +165,7 @@ def test_every_command_is_run_somewhere():
         assert step in CI
     files = (*(ROOT / "tests").rglob("test_*.py"), ROOT / "tests" / "cluster.py")
     tests = "".join(path.read_text() for path in files)
-    for name in (IN_TESTS | CLAIMS | ON_A_CLUSTER).values():
+    for name in (IN_TESTS | CLAIMS | ON_A_CLUSTER | LARGE).values():
         assert f"def {name}" in tests
     assert all(command.startswith("initflow ") for command in HERE)
 
@@ -167,6 +177,14 @@ def test_the_commands_of_a_cluster_are_valid(command):
     settings, more = read(name, words)
     assert more == {"experiment": None}
     assert (settings.backend, settings.workers) == ("ray", 16)
+
+
+@pytest.mark.parametrize("command", LARGE)
+def test_the_commands_of_large_pictures_are_valid(command):
+    """Every option and value; the picture is of as many networks as it says."""
+    _, name, words = command.split(" ", 2)
+    settings, _ = read(name, words)
+    assert settings.points * len(settings.depths) * len(settings.lrs) * settings.seeds > 100
 
 
 @pytest.mark.end_to_end

@@ -131,6 +131,18 @@ def test_theory_does_not_hold_where_one_depth_says_as_much():
 
 
 @pytest.mark.parametrize(
+    ("factor", "level", "holds"),
+    [(1.1, 1.5, True), (1.45, 2.0, True), (1.6, 3.0, False), (1.4, 1.42, False), (1.2, 1.1, False)],
+)
+def test_theory_holds_where_its_line_is_near_and_clearly_nearer_than_one_depth(
+    factor, level, holds
+):
+    """Within a factor of 1.5, and a quarter of the distance nearer, both in depth."""
+    fit = statistics.Fit(6.0, None, None, {}, factor, level, 0.9)
+    assert fit.holds is holds
+
+
+@pytest.mark.parametrize(
     ("accuracy", "said"),
     [
         (lambda *_: 0.1, "No network learned anything, so there is no edge"),

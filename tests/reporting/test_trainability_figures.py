@@ -55,9 +55,9 @@ def test_colour_edge_and_line_are_those_of_the_plane():
     assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(plane.fit.low)
     assert axes.get_title(loc="left").startswith("c = ")
     assert legend(figure) == [
-        "theory, c · ξ with its 95 % interval",
+        "theory, c · ξ (95 %)",
         "measured edge",
-        "edge beyond these depths",
+        "edge beyond",
     ]
 
 

@@ -26,7 +26,7 @@ LOST: dict[str, Look] = {
     "diverged": {"color": "#009E73", "marker": "x", "markeredgewidth": 1.6, "linestyle": "none"},
     "unstable": {"color": "#CC79A7", "marker": "^", "markersize": 4, "linestyle": "none"},
 }
-WORDS = {"diverged": "some seed diverged", "unstable": "some seed ended unstable"}
+WORDS = {"diverged": "some diverged", "unstable": "some unstable"}
 KEY = "colour: accuracy on training images after the last update, mean over the seeds"
 
 
@@ -132,11 +132,11 @@ def _legend(figure: Figure, planes: Sequence[Plane]) -> None:
     if any(plane.fit and plane.fit.c is not None for plane in planes):
         looks.append(LINE)
         several = any(plane.fit and plane.fit.low is not None for plane in planes)
-        labels.append("theory, c · ξ" + (" with its 95 % interval" if several else ""))
+        labels.append("theory, c · ξ" + (" (95 %)" if several else ""))
     edges = [edge for plane in planes for edge in plane.edges if edge]
     for look, label, inside in (
         (DOT, "measured edge", True),
-        (HOLLOW, "edge beyond these depths", False),
+        (HOLLOW, "edge beyond", False),
     ):
         if any(edge.inside is inside for edge in edges):
             looks.append(look)

@@ -51,7 +51,7 @@ def _verdict(plane: Plane) -> str:
             f"theory holds: networks train up to {value}{alone} times its depth scale ξ; {off}, "
             f"that of a single depth for all σ_w² by {fit.level:.2f}"
         )
-    why = "no nearer than" if fit.factor >= fit.level else "too far, beside"
+    why = "hardly nearer than" if fit.factor < fit.level else "no nearer than"
     return (
         f"theory does not hold: of the nearest line, {value}{alone} times its depth scale ξ, "
         f"{off}, {why} that of a single depth for all σ_w² with {fit.level:.2f}"

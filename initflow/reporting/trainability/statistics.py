@@ -33,6 +33,7 @@ OUTCOMES = ("finished", "unstable", "diverged")
 FAR = 1.5  # times the loss of guessing, above which the end of a training is called unstable
 TOLD = 0.1  # above guessing, from which on the best network is said to have learned anything
 NEAR = 1.5  # factor on the depth, up to which theory holds
+LEFT = 0.75  # of the distance that a single depth for all σ_w² leaves, at most, in its logarithm
 COLUMNS = (
     "sigma_w2",
     "depth",
@@ -96,8 +97,8 @@ class Fit:
 
     @property
     def holds(self) -> bool:
-        """Whether the line is near the edges, and nearer than a single depth is."""
-        return self.factor is not None and self.factor <= NEAR and self.factor < self.level
+        """Whether the line is near the edges, and clearly nearer than a single depth is."""
+        return self.factor is not None and self.factor <= min(NEAR, self.level**LEFT)
 
 
 @dataclass(frozen=True)
