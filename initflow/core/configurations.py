@@ -94,9 +94,11 @@ PRUNERS = ("median", "hyperband", "none")
 BACKENDS = ("local", "ray")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("step", "cosine")
+PARAMETRIZATIONS = ("standard", "mup")
 SGD = ("optimizer", ("sgd",))
 ADAM = ("optimizer", ("adam", "adamw"))
 STEPS = ("schedule", ("step",))
+MAXIMAL = ("parametrization", ("mup",))
 # Settings that files and studies of earlier versions do not have: theirs had these values.
 ADDED = {
     "model": MLP,
@@ -110,6 +112,8 @@ ADDED = {
     "schedule": "step",
     "clip": "none",
     "updates": "all",
+    "parametrization": "standard",
+    "base_width": "100",
 }
 
 
@@ -226,6 +230,15 @@ class _Training(_Untrained):
     )
     clip: float | None = setting(
         None, or_word("none", RATE), "largest norm of a network's gradient, as clip_grad_norm_"
+    )
+    parametrization: str = setting(
+        "standard",
+        choice(PARAMETRIZATIONS),
+        "how rates and the output's weights go with the width: standard, or by maximal updates",
+        only=FEED_FORWARD,
+    )
+    base_width: int = setting(
+        100, integer(1, MAX_WIDTH), "of mup: the width at which it is the standard", only=MAXIMAL
     )
     eval_every: int = setting(500, integer(1), "iterations between evaluations")
     log_model: bool = setting(True, BOOLEAN, "log the trained model")

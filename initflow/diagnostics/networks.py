@@ -18,7 +18,7 @@ from initflow.diagnostics.reading import Reading, read
 from initflow.errors import SettingError
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.scheme import Scheme
-from initflow.training import datasets, model, modules
+from initflow.training import datasets, model, modules, parametrization
 from initflow.training.model import Parameters
 from initflow.training.module_trainer import ModuleTrainer
 from initflow.training.modules import ModuleNetwork
@@ -64,7 +64,8 @@ class FeedForward(Network):
 
     def read(self, probe: Split) -> Reading:
         activation, bias_init = ACTIVATIONS[self.config.activation], self.config.bias_init
-        return read(self.parameters, self.scheme, activation, bias_init, probe)
+        scale = parametrization.output_scale(self.config, self.parameters.widths)
+        return read(self.parameters, self.scheme, activation, bias_init, probe, output_scale=scale)
 
     def state(self) -> Mapping[str, Tensor]:
         return self.parameters.copy_to("cpu").state()
@@ -137,7 +138,8 @@ class Stack(Networks):
     ) -> None:
         self._stack = Parameters.stack(starts, str(data.images.device))
         self._of = list(zip(configs, schemes, strict=True))
-        self.trainer = Trainer(self._stack, [Recipe.of(config) for config in configs], data)
+        recipes = [Recipe.of(config, self._stack.widths) for config in configs]
+        self.trainer = Trainer(self._stack, recipes, data)
 
     def network(self, member: int) -> Network:
         return FeedForward(self._stack.member(member), *self._of[member])
@@ -166,14 +168,17 @@ def initialize(config: TrainConfig, scheme: Scheme, splits: Splits) -> Untrained
         if config.probe:
             _check_measurable(network, config, splits.train)
         return network
-    return model.initialize(
-        datasets.widths(splits.pixels, config.hidden, splits.classes),
+    widths = datasets.widths(splits.pixels, config.hidden, splits.classes)
+    parameters = model.initialize(
+        widths,
         scheme,
         ACTIVATIONS[config.activation],
         bias_init=config.bias_init,
         seed=config.seed,
         data=splits.train,
     )
+    parameters.weights[-1].mul_(parametrization.output_scale(config, widths))
+    return parameters
 
 
 def _check_measurable(network: ModuleNetwork, config: TrainConfig, data: Split) -> None:

@@ -113,12 +113,21 @@ class Reading:
 
 
 def read(
-    parameters: Parameters, scheme: Scheme, activation: Activation, bias_init: str, probe: Split
+    parameters: Parameters,
+    scheme: Scheme,
+    activation: Activation,
+    bias_init: str,
+    probe: Split,
+    *,
+    output_scale: float = 1.0,
 ) -> Reading:
-    """The network of ``parameters`` (a stack of one), drawn by ``scheme``, on ``probe``."""
+    """The network of ``parameters`` (a stack of one), drawn by ``scheme``, on ``probe``.
+
+    The last layer's weights were multiplied by ``output_scale`` after they were drawn.
+    """
     (seen,) = measure.observe(parameters, activation, probe)
     images = probe.images.cpu()  # as what is seen is: theory is worked out there
-    layers = layers_of(scheme, parameters, activation, bias_init)
+    layers = layers_of(scheme, parameters, activation, bias_init, output_scale=output_scale)
     middle = layers[(len(layers) - 1) // 2]
     inputs = Inputs.of(images)
     verdict = judge(seen.signals, inputs, seen.signals.layers if activation.saturates else ())
@@ -142,12 +151,17 @@ def read(
 
 
 def layers_of(
-    scheme: Scheme, parameters: Parameters, activation: Activation, bias_init: str
+    scheme: Scheme,
+    parameters: Parameters,
+    activation: Activation,
+    bias_init: str,
+    *,
+    output_scale: float = 1.0,
 ) -> list[LayerStatistics]:
     """The layers of ``parameters`` (a stack of one), drawn by ``scheme``.
 
-    Their variances are those that the scheme states or, where it states none, the sample's;
-    of biases that it does not set, those of ``bias_init``.
+    Their variances are those that the scheme states, the last one's scaled as its weights were, or,
+    where it states none, the sample's; of biases that it does not set, those of ``bias_init``.
     """
     found = []
     layers_at = places(parameters.widths, activation)
@@ -155,6 +169,8 @@ def layers_of(
         variance, bias_variance = scheme.variance(at), scheme.bias_variance(at)
         if variance is None:
             variance = weights[0].double().var(correction=0).item()
+        elif at.layer == at.depth - 1:
+            variance *= output_scale**2
         if not scheme.fills_biases:
             bias_variance = bias_bound(bias_init, at.fan_in) ** 2 / 3
         elif bias_variance is None:

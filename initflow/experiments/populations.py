@@ -41,6 +41,8 @@ OWN = (
     "eps",
     "weight_decay",
     "clip",
+    "parametrization",
+    "base_width",
 )
 TOLD = ("accuracy/", "loss/")  # metrics of which each network's last value is kept
 LOSSES = 3  # of its worker, after which a stack is given up

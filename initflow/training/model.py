@@ -79,8 +79,11 @@ class Parameters:
 
     def rows(self, members: slice) -> list[Tensor]:
         """All numbers of ``members``, neighbours in the stack, as few contiguous tensors."""
-        whole = members == slice(0, self.members)
-        return [self.flat] if whole else [part[members] for part in self._parts]
+        return [self.flat] if members == slice(0, self.members) else self.parts(members)
+
+    def parts(self, members: slice) -> list[Tensor]:
+        """The same in one contiguous tensor for each of :meth:`state`, in its order."""
+        return [part[members] for part in self._parts]
 
     def zeros_like(self) -> Parameters:
         return Parameters(self.widths, self.members, str(self.flat.device))

@@ -154,11 +154,12 @@ def clip_(gradients: Sequence[Tensor], norm: float) -> None:
     torch._foreach_mul_(tensors, torch.clamp(norm / (total + 1e-6), max=1.0))
 
 
-def learning_rates(config: TrainConfig) -> list[float]:
-    """The rate of each epoch of ``config``."""
+def learning_rates(config: TrainConfig, factor: float = 1.0) -> list[float]:
+    """The rate of each epoch of ``config``, its first one times ``factor``."""
+    lr = config.lr * factor
     if config.schedule == "cosine":
-        return cosine_rates(config.lr, config.epochs)
-    return step_rates(config.lr, config.gamma, config.epochs)
+        return cosine_rates(lr, config.epochs)
+    return step_rates(lr, config.gamma, config.epochs)
 
 
 def step_rates(lr: float, gamma: float, epochs: int) -> list[float]:
@@ -191,4 +192,6 @@ def described(config: TrainConfig) -> str:
         parts.append(f"weight decay {optimizer.weight_decay:g}")
     if config.clip is not None:
         parts.append(f"gradients clipped to norm {config.clip:g}")
+    if config.has("base_width"):
+        parts.append(f"maximal updates relative to width {config.base_width}")
     return ", ".join(parts)

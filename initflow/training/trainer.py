@@ -7,9 +7,10 @@ rates and activation functions, and each as it would alone.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from initflow.core.seeds import generator
 from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.training.model import Parameters, aligned
 from initflow.training.optimizers import Optimizer, clip_, learning_rates
+from initflow.training.parametrization import rate_factors
 from initflow.training.propagation import Pass, blocks, run
 from initflow.training.splits import Split
 
@@ -29,7 +31,8 @@ class Recipe:
     """How one network trains: by ``optimizer`` on cross-entropy, at ``rates[e]`` in epoch e.
 
     Its batches follow from ``seed``: networks with the same one see the same. Its gradients are
-    scaled to a norm of at most ``clip``, or left as they are.
+    scaled to a norm of at most ``clip``, or left as they are. ``groups``, where there are any, have
+    for each tensor what of ``optimizer`` and ``rates`` is its own, as parameter groups do.
     """
 
     activation: Activation
@@ -37,17 +40,32 @@ class Recipe:
     rates: Sequence[float]
     optimizer: Optimizer = field(default_factory=Optimizer)
     clip: float | None = None
+    groups: Sequence[tuple[Optimizer, Sequence[float]]] = ()
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Recipe:
-        """That of the network of ``config``."""
+    def of(cls, config: TrainConfig, widths: Sequence[int] = ()) -> Recipe:
+        """That of the network of ``config``, of a feed-forward one with its ``widths``."""
+        optimizer, factors = Optimizer.of(config), rate_factors(config, widths)
+        groups = [
+            (
+                replace(optimizer, weight_decay=optimizer.weight_decay / factor),
+                learning_rates(config, factor),
+            )
+            for factor in factors
+        ]
         return cls(
             ACTIVATIONS[config.activation],
             config.seed,
             learning_rates(config),
-            Optimizer.of(config),
+            optimizer,
             config.clip,
+            groups if set(factors) - {1.0} else (),
         )
+
+    def steps(self, epoch: int) -> tuple[tuple[Optimizer, float], ...]:
+        """The optimizer and the rate in ``epoch``: of each tensor or, where all are alike, one."""
+        groups = self.groups or [(self.optimizer, self.rates)]
+        return tuple((optimizer, rates[epoch]) for optimizer, rates in groups)
 
 
 @dataclass(frozen=True)
@@ -243,22 +261,22 @@ class Trainer:
     def _updates(self, epoch: int, members: Sequence[int]) -> list[Callable[[int | Tensor], None]]:
         """The steps of the optimizers of ``members``, which take the number of the update."""
         found: list[Callable[[int | Tensor], None]] = []
-        settings = [(recipe.optimizer, recipe.rates[epoch]) for recipe in self._recipes]
+        settings = [recipe.steps(epoch) for recipe in self._recipes]
         for at in blocks(settings, members):
-            optimizer, rate = settings[at.start]
-            together = self._launch_bound or optimizer.rounds_alike()
+            tensors: Callable[[Parameters, slice], list[Tensor]]
+            steps, optimizer = settings[at.start], self._recipes[at.start].optimizer
+            tensors = Parameters.parts if len(steps) > 1 else Parameters.rows
+            if not (self._launch_bound or optimizer.rounds_alike()):
+                tensors = _each
             stacks = [self.parameters, self._gradient, *self._state[: optimizer.states]]
-            for rows in zip(*(_tensors(stack, at, together) for stack in stacks), strict=True):
-                parameters, gradient, *state = rows
-                step = functools.partial(optimizer.step, parameters, gradient, state, rate)
-                found.append(step)
+            rows = zip(*(tensors(stack, at) for stack in stacks), strict=True)
+            for (own, rate), (parameters, gradient, *state) in zip(itertools.cycle(steps), rows):
+                found.append(functools.partial(own.step, parameters, gradient, state, rate))
         return found
 
 
-def _tensors(stack: Parameters, at: slice, together: bool) -> list[Tensor]:
-    """All numbers of the members ``at``, in few tensors or in those of each network."""
-    if together:
-        return stack.rows(at)
+def _each(stack: Parameters, at: slice) -> list[Tensor]:
+    """All numbers of the members ``at``, network by network in the tensors of each."""
     return [one for member in range(at.start, at.stop) for one in stack.state(member).values()]
 
 

@@ -250,6 +250,7 @@ def test_what_is_asked_for_is_the_size():
         ({"lr": 0.01, "gamma": 0.5, "momentum": 0.0, "nesterov": False}, 1),
         ({"init": "zero", "activation": "tanh", "seed": 9}, 1),
         ({"clip": 1, "weight_decay": 0.1}, 1),
+        ({"parametrization": "mup", "base_width": 8}, 1),
         ({"optimizer": "adam"}, 2),
         ({"schedule": "cosine"}, 2),
         ({"hidden": "17"}, 2),

@@ -46,6 +46,8 @@ OBJECTIVE = (
     "weight_decay",
     "schedule",
     "clip",
+    "parametrization",
+    "base_width",
     "bias_init",
     "normalize",
     "eval_every",

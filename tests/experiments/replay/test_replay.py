@@ -71,6 +71,7 @@ def test_a_network_of_a_stack_is_had_again_by_itself(member):
         {"momentum": 0.0, "bias_init": "zeros"},
         {"init": "orthogonal", "hidden": "30x4"},
         {"log_model": False, "batch_size": 64},
+        {"hidden": "30,40", "parametrization": "mup", "base_width": 10},
         {"probe": 50},  # which it was watched on, and is not again
         {"updates": 7},
         {"lr": 1e4, "epochs": 4, "schedule": "cosine"},  # which diverges
