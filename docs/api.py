@@ -54,7 +54,7 @@ GROUPS = (
     Group(
         "Train and compare",
         COMMANDS,
-        ("train", "compare", "trainability", "tune", "reproduce", "verify", "export"),
+        ("train", "compare", "trainability", "rates", "tune", "reproduce", "verify", "export"),
     ),
     Group(
         "Any model",
@@ -120,6 +120,7 @@ GROUPS = (
             "TrainConfig",
             "CompareConfig",
             "TrainabilityConfig",
+            "RatesConfig",
             "TuneConfig",
             "ReproduceConfig",
             "DiagnoseConfig",
@@ -137,6 +138,7 @@ MEMBERS = {
     "train": ("outcome", "last"),
     "compare": (),
     "trainability": (),
+    "rates": (),
     "tune": (),
     "reproduce": (),
     "diagnose": ("failed",),
@@ -159,6 +161,7 @@ PAGES = {  # with more on a name
     "train": "training.md",
     "compare": "comparing.md",
     "trainability": "pictures.md#trainable-depth",
+    "rates": "pictures.md#learning-rates-that-a-scheme-bears",
     "tune": "tuning.md",
     "reproduce": "comparing.md#published-tables",
     "verify": "verifying.md",

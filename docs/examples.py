@@ -50,6 +50,14 @@ def tune() -> None:
         print(trials.groupby("init")["accuracy"].max())
 
 
+def rates() -> None:
+    import initflow as inf
+
+    result = inf.rates(inits=["he"], rates=5, updates=30, seeds=2, hidden="20", dataset="digits")
+    print(result.conclusions[0])  # he: stable up to lr ...
+    print(result.to_pandas().groupby("lr")["accuracy"].mean())
+
+
 def reproduce() -> None:
     from pathlib import Path
 

@@ -17,6 +17,7 @@ from initflow.core.configurations import (
     NetworkConfig,
     PhaseConfig,
     PluginsConfig,
+    RatesConfig,
     ReproduceConfig,
     TrainabilityConfig,
     TrainConfig,
@@ -68,6 +69,13 @@ COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "tune": (
         TuneConfig,
         "Searches each scheme's learning rate and gamma: see [tuning](tuning.md).",
+    ),
+    "rates": (
+        RatesConfig,
+        (
+            "Trains schemes at every learning rate of a range: see [pictures]"
+            "(pictures.md#learning-rates-that-a-scheme-bears)."
+        ),
     ),
     "verify": (
         VerifyConfig,

@@ -5,6 +5,7 @@ from .core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     PhaseConfig,
+    RatesConfig,
     ReproduceConfig,
     TrainabilityConfig,
     TrainConfig,
@@ -27,6 +28,7 @@ from .errors import (
     WorkError,
 )
 from .experiments.compare import compare
+from .experiments.rates import rates
 from .experiments.reproduce import reproduce
 from .experiments.train import train
 from .experiments.trainability import trainability
@@ -52,6 +54,7 @@ __all__ = [
     "OutboxError",
     "PhaseConfig",
     "PluginError",
+    "RatesConfig",
     "ReplayError",
     "ReportError",
     "ReproduceConfig",
@@ -73,6 +76,7 @@ __all__ = [
     "inspect",
     "lightning_callback",
     "phase",
+    "rates",
     "reproduce",
     "testing",
     "theory",

@@ -374,6 +374,20 @@ def test_mlflow_run_reproduces_a_table(tmp_path):
     assert {"report.html", "reproduction.json", "published_and_ours.png"} <= there
 
 
+def test_mlflow_run_tries_every_learning_rate(tmp_path):
+    """Over depths: its table, its sentences, and all figures and numbers as artifacts."""
+    settings = ("inits=he", "over=depth", "depths=1,3", "rates=4", "updates=25", "seeds=2")
+    more = ("hidden=12", "dataset=digits", "lr_low=0.01")
+    done = mlflow_run(tmp_path, *settings, *more, entry_point="rates")
+    assert done.returncode == 0, done.stderr
+    parent, nested = family(tmp_path)
+    assert len(nested) == 16
+    assert {r.info.status for r in (parent, *nested)} == {"FINISHED"}
+    assert "he: the largest stable rate goes as depth^" in done.stdout
+    there = {path.name for path in artifacts(parent).iterdir()}
+    assert {"report.html", "rates.csv", "rates.json", "rates.png", "stable_rates.png"} <= there
+
+
 @pytest.mark.mnist
 def test_mlflow_run_on_the_real_mnist(tmp_path, mnist):
     """The main job: 97.0 to 98.2 % after 3,000 iterations."""

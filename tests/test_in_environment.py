@@ -106,6 +106,11 @@ ENTRY_POINTS = {
         "train deepest at",
         {"trainability.csv", "trainability.json", "trainability.png", "report.html"},
     ),
+    "rates": (
+        ("inits=he,critical", "rates=3", "updates=20", "seeds=2", "hidden=8", "dataset=digits"),
+        "critical",
+        {"rates.csv", "report.html", "rates.png"},
+    ),
     "reproduce": (
         ("table=small.toml", "seeds=2", "workers=2"),
         "85.00",

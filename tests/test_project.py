@@ -36,6 +36,7 @@ ENTRY_POINTS = (
     "phase",
     "compare",
     "trainability",
+    "rates",
     "tune",
     "reproduce",
     "verify",

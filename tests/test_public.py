@@ -22,11 +22,22 @@ from tests.conftest import ROOT, SMALL_TABLE, python
 
 # A name that goes, or comes, is a decision: users hold on to these.
 NAMES = {
-    *("train", "compare", "trainability", "tune", "diagnose", "phase", "reproduce", "verify"),
+    *(
+        "train",
+        "compare",
+        "trainability",
+        "rates",
+        "tune",
+        "diagnose",
+        "phase",
+        "reproduce",
+        "verify",
+    ),
     *("TrainConfig", "CompareConfig", "TuneConfig", "DiagnoseConfig", "ReproduceConfig"),
     *(
         "VerifyConfig",
         "PhaseConfig",
+        "RatesConfig",
         "export",
         "inspect",
         "watch",
@@ -42,6 +53,7 @@ NAMES = {
 }
 SMALL = {"dataset": "digits", "hidden": "8", "epochs": 1, "probe": 100, "eval_every": 10}
 SMALL |= {"threads": 1, "log_model": False}
+RANGE = {"dataset": "digits", "hidden": "8", "rates": 3, "updates": 20, "threads": 1}
 OF_MANY = SMALL | {"progress": False}
 
 
@@ -75,7 +87,18 @@ def test_a_new_python_has_them_by_attribute():
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "compare", "trainability", "tune", "diagnose", "phase", "reproduce", "verify"]
+    "name",
+    [
+        "train",
+        "compare",
+        "trainability",
+        "rates",
+        "tune",
+        "diagnose",
+        "phase",
+        "reproduce",
+        "verify",
+    ],
 )
 def test_help_tells_the_settings(name):
     """With their defaults, as notebooks show them."""
@@ -140,6 +163,7 @@ def results(tracked):
         "tune": inf.tune(**OF_MANY, inits=["he"], trials=2, seeds=2),
         "diagnose": inf.diagnose(dataset="digits", depth=2, probe=50, **grid, progress=False),
         "phase": inf.phase(inits=["he", "zero"], points=4, progress=False),
+        "rates": inf.rates(**RANGE, inits=["he"], seeds=2, progress=False),
         "reproduce": inf.reproduce(table=table, seeds=2, log_model=False, progress=False),
         "verify": inf.verify(trained, progress=False),
         "trainability": inf.trainability(
@@ -154,6 +178,7 @@ SHOWN = {
     "tune": ("<Tuning: 64-8-10 networks with relu on digits, tuned>", {"rates_and_accuracies"}),
     "diagnose": ("<Diagnosis: untrained 64-100x2-10 networks on digits>", {"schemes_by_layer"}),
     "phase": ("<Phase: Deep networks with tanh, by their variances>", {"phase"}),
+    "rates": ("<Rates: Learning rates of 64-8-10 networks with relu on digits, ", {"rates"}),
     "reproduce": ("<Reproduction: A small table, 2 seeds>", {"published_and_ours"}),
     "verify": ("<Verification: run ", set()),
     "trainability": ("<Trainability: tanh, width 8, σ_b² = 0.05: 20 updates", {"trainability"}),

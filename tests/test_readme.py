@@ -84,6 +84,20 @@ IN_TESTS = {
     "-P inits=normal,xavier,he -P seeds=10": "test_mlflow_run_compares",
     "mlflow run . -e tune --env-manager local --experiment-name initflow "
     "-P inits=normal,xavier,he": "test_mlflow_run_tunes",
+    "initflow rates --inits normal,lecun,xavier,he": (
+        "test_each_network_is_the_one_that_trains_alone"
+    ),
+    "initflow rates --inits xavier,he --over depth --rates 13": (
+        "test_mlflow_run_tries_every_learning_rate"
+    ),
+    "initflow rates --inits he --over width --hidden 100x3 --widths 32,64,128,256 "
+    "--parametrizations standard,mup --lr-low 0.01 --rates 13": (
+        "test_the_run_has_numbers_figures_and_verdicts"
+    ),
+    "initflow rates --inits he --over width --hidden 100x3 --widths 64,128,256,512,1024 "
+    "--parametrizations standard,mup --lr-low 0.05 --lr-high 0.1 --rates 2 --updates 4 --seeds 5": (
+        "test_what_the_first_updates_change_is_that_of_a_plain_loop"
+    ),
     "initflow reproduce --table tutorial": "test_tutorial",
     "initflow reproduce --table assignment --seeds 3": "test_assignment",
     "initflow verify RUN_ID": "test_the_command_tells_what_is_identical",
@@ -364,6 +378,7 @@ def test_every_command_has_its_parameters():
         "compare",
         "reproduce",
         "trainability",
+        "rates",
         "tune",
         "verify",
     ):

@@ -29,6 +29,7 @@ BIN = Path(sys.executable).parent
 IMPORTED = (
     *("initflow.cli.process", "initflow.cli.tables", "initflow.experiments.untrained.diagnose"),
     *(
+        "initflow.experiments.rates",
         "initflow.experiments.reproduce",
         "initflow.experiments.tuning.tune",
         "git",

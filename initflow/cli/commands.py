@@ -28,6 +28,7 @@ from initflow.core.configurations import (
     NetworkConfig,
     PhaseConfig,
     PluginsConfig,
+    RatesConfig,
     ReproduceConfig,
     TrainabilityConfig,
     TrainConfig,
@@ -187,9 +188,25 @@ def trainability(experiment: str | None, *, as_json: bool, **settings: str) -> N
     _run_many("trainability", TrainabilityConfig.of(settings), experiment, as_json=as_json)
 
 
+@command(cli, as_json_option, options(RatesConfig), in_experiment)
+def rates(experiment: str | None, as_json: bool, **settings: str) -> None:
+    """Train every scheme at every learning rate of a range: what it bears, and what is best.
+
+    Beside it is what theory says that it bears. Each rate is a network of its own, all trained at
+    once; over=depth and over=width go over networks of several sizes. One MLflow run, with a nested
+    run for each network.
+
+    \b
+    Examples:
+      initflow rates --inits normal,xavier,he
+      initflow rates --inits he --over width --hidden 100x3 --parametrizations standard,mup
+    """
+    _run_many("rates", RatesConfig.of(settings), experiment, as_json=as_json)
+
+
 def _run_many(
     command: str,
-    config: CompareConfig | TuneConfig | ReproduceConfig | TrainabilityConfig,
+    config: CompareConfig | TuneConfig | ReproduceConfig | TrainabilityConfig | RatesConfig,
     experiment: str | None,
     *,
     as_json: bool = False,

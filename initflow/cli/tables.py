@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from initflow.core.configurations import RECOMMENDED, TrainConfig, kind_word
-from initflow.reporting import trials
+from initflow.reporting import rates_page, trials
 from initflow.reporting.formats import NONE, interval, percent, rounded, whole
 from initflow.reporting.published import explained
 from initflow.reporting.trainability.statistics import edge_rows
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from initflow.core.environment import Change
     from initflow.diagnostics.catalogue import SchemeEntry
     from initflow.diagnostics.reading import Growth, Reading
+    from initflow.experiments.rates import Rates
     from initflow.experiments.replay.retraining import Part, Replay
     from initflow.experiments.reproduce import Reproduction
     from initflow.experiments.train import Training
     from initflow.experiments.untrained.diagnosis import Diagnosis
     from initflow.reporting.planes import Mark
+    from initflow.reporting.rates_statistics import Row as RatesRow
     from initflow.reporting.seed_statistics import Row as ComparisonRow
     from initflow.reporting.trainability.statistics import Plane
     from initflow.reporting.trials import Tuned
@@ -448,9 +450,42 @@ def trainability_table(planes: Sequence[Plane]) -> Table:
     return table
 
 
+def rates_table(result: Rates, columns: int = WIDE) -> Table:
+    """Of each scheme the rates that it bears and those that are best.
+
+    On few ``columns`` without the intervals.
+    """
+    wide = columns >= WIDE
+    caption = (
+        "Learning rates. Stable: the largest such that at it and all lower ones the loss never "
+        f"rises, over the seeds{' with its 95 % t-interval' if wide else ''}; predicted: what a "
+        "quadratic bears that curves as the loss does at the start; best: that of the highest "
+        "accuracy on the validation images, in percent; within a point: the rates so near to it."
+    )
+    shown: dict[str, Callable[[RatesRow], str]] = {
+        "stable": rates_page.stable,
+        "95 % interval": lambda row: rates_page.ends(row.stable),
+        "predicted": lambda row: rounded(row.predicted.mean if row.predicted else None),
+        "best": lambda row: rounded(row.best.mean if row.best else None),
+        "accuracy": lambda row: percent(row.accuracy.mean if row.accuracy else None),
+        "within a point": lambda row: rates_page.between(row.within),
+    }
+    if not wide:
+        del shown["95 % interval"]
+    has_sizes = any(row.group.size is not None for row in result.rows)
+    size = {result.config.over: NUMBER} if has_sizes else {}
+    table = _table({"scheme": FOLDED, **size, **dict.fromkeys(shown, NUMBER)}, caption)
+    for row in result.rows:
+        of_size = [str(row.group.size)] if has_sizes else []
+        cells = (show(row) for show in shown.values())
+        table.add_row(Text(str(row.group.kind)), *of_size, *cells)
+    return table
+
+
 TABLES: Mapping[str, Callable[[Any, int], Table]] = {
     "compare": lambda result, columns: comparison_table(result.rows, columns),
     "tune": lambda result, columns: tuning_table(result.rows, columns),
+    "rates": rates_table,
     "reproduce": reproduction_table,
     "trainability": lambda result, _: trainability_table(result.planes),
 }  # of the commands that train many networks

@@ -41,6 +41,7 @@ from initflow.core.kinds import (
     listed,
     or_word,
     parse_widths,
+    several_whole,
 )
 from initflow.core.settings import Settings, invalid, setting, shared
 from initflow.errors import SettingError
@@ -99,6 +100,7 @@ SGD = ("optimizer", ("sgd",))
 ADAM = ("optimizer", ("adam", "adamw"))
 STEPS = ("schedule", ("step",))
 MAXIMAL = ("parametrization", ("mup",))
+OVER = ("none", "depth", "width")
 # Settings that files and studies of earlier versions do not have: theirs had these values.
 ADDED = {
     "model": MLP,
@@ -613,6 +615,125 @@ class TuneConfig(Many, _Measured, _Training, Architecture, _Search):
         """The settings of a network that is tested, trained on all images."""
         chosen = {"lr": lr, "gamma": self.gamma if gamma is None else gamma, "seed": seed}
         return training(self, init=init, validation=0, log_model=log, **chosen)
+
+
+class _Range(Settings):
+    """A range of learning rates, for which schemes, in networks of which sizes."""
+
+    inits: tuple[str, ...] = shared(_Grid, "inits")
+    activation: str = shared(_One, "activation")
+    lr_low: float = shared(_Search, "lr_low")
+    lr_high: float = setting(10.0, RATE, "the highest")
+    rates: int = setting(17, integer(2, 1_000), "rates in this range, at equal factors")
+    updates: int = setting(300, integer(1, 1_000_000), "updates that each network is trained for")
+    seeds: int = setting(3, SEEDS, "networks at each rate, each from another seed")
+    over: str = setting(
+        "none", choice(OVER), "sizes of networks to go over: none, or their depth or width"
+    )
+    depths: tuple[int, ...] = setting(
+        (1, 2, 4, 8, 16),
+        several_whole(MAX_LAYERS),
+        "numbers of hidden layers of hidden's width, between commas",
+        only=("over", ("depth",)),
+    )
+    widths: tuple[int, ...] = setting(
+        (32, 64, 128, 256, 512),
+        several_whole(MAX_WIDTH),
+        "widths of as many hidden layers as hidden has, between commas",
+        only=("over", ("width",)),
+    )
+    parametrizations: tuple[str, ...] = setting(
+        ("standard",),
+        listed(
+            choice(PARAMETRIZATIONS),
+            f"names between commas, none twice, of {', '.join(PARAMETRIZATIONS)}",
+        ),
+        "how rates and the output's weights go with the width, between commas",
+    )
+
+
+class RatesConfig(Many, _Untrained, _Range):
+    """The settings of a range of learning rates: every rate for every scheme under every seed.
+
+    At each the rate stays as it is throughout the training.
+    """
+
+    hidden: tuple[int, ...] = shared(_Training, "hidden")
+    batch_size: int = shared(_Training, "batch_size")
+    momentum: float = shared(_Training, "momentum")
+    nesterov: bool = shared(_Training, "nesterov")
+    optimizer: str = shared(_Training, "optimizer")
+    betas: tuple[float, float] = shared(_Training, "betas")
+    eps: float = shared(_Training, "eps")
+    weight_decay: float | None = shared(_Training, "weight_decay")
+    clip: float | None = shared(_Training, "clip")
+    base_width: int = shared(_Training, "base_width")
+    validation: int | None = shared(TuneConfig, "validation")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr_low >= self.lr_high:
+            raise SettingError(
+                f"lr_low must be below lr_high, not '{self.lr_low:g}' with lr_high={self.lr_high:g}"
+            )
+        if self.over != "none" and len(set(self.hidden)) != 1:
+            raise SettingError(
+                f"hidden must be layers of one width with over={self.over}, such as 100 or 100x3, "
+                f"not '{format_widths(self.hidden)}'"
+            )
+        if "mup" not in self.parametrizations and self.base_width != TrainConfig().base_width:
+            raise SettingError(
+                f"base_width={self.base_width} is for parametrizations=mup, not for "
+                f"'{','.join(self.parametrizations)}'"
+            )
+
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """The depths or widths that are gone over; None where it is none."""
+        return {"depth": self.depths, "width": self.widths}.get(self.over, (None,))
+
+    def hidden_of(self, size: int | None) -> tuple[int, ...]:
+        """The hidden widths of the networks of this size."""
+        if size is None:
+            return self.hidden
+        if self.over == "depth":
+            return (self.hidden[0],) * size
+        return (size,) * len(self.hidden)
+
+    @property
+    def range(self) -> tuple[float, ...]:
+        """The rates, from the lowest to the highest, to six digits."""
+        step = (self.lr_high / self.lr_low) ** (1 / (self.rates - 1))
+        exact = [self.lr_low * step**at for at in range(self.rates - 1)]
+        return tuple(dict.fromkeys(float(f"{lr:.6g}") for lr in [*exact, self.lr_high]))
+
+    def network(
+        self,
+        init: str,
+        parametrization: str,
+        size: int | None,
+        *,
+        lr: float,
+        seed: int,
+        validation: int,
+    ) -> TrainConfig:
+        """The settings of one of the networks, whose signals and model are not kept."""
+        base = self.base_width if parametrization == "mup" else TrainConfig().base_width
+        return training(
+            self,
+            init=init,
+            parametrization=parametrization,
+            base_width=base,
+            hidden=self.hidden_of(size),
+            lr=lr,
+            seed=seed,
+            validation=validation,
+            gamma=1.0,
+            epochs=self.updates,  # as many as it may take
+            eval_every=self.updates,
+            probe=0,
+            log_model=False,
+        )
 
 
 class VerifyConfig(Settings):

@@ -22,6 +22,7 @@ from initflow.training import model, trainer
 from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Split, Splits
 
+PEAK = 5  # successive updates, whose mean loss is compared with that of others
 TRAINED = 1_000  # training images, at most, on which the accuracy is measured
 History = dict[str, list[tuple[int, float]]]
 OnMeasured = Callable[["Record", int, Mapping[str, float]], None]
@@ -197,11 +198,12 @@ def _measure(
     recent = checkpoint.losses[member]
     if recent:
         values["loss/train"] = statistics.fmean(recent)
+        values["loss/peak"] = _peak(record, recent)
         record.losses += recent
     elif step == 0:  # no batch was trained on yet: the first one, untrained
         order = trainer.batch_order(len(splits.train), record.config.seed, 0)
         first = splits.train.take(order[: record.config.batch_size])
-        values["loss/train"] = network.evaluate(first).loss
+        values["loss/train"] = values["loss/peak"] = network.evaluate(first).loss
     if probe:
         untrained = record.reading if step == 0 else None  # which has been observed
         seen = untrained or network.observe(probe)
@@ -215,6 +217,17 @@ def _measure(
         record.diverged_at = step
     meaningless = {f"accuracy/{split}" for split in lost}
     return {k: v for k, v in values.items() if math.isfinite(v) and k not in meaningless}
+
+
+def _peak(record: Record, recent: Sequence[float]) -> float:
+    """The highest mean over :data:`PEAK` successive updates so far; of fewer, their mean.
+
+    ``recent`` are the losses since those of ``record``.
+    """
+    latest = [*record.losses[-PEAK + 1 :], *recent]
+    means = [statistics.fmean(latest[at : at + PEAK]) for at in range(len(latest) - PEAK + 1)]
+    before = record.last("loss/peak") if len(record.losses) >= PEAK else None
+    return max([*means, *([] if before is None else [before])], default=statistics.fmean(latest))
 
 
 def _evaluations(network: Network, splits: Splits) -> dict[str, float]:

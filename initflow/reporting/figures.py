@@ -54,7 +54,7 @@ def learning_curves(history: History, losses: Sequence[float], title: str) -> Fi
     loss.plot(losses, color=COLORS["train"], alpha=0.35, linewidth=0.6, label="each training batch")
     for key, points in sorted(history.items()):
         quantity, _, split = key.partition("/")
-        if quantity not in ("accuracy", "loss") or not points:
+        if quantity not in ("accuracy", "loss") or split not in COLORS or not points:
             continue
         axes = accuracy if quantity == "accuracy" else loss
         steps, values = zip(*points, strict=True)

@@ -17,6 +17,7 @@ from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
     NetworkConfig,
+    RatesConfig,
     ReproduceConfig,
     TrainabilityConfig,
     TrainConfig,
@@ -84,6 +85,7 @@ def test_version(capsys):
         ["train", "-h"],
         ["diagnose", "-h"],
         ["compare", "--help"],
+        ["rates", "--help"],
         ["reproduce", "--help"],
         ["trainability", "-h"],
         ["tune", "--help"],
@@ -115,6 +117,7 @@ def test_help_has_examples(capsys, arguments):
         "compare",
         "reproduce",
         "trainability",
+        "rates",
         "tune",
         "schemes",
         "verify",
@@ -131,14 +134,24 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(name):
         assert option.default == defaults[setting.name]
         assert setting.metadata["meaning"].lower() in option.help.lower()
     own = {"schemes": {"name", "as_json"}, "verify": {"run_id"}}
-    own |= {key: {"as_json", "experiment"} for key in ("phase", "trainability")}
+    own |= {key: {"as_json", "experiment"} for key in ("phase", "trainability", "rates")}
     more = own.get(command.name, {"experiment"})
     assert set(options) == {"debug", *more}
 
 
 def test_help_examples_are_valid(capsys):
     """Every example in a help text is a command line that would run."""
-    names = ("train", "diagnose", "phase", "compare", "reproduce", "trainability", "tune", "verify")
+    names = (
+        "train",
+        "diagnose",
+        "phase",
+        "compare",
+        "reproduce",
+        "trainability",
+        "rates",
+        "tune",
+        "verify",
+    )
     for arguments in (["--help"], *([name, "--help"] for name in names)):
         _, out, _ = run(capsys, *arguments)
         examples = re.findall(rf"^ +initflow ({'|'.join(names)}) (.*)$", out, re.MULTILINE)
@@ -148,13 +161,16 @@ def test_help_examples_are_valid(capsys):
             assert more.keys() <= {"experiment", "run_id", "as_json"}
 
 
-@pytest.mark.parametrize("name", ["compare", "reproduce", "trainability", "tune", "verify"])
+@pytest.mark.parametrize(
+    "name", ["compare", "reproduce", "trainability", "rates", "tune", "verify"]
+)
 def test_help_tells_every_setting_with_its_default(capsys, name):
     """As text in the terminal, not only as an option that there is."""
     _, out, _ = run(capsys, name, "--help")
     words = " ".join(out.split())
     settings = {
         "compare": CompareConfig,
+        "rates": RatesConfig,
         "reproduce": ReproduceConfig,
         "trainability": TrainabilityConfig,
         "tune": TuneConfig,
@@ -236,6 +252,22 @@ ERRORS = [
     (["tune", "--storage", "nodb://h/x", *DIGITS], 2, "a database's URL whose driver is there"),
     (["tune", "--backend", "ray", *DIGITS], 2, "Error: backend=ray needs MLflow's tracking server"),
     (["compare", "--backend", "ray", *DIGITS], 2, "backend=ray needs MLflow's tracking server"),
+    (
+        ["rates", "--lr-low", "1", "--lr-high", "1"],
+        2,
+        "Error: lr_low must be below lr_high, not '1'",
+    ),
+    (["rates", "--rates", "1"], 2, "Error: rates must be a whole number, at least 2"),
+    (["rates", "--over", "dept"], 2, "not 'dept' (did you mean 'depth'?)"),
+    (["rates", "--depths", "1,2"], 2, "depths=1,2 is for over=depth, not for 'none'"),
+    (["rates", "--over", "depth", "--depths", "3"], 2, "depths must be two or more whole numbers"),
+    (["rates", "--over", "width", "--hidden", "none"], 2, "hidden must be layers of one width"),
+    (["rates", "--over", "depth", "--hidden", "30,20"], 2, "such as 100 or 100x3, not '30,20'"),
+    (["rates", "--base-width", "7"], 2, "base_width=7 is for parametrizations=mup, not for 'st"),
+    (["rates", "--parametrizations", "mu"], 2, "parametrizations must be names between commas"),
+    (["rates", "--lr", "1"], 2, "Error: No such option '--lr'"),
+    (["rates", "--inits", "he,hee", *DIGITS], 2, "not 'hee' (did you mean 'he'?)"),
+    (["rates", "--validation", "1430", *DIGITS], 2, "not '1430'"),
     (["reproduce", "--seeds", "0"], 2, "Error: seeds must be a whole number, at least 1"),
     (["reproduce", "--stack", "0"], 2, "Error: stack must be 'auto' or a whole number, at least 1"),
     (

@@ -17,6 +17,7 @@ from initflow.core.configurations import (
     DiagnoseConfig,
     NetworkConfig,
     PluginsConfig,
+    RatesConfig,
     ReproduceConfig,
     TrainConfig,
     TuneConfig,
@@ -299,6 +300,22 @@ CONFIGS = {
         **common,
     ),
     "compare": st.builds(CompareConfig, **several, **populations, **trained),
+    "rates": st.builds(
+        RatesConfig,
+        inits=several["inits"],
+        rates=st.integers(2, 1_000),
+        updates=st.integers(1, 1_000_000),
+        lr_low=st.floats(1e-300, 1e-3),
+        lr_high=st.floats(1, 1e30),
+        parametrizations=st.lists(st.sampled_from(["standard", "mup"]), min_size=1, unique=True),
+        **common,
+    )
+    | st.builds(
+        RatesConfig,
+        over=st.just("depth"),
+        depths=st.lists(st.integers(1, 1_000), min_size=2, unique=True),
+        **common,
+    ),
     "reproduce": st.builds(ReproduceConfig, table=names, **populations, **common),
     "schemes": st.builds(
         NetworkConfig, hidden=trained["hidden"], plugins_dir=folders, data_dir=folders
@@ -343,7 +360,7 @@ def test_a_command_line_gives_every_configuration_back(name, data):
     assert type(config)(**settings) == config
 
 
-@pytest.mark.parametrize("name", ["train", "diagnose", "compare", "reproduce"])
+@pytest.mark.parametrize("name", ["train", "diagnose", "compare", "rates", "reproduce"])
 @given(data=st.data())
 @examples_of(max_examples=20)
 def test_an_mlflow_run_gives_every_configuration_back(name, data):

@@ -175,6 +175,9 @@ def test_the_history_is_what_measuring_the_network_gives():
     ends = [0, 7, 14, 21, 28, 30]
     means = [statistics.fmean(one.losses[i:j]) for i, j in pairwise(ends)]
     assert [value for _, value in one.history["loss/train"][1:]] == means
+    peaks = [max(map(statistics.fmean, windows(one.losses[:end]))) for end in ends[1:]]
+    assert [value for _, value in one.history["loss/peak"][1:]] == peaks
+    assert one.history["loss/peak"][0] == one.history["loss/train"][0]
     # Of the first batch, before the first update: what the first update's loss is.
     assert one.history["loss/train"][0][1] == pytest.approx(one.losses[0], rel=1e-6)
     assert {key.partition("/")[0] for key in one.history} >= set(QUANTITIES) - {
@@ -183,6 +186,20 @@ def test_the_history_is_what_measuring_the_network_gives():
     }
     assert one.last("lr") == 0.05
     assert one.last("nothing") is None
+
+
+def windows(losses):
+    """Five successive ones, or all where there are fewer."""
+    return [losses[at : at + 5] for at in range(max(1, len(losses) - 4))]
+
+
+def test_the_peak_is_the_highest_mean_of_five_losses_whatever_the_checkpoints():
+    """Also where these are nearer to each other than five updates."""
+    for eval_every in (1, 2, 3, 30):
+        (one,) = trained(configs([{"lr": 1.5}], eval_every=eval_every))
+        for step, peak in one.history["loss/peak"][1:]:
+            assert peak == max(map(statistics.fmean, windows(one.losses[:step])))
+        assert peak > one.losses[0]
 
 
 def test_without_a_probe_no_signals_are_measured():
@@ -194,6 +211,7 @@ def test_without_a_probe_no_signals_are_measured():
         assert set(other.history) == {
             "accuracy/test",
             "accuracy/train",
+            "loss/peak",
             "loss/test",
             "loss/train",
             "lr",

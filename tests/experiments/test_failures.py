@@ -29,6 +29,14 @@ COMMANDS = {
         "lecun",
         ["tuning.csv", "tuning.json"],
     ),
+    "rates": (
+        (
+            *("rates", *TWO, "--dataset", "digits", "--hidden", "8", "--rates", "2"),
+            *("--updates", "15", "--seeds", "1", "--threads", "1"),
+        ),
+        "lecun",
+        ["rates.csv", "rates.json"],
+    ),
     "reproduce": (
         ("reproduce", "--table", "small.toml", "--seeds", "2", "--log-model", "false"),
         "85.00",
@@ -49,7 +57,8 @@ COMMANDS = {
     ),
     "phase": (("phase", *TWO, "--points", "4"), "lecun", ["phase.json"]),
 }
-with_a_report = dict.fromkeys(("compare", "trainability", "tune", "reproduce"), "report.html")
+with_a_report = {"compare": "report.html", "tune": "report.html"}
+with_a_report |= {"rates": "report.html", "trainability": "report.html", "reproduce": "report.html"}
 
 
 def top(store):

@@ -71,6 +71,7 @@ def test_metrics_are_the_contracts(finished):
         "accuracy/test",
         "accuracy/train",
         "accuracy/validation",
+        "loss/peak",
         "loss/test",
         "loss/train",
         "loss/validation",
@@ -169,7 +170,7 @@ def test_measuring_leaves_the_training_bit_identical(store, activation):
     assert len(hashes) == 1
     assert without.signals == [] != measured.signals
     keys = set(mlflow.get_run(without.run_id).data.metrics)
-    assert keys == {"accuracy/test", "accuracy/train", "loss/test", "loss/train", "lr"}
+    assert keys == {"accuracy/test", "accuracy/train", "loss/peak", "loss/test", "loss/train", "lr"}
 
 
 @pytest.mark.parametrize("hidden", ["none", "20x30"])
