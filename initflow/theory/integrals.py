@@ -20,6 +20,7 @@ from initflow.theory.pieces import legendre, octaves, pieces
 FAR = 12.0  # standard deviations: what lies beyond weighs less than 1e-32
 SHARP = 30.0  # where every activation function has gone over into its straight tail
 NODES = 64
+LIGHT = 1e-13  # weight of a node that counts for nothing
 TINY, HUGE = 1e-75, 1e75  # variances whose fourth powers are still numbers
 Function = Callable[[Tensor], Tensor]
 Both = Callable[[Tensor, Tensor], Tensor]
@@ -81,6 +82,23 @@ def _of_pairs(
     first = function(scale * r * torch.cos(angles))
     second = function(scale * r * torch.cos(angles - angle.unsqueeze(-1)))
     return (weight * both(first, second)).sum((-1, -2)) / (2 * math.pi)
+
+
+def distribution(
+    function: Function, q: float, kinks: Activation | None = None
+) -> tuple[Tensor, Tensor]:
+    """Values of f(√q z), z ~ N(0, 1), (k,), and their weights, which sum to 1; nothing is drawn.
+
+    f and ``kinks`` are as in :func:`expectation`.
+    """
+    scale = math.sqrt(min(max(q, TINY), HUGE))
+    bends = 2.0 ** torch.arange(-4, math.log2(SHARP), dtype=torch.float64)
+    places = [-bends, bends.new_zeros(1), bends]
+    if kinks and not kinks.is_built_in:
+        places.append(pieces(kinks, octaves(FAR * scale)).breaks)
+    z, weight = (x.flatten() for x in _normal(torch.cat(places) / scale))
+    kept = weight > LIGHT
+    return function(scale * z[kept]), weight[kept] / weight[kept].sum()
 
 
 def _on_pieces(function: Function, q: Tensor, activation: Activation) -> Tensor:
