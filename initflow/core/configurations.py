@@ -374,6 +374,12 @@ class DiagnoseConfig(_Measured, _Untrained, _Deep):
     """The settings of one diagnosis: every scheme with every activation, untrained."""
 
     probe: int = setting(1_000, integer(2, 1_000_000_000), "training images to measure on")
+    spectrum: bool = setting(
+        False,
+        BOOLEAN,
+        "of an mlp: measure the singular values of its Jacobian too, beside theory",
+        only=FEED_FORWARD,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -334,10 +334,8 @@ def _followed(
 
 def _where_it_is(points: Tensor, below: Tensor) -> Tensor:
     """Points where the spectrum lies: half of them evenly, half where it is dense, or ends."""
-    first, last = (
-        (below <= TRIMMED).nonzero()[-1].item(),
-        (below >= 1 - TRIMMED).nonzero()[0].item(),
-    )
+    first = int((below <= TRIMMED).nonzero()[-1])
+    last = int((below >= 1 - TRIMMED).nonzero()[0])
     part = torch.linspace(0, 1, POINTS // 2, dtype=torch.float64)
     evenly = torch.lerp(points[first], points[last], part)
     towards_ends = (part[1:-1] * (math.pi / 2)).sin().square()

@@ -8,7 +8,7 @@ from initflow.core import machine
 from initflow.core.configurations import MLP, DiagnoseConfig
 from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
-from initflow.diagnostics import measure
+from initflow.diagnostics import measure, spectrum
 from initflow.diagnostics.reading import read
 from initflow.experiments.network_run import start_tags
 from initflow.experiments.public import public
@@ -62,7 +62,12 @@ def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
             initial.copy_to(device), scheme, ACTIVATIONS[cell.activation], config.bias_init, probe
         )
         params = config.network(*cell).as_text()
-        return Network(reading, params, start_tags(scheme, initial, splits))
+        of_jacobian = None
+        if config.spectrum:
+            of_jacobian = spectrum.read(
+                initial, scheme, ACTIVATIONS[cell.activation], config.bias_init, probe.images
+            )
+        return Network(reading, params, start_tags(scheme, initial, splits), of_jacobian)
 
     for cell in cells:  # a scheme that fails, does so before a run is made
         initialized(cell)

@@ -12,11 +12,12 @@ from initflow.core.machine import Resolved
 from initflow.core.progress import Progress
 from initflow.diagnostics.reading import Reading, as_json
 from initflow.diagnostics.signals import Signals
+from initflow.diagnostics.spectrum import SpectrumReading
 from initflow.experiments import command_run, failures
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.network_run import verdict_sentence, verdict_tags
 from initflow.experiments.results import TrackedResult
-from initflow.reporting import figures, model_figures
+from initflow.reporting import figures, model_figures, spectrum_figures
 from initflow.reporting.drawing import Figure
 from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Cell
@@ -34,6 +35,7 @@ class Network:
     reading: Reading
     params: Mapping[str, str]
     tags: Mapping[str, object]
+    spectrum: SpectrumReading | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Diagnosis(TrackedResult):
     readings: dict[Cell, Reading]
     remark: str = ""
     failures: Failures = field(default_factory=dict)
+    spectra: dict[Cell, SpectrumReading] = field(default_factory=dict)
 
     @property
     def failed(self) -> dict[Cell, Reading]:
@@ -91,7 +94,8 @@ class Diagnosis(TrackedResult):
             if reading.advice:
                 said.setdefault(reading.advice, []).append(str(cell))
         advice = [f"{', '.join(cells)}: {advice}" for advice, cells in said.items()]
-        return [*advice, *self.subject.remarks, *filter(None, [self.remark])]
+        spectra = [f"{cell}: {its.sentence()}" for cell, its in self.spectra.items()]
+        return [*advice, *spectra, *self.subject.remarks, *filter(None, [self.remark])]
 
     def drawings(self) -> Drawings:
         networks = {cell: (its.predicted, its.signals) for cell, its in self.readings.items()}
@@ -104,13 +108,18 @@ class Diagnosis(TrackedResult):
             drawn["through_time"] = partial(
                 model_figures.through_time, _of_schemes(by_time), self.title
             )
+        if self.spectra:
+            title = f"Jacobians of {self.title}"
+            drawn["spectrum"] = partial(spectrum_figures.spectra, self.spectra, title)
         return drawn
 
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each network: its verdicts, and the theory of its middle hidden layer."""
         for cell, its in self.readings.items():
             theory = vars(its.mean_field) if its.mean_field else {}
-            yield cell._asdict() | vars(its.verdict) | theory
+            row = cell._asdict() | vars(its.verdict) | theory
+            of_jacobian = self.spectra.get(cell)
+            yield row | (of_jacobian.metrics() if of_jacobian else {})
 
 
 def diagnosed(
@@ -138,6 +147,8 @@ def diagnosed(
             network = subject.read(cell)
             # What the layers received is for drawing one training; of a grid it is gigabytes.
             result.readings[cell] = replace(network.reading, preactivations=())
+            if network.spectrum:
+                result.spectra[cell] = network.spectrum
             title = f"{cell.init}, {cell.activation}, {shape}, {data}"
             with run.nested(
                 name=f"{cell} {shape}",
@@ -146,6 +157,8 @@ def diagnosed(
                 tags={**network.tags, **verdict_tags(network.reading.verdict)},
             ) as nested:
                 _log_network(nested, cell, network.reading, title, result)
+                if network.spectrum:
+                    _log_spectrum(nested, network.spectrum, title, result)
         progress("drawing and logging", len(cells), len(cells))
         with noted(result.failures, "the numbers by layer"):
             _log_numbers(run, result.readings)
@@ -182,6 +195,16 @@ def _log_network(
         both = reading.by_time, reading.signals
         drawn["through_time"] = partial(model_figures.through_time, {cell.init: both}, title)
     failures.log_figures(run, drawn, of_network)
+    result.failures.update(failures.of(title, of_network))
+
+
+def _log_spectrum(run: runs.Run, spectrum: SpectrumReading, title: str, result: Diagnosis) -> None:
+    run.log_metrics(0, spectrum.metrics())
+    run.log_json("spectrum", spectrum.as_json())
+    run.log_text("spectrum.csv", spectrum.as_csv())
+    of_network = Failures()
+    draw = partial(spectrum_figures.spectrum, spectrum, title)
+    failures.log_figures(run, {"spectrum": draw}, of_network)
     result.failures.update(failures.of(title, of_network))
 
 
