@@ -47,7 +47,8 @@ def spectrum(reading: SpectrumReading, title: str) -> Figure:
 def spectra(readings: Mapping[Cell, SpectrumReading], title: str) -> Figure:
     """Of several networks the Jacobian between hidden layers: schemes beside each other.
 
-    A row for each activation function, whose panels show the same part of the axis.
+    A row for each activation function, whose panels show the same part of the axis where all of
+    the schemes have a place on it.
     """
     inits = list(dict.fromkeys(cell.init for cell in readings))
     kinds = list(dict.fromkeys(cell.activation for cell in readings))
@@ -61,7 +62,10 @@ def spectra(readings: Mapping[Cell, SpectrumReading], title: str) -> Figure:
             for (init, of), reading in readings.items()
             if of == kind
         }
-        limits = _range(part for part in parts.values() if part)
+        there = [part for part in parts.values() if part]
+        common = _range(there)
+        # Where one scheme's lie below all that is drawn, each has its own part of the axis.
+        apart = any(_range([part])[1] < common[0] + (common[1] - common[0]) / 4 for part in there)
         across[0].set_ylabel(kind, fontsize=drawing.MIDDLE)
         for axes, init in zip(across, inits, strict=True):
             part = parts.get(init)
@@ -69,7 +73,7 @@ def spectra(readings: Mapping[Cell, SpectrumReading], title: str) -> Figure:
                 axes.set_axis_off()
                 axes.text(0.5, 0.5, "not finite", ha="center", transform=axes.transAxes)
             else:
-                _draw(axes, part, limits)
+                _draw(axes, part, _range([part]) if apart else common)
             axes.tick_params(labelsize=8)
     for axes, init in zip(grid[0], inits, strict=True):
         axes.set_title(drawing.wrapped(init, 26), fontsize=drawing.MIDDLE)
