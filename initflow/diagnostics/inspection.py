@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from initflow.diagnostics import hooks
+from initflow.diagnostics.observing import hooks
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import Signals
 from initflow.errors import SettingError, cause

@@ -1,7 +1,7 @@
 """What the layers of any ``nn.Module`` do over a step, recorded while it runs.
 
 Measured are those of its :mod:`initflow.models.layers` that are called, with the activation and
-the residual trunk that :mod:`initflow.diagnostics.functions` finds for them.
+the residual trunk that :mod:`initflow.diagnostics.observing.functions` finds for them.
 
 A layer that is called several times has the moments of all its calls together. Its weights are
 those that it multiplies by, parametrized or not; their gradient is the sum over the step, and
@@ -34,11 +34,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.hooks import RemovableHandle
 
-from initflow.diagnostics import hooks, recurrent
-from initflow.diagnostics.calls import Call, KeptWeight, Part, added_up, is_plain
-from initflow.diagnostics.functions import Functions, Inside
-from initflow.diagnostics.hooks import harmless, is_traced
-from initflow.diagnostics.recurrent import Kernel, NotMeasuredError, Unrolled
+from initflow.diagnostics.observing import hooks, recurrent
+from initflow.diagnostics.observing.calls import Call, KeptWeight, Part, added_up, is_plain
+from initflow.diagnostics.observing.functions import Functions, Inside
+from initflow.diagnostics.observing.hooks import harmless, is_traced
+from initflow.diagnostics.observing.recurrent import Kernel, NotMeasuredError, Unrolled
 from initflow.diagnostics.signals import (
     Cosine,
     Hidden,

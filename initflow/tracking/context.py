@@ -14,7 +14,7 @@ from initflow.errors import SettingError
 SWITCH = "INITFLOW_CONTEXT_TAGS"
 # Whatever computes something imports one of these; and all of them import torch.
 AT_WORK = (
-    "diagnostics.hooks",
+    "diagnostics.observing.hooks",
     "diagnostics.signals",
     "experiments.tuning.studies",
     "initializers.activations",

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import resnet18
 
 import initflow
-from initflow.diagnostics import attention, hooks
+from initflow.diagnostics.observing import attention, hooks
 from initflow.diagnostics.recorder import Recorder
 from tests.diagnostics.test_inspection import (
     Layer,

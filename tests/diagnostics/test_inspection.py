@@ -17,8 +17,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import initflow
-from initflow.diagnostics import hooks, measure
-from initflow.diagnostics.functions import ACTIVATIONS as KNOWN
+from initflow.diagnostics import measure
+from initflow.diagnostics.observing import hooks
+from initflow.diagnostics.observing.functions import ACTIVATIONS as KNOWN
 from initflow.diagnostics.signals import QUANTITIES, Moments
 from initflow.errors import SettingError
 from initflow.initializers.activations import ACTIVATIONS

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import initflow
-from initflow.diagnostics import recurrent
+from initflow.diagnostics.observing import recurrent
 from initflow.diagnostics.signals import MomentsByTime
 from initflow.models.layers import GATES
 from tests.diagnostics.test_inspection import Layer, Net, Part, matches, normal, weighted

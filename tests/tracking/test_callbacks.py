@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 import initflow
-from initflow.diagnostics import hooks
+from initflow.diagnostics.observing import hooks
 from initflow.errors import SettingError
 from tests.conftest import ROOT, python
 from tests.diagnostics.test_inspection import normal, squared

@@ -24,9 +24,10 @@ from torch.utils.checkpoint import checkpoint
 
 import initflow
 from initflow import errors
-from initflow.diagnostics import hooks, recorder
-from initflow.diagnostics import recurrent as unrolling
-from initflow.diagnostics.calls import added_up
+from initflow.diagnostics import recorder
+from initflow.diagnostics.observing import hooks
+from initflow.diagnostics.observing import recurrent as unrolling
+from initflow.diagnostics.observing.calls import added_up
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import (
     BY_TIME,

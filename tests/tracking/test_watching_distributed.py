@@ -49,7 +49,7 @@ def trained(watched):
 
 
 found = {watched: trained(watched) for watched in ("", "wrapper", "inner", "alone")}
-assert (mlflow.active_run() is None) and not initflow.diagnostics.hooks._of_modules
+assert (mlflow.active_run() is None) and not initflow.diagnostics.observing.hooks._of_modules
 torch.distributed.destroy_process_group()
 print(json.dumps(found))
 """

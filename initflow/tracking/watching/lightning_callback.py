@@ -8,7 +8,7 @@ import functools
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from initflow.diagnostics import hooks
+from initflow.diagnostics.observing import hooks
 from initflow.errors import SettingError
 from initflow.tracking import runs
 from initflow.tracking.watching.watch import Wanted, watched

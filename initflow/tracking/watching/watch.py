@@ -21,8 +21,8 @@ from torch.optim.optimizer import (
 from initflow.core import environment
 from initflow.core.progress import warn
 from initflow.core.secrets import without_credentials
-from initflow.diagnostics import hooks
-from initflow.diagnostics.hooks import harmless, is_traced
+from initflow.diagnostics.observing import hooks
+from initflow.diagnostics.observing.hooks import harmless, is_traced
 from initflow.diagnostics.recorder import Recorder
 from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Signals
 from initflow.errors import SettingError, cause, shortened, unknown

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from initflow.diagnostics import attention, recurrent
-from initflow.diagnostics.attention import Projections
-from initflow.diagnostics.calls import Call, added_up, is_plain
-from initflow.diagnostics.hooks import harmless
+from initflow.diagnostics.observing import attention, recurrent
+from initflow.diagnostics.observing.attention import Projections
+from initflow.diagnostics.observing.calls import Call, added_up, is_plain
+from initflow.diagnostics.observing.hooks import harmless
 from initflow.diagnostics.signals import Branch, sum_of_squares
 from initflow.models import batches
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from initflow.diagnostics.calls import is_plain, own_graph
+from initflow.diagnostics.observing.calls import is_plain, own_graph
 
 
 class Function(NamedTuple):
