@@ -34,6 +34,7 @@ NAMES = {
         "verify",
     ),
     *("TrainConfig", "CompareConfig", "TuneConfig", "DiagnoseConfig", "ReproduceConfig"),
+    "TrainabilityConfig",
     *(
         "VerifyConfig",
         "PhaseConfig",
