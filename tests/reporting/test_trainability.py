@@ -219,3 +219,18 @@ def test_the_files_hold_every_network_and_every_edge():
     assert kept["edge"] == [found.depth for found in plane.edges]
     assert kept["fit"]["c"] == plane.fit.c
     assert np.shape(kept["accuracy"]) == (len(DEPTHS), len(SCALES))
+
+
+def test_the_rows_of_the_table_say_where_an_edge_is_beyond_the_depths():
+    """Below the shallowest, above the deepest, and what theory has there."""
+    trained = networks_of(
+        lambda s, d, _: 0.9 if s == 1.76 or (s > 1 and d <= 20) else 0.1, outcome="unstable"
+    )
+    (plane,) = planes(trained, SCALES, 10)
+    rows = {row.sigma_w2: row for row in statistics.edge_rows(plane)}
+    assert rows[1.0].told[2] == "< 5"
+    assert rows[1.76].told == ("∞", "∞", "> 80")
+    assert rows[4.0].told[0] == "6.98"
+    assert rows[4.0].told[1] == f"{plane.fit.c * 6.98:.3g}"
+    assert float(rows[4.0].told[2]) == pytest.approx(20 * 2**0.5, rel=0.01)
+    assert {(row.diverged, row.unstable) for row in rows.values()} == {(0, len(DEPTHS))}
