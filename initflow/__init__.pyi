@@ -27,11 +27,11 @@ from .errors import (
     VerdictError,
     WorkError,
 )
-from .experiments.compare import compare
-from .experiments.rates import rates
-from .experiments.reproduce import reproduce
+from .experiments.comparisons.compare import compare
+from .experiments.comparisons.rates import rates
+from .experiments.comparisons.reproduce import reproduce
+from .experiments.comparisons.trainability import trainability
 from .experiments.train import train
-from .experiments.trainability import trainability
 from .experiments.tuning.tune import tune
 from .experiments.untrained.diagnose import diagnose
 from .experiments.untrained.initialize import initialize

@@ -101,7 +101,7 @@ def house(tmp_path_factory):
             "from initflow.tracking.watching import transformers_callback",
             "callbacks for optional packages are loaded by their name",
         ),
-        ("experiments/compare.py", "import click", "click is imported by cli alone"),
+        ("experiments/comparisons/compare.py", "import click", "click is imported by cli alone"),
     ],
 )
 def test_a_broken_rule_is_told(house, module, line, broken):
@@ -155,7 +155,7 @@ def test_a_room_is_neither_crowded_nor_empty(name):
     """From four to about fourteen modules."""
     inside = [file for file in ROOMS[name].parent.glob("*.py") if file.name != "__init__.py"]
     inside += list(ROOMS[name].parent.glob("*/__init__.py"))
-    assert 4 <= len(inside) <= 16
+    assert 4 <= len(inside) <= 15
 
 
 def test_the_page_on_the_code_names_every_room_and_module():

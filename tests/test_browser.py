@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from playwright.sync_api import expect
 
-from initflow.experiments.overview import SECTIONS
+from initflow.experiments.comparisons.overview import SECTIONS
 from initflow.tracking import mlflow_page
 from tests.browser import SCREENSHOTS, SIZE, browser, screenshot, served, visitor
 from tests.conftest import MNIST, new_store

@@ -3,7 +3,7 @@
 import pytest
 
 from initflow.core.configurations import ReproduceConfig
-from initflow.experiments.reproduce import reproduce
+from initflow.experiments.comparisons.reproduce import reproduce
 
 # Scheme and activation, and the accuracies published at 500, 1000, …, 3000 iterations. The row
 # that its text calls LeCun's trains PyTorch's default, so it is reproduced with `pytorch`.

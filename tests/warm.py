@@ -29,8 +29,8 @@ BIN = Path(sys.executable).parent
 IMPORTED = (
     *("initflow.cli.process", "initflow.cli.tables", "initflow.experiments.untrained.diagnose"),
     *(
-        "initflow.experiments.rates",
-        "initflow.experiments.reproduce",
+        "initflow.experiments.comparisons.rates",
+        "initflow.experiments.comparisons.reproduce",
         "initflow.experiments.tuning.tune",
         "git",
         "matplotlib.pyplot",

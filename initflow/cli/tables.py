@@ -13,24 +13,25 @@ from rich.table import Table
 from rich.text import Text
 
 from initflow.core.configurations import RECOMMENDED, TrainConfig, kind_word
-from initflow.reporting import rates_page, trials
+from initflow.reporting import trials
 from initflow.reporting.formats import NONE, interval, percent, rounded, whole
+from initflow.reporting.pictures import rates_sections
+from initflow.reporting.pictures.trainability_statistics import edge_rows
 from initflow.reporting.published import explained
-from initflow.reporting.trainability.statistics import edge_rows
 
 if TYPE_CHECKING:
     from initflow.core.environment import Change
     from initflow.diagnostics.catalogue import SchemeEntry
     from initflow.diagnostics.reading import Growth, Reading
-    from initflow.experiments.rates import Rates
+    from initflow.experiments.comparisons.rates import Rates
+    from initflow.experiments.comparisons.reproduce import Reproduction
     from initflow.experiments.replay.retraining import Part, Replay
-    from initflow.experiments.reproduce import Reproduction
     from initflow.experiments.train import Training
     from initflow.experiments.untrained.diagnosis import Diagnosis
-    from initflow.reporting.planes import Mark
-    from initflow.reporting.rates_statistics import Row as RatesRow
+    from initflow.reporting.pictures.planes import Mark
+    from initflow.reporting.pictures.rates_statistics import Row as RatesRow
+    from initflow.reporting.pictures.trainability_statistics import Plane
     from initflow.reporting.seed_statistics import Row as ComparisonRow
-    from initflow.reporting.trainability.statistics import Plane
     from initflow.reporting.trials import Tuned
     from initflow.testing import RuleResult
 
@@ -463,12 +464,12 @@ def rates_table(result: Rates, columns: int = WIDE) -> Table:
         "accuracy on the validation images, in percent; within a point: the rates so near to it."
     )
     shown: dict[str, Callable[[RatesRow], str]] = {
-        "stable": rates_page.stable,
-        "95 % interval": lambda row: rates_page.ends(row.stable),
+        "stable": rates_sections.stable,
+        "95 % interval": lambda row: rates_sections.ends(row.stable),
         "predicted": lambda row: rounded(row.predicted.mean if row.predicted else None),
         "best": lambda row: rounded(row.best.mean if row.best else None),
         "accuracy": lambda row: percent(row.accuracy.mean if row.accuracy else None),
-        "within a point": lambda row: rates_page.between(row.within),
+        "within a point": lambda row: rates_sections.between(row.within),
     }
     if not wide:
         del shown["95 % interval"]

@@ -19,7 +19,7 @@ from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics import record
 from initflow.errors import InitflowError, PluginError, SettingError
-from initflow.experiments import compare
+from initflow.experiments.comparisons import compare
 from initflow.initializers.plugins import find
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import mlflow_page

@@ -14,7 +14,7 @@ from initflow.core.configurations import (
     VerifyConfig,
 )
 from initflow.experiments import train
-from initflow.experiments.compare import compare
+from initflow.experiments.comparisons.compare import compare
 from initflow.experiments.tuning.tune import tune
 from initflow.experiments.untrained.diagnose import diagnose
 from initflow.experiments.verify import verify

@@ -126,7 +126,7 @@ def test_a_tuning_is_kept_where_the_registry_refuses_its_model(store, capsys, mo
 def test_a_report_shows_the_figures_that_could_be_drawn(store, monkeypatch):
     """And says of the others that they are missing, and why."""
     from initflow.core.configurations import CompareConfig
-    from initflow.experiments.compare import compare
+    from initflow.experiments.comparisons.compare import compare
     from initflow.reporting import comparison_figures
 
     monkeypatch.setattr(comparison_figures, "comparison_curves", fail)
@@ -145,7 +145,7 @@ def test_a_network_is_none_the_worse_for_its_model_or_figures(store, monkeypatch
     """Of many, too: it is named, and the comparison has it."""
     from initflow.core.configurations import CompareConfig
     from initflow.experiments import network_run
-    from initflow.experiments.compare import compare
+    from initflow.experiments.comparisons.compare import compare
     from initflow.tracking import models
 
     if what == "model":

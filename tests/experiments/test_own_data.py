@@ -18,7 +18,8 @@ from initflow.core.configurations import (
 )
 from initflow.diagnostics import catalogue
 from initflow.errors import DataError, InitflowError, ReplayError, SettingError
-from initflow.experiments import compare, train, verify
+from initflow.experiments import train, verify
+from initflow.experiments.comparisons import compare
 from initflow.experiments.replay import bundle, provenance
 from initflow.experiments.replay.retraining import IDENTICAL
 from initflow.experiments.tuning import tune

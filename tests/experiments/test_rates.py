@@ -11,8 +11,8 @@ from initflow.core.configurations import RatesConfig, TrainConfig
 from initflow.diagnostics import coordinates, curvature, measure, networks
 from initflow.diagnostics.record import start, train_together
 from initflow.errors import SettingError
-from initflow.experiments import rates as experiment
-from initflow.experiments.rates import rates
+from initflow.experiments.comparisons import rates as experiment
+from initflow.experiments.comparisons.rates import rates
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.reporting.drawing import png

@@ -13,7 +13,7 @@ from scipy import stats
 from initflow.core.configurations import ReproduceConfig, TrainConfig
 from initflow.errors import SettingError
 from initflow.experiments import train
-from initflow.experiments.reproduce import reproduce
+from initflow.experiments.comparisons.reproduce import reproduce
 
 TABLE = """
 title = "Handwritten <digits>"

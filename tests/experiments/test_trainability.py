@@ -14,8 +14,8 @@ import pytest
 import initflow
 from initflow.core.configurations import TrainabilityConfig
 from initflow.errors import SettingError
-from initflow.experiments import trainability
-from initflow.reporting.trainability import statistics as plane_statistics
+from initflow.experiments.comparisons import trainability
+from initflow.reporting.pictures import trainability_statistics as plane_statistics
 from initflow.tracking import runs
 
 QUICK = {

@@ -12,7 +12,8 @@ from initflow.cli import process
 from initflow.core import repository
 from initflow.core.configurations import CompareConfig, DiagnoseConfig, TuneConfig, VerifyConfig
 from initflow.errors import DataError, InitflowError, ReplayError, SettingError
-from initflow.experiments import compare, train, verify
+from initflow.experiments import train, verify
+from initflow.experiments.comparisons import compare
 from initflow.experiments.replay import bundle, provenance, recorded
 from initflow.experiments.replay.provenance import REPLAY, TRACE, UNCOMMITTED, WEIGHTS
 from initflow.experiments.replay.retraining import IDENTICAL, TOLERABLE

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from initflow.reporting import drawing, rates_figures, rates_page, rates_statistics
-from initflow.reporting.rates_statistics import Coordinate, Group, Kind
+from initflow.reporting import drawing
+from initflow.reporting.pictures import rates_figures, rates_sections, rates_statistics
+from initflow.reporting.pictures.rates_statistics import Coordinate, Group, Kind
 from tests.reporting.test_rates_statistics import RATES, start, tried
 
 KINDS = [Kind(init, own) for init in ("he", "lecun") for own in ("standard", "mup")]
@@ -107,11 +108,11 @@ def test_the_report_has_a_section_for_each_figure():
     checked = rates_statistics.coordinate_slopes(
         [Coordinate(KINDS[1], width, 0, 4, "fc1", 1.0, width) for width in (8, 16)]
     )
-    sections = rates_page.sections(rows, slopes, checked, {})
+    sections = rates_sections.sections(rows, slopes, checked, {})
     assert [len(section.blocks) for section in sections] == [1, 1, 1]
     assert [len(section.blocks[0].rows) for section in sections] == [4, 2, 1]
     assert sections[0].blocks[0].rows[0][:4] == ("he", "standard", "1", "0.01")
     assert sections[1].blocks[0].rows[0][-1] == "does not hold"
     assert sections[2].blocks[0].rows[0][-1] == "growing"
     none, every = (rates_statistics.rows(tried([peak] * 5), [])[0] for peak in (None, 1.0))
-    assert (rates_page.stable(none), rates_page.stable(every)) == ("none", "all")
+    assert (rates_sections.stable(none), rates_sections.stable(every)) == ("none", "all")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from initflow.reporting import rates_sentences, rates_statistics
-from initflow.reporting.rates_statistics import (
+from initflow.reporting.pictures import rates_sentences, rates_statistics
+from initflow.reporting.pictures.rates_statistics import (
     Coordinate,
     Group,
     Kind,

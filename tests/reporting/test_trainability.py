@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from initflow.reporting.trainability import sentences, statistics
-from initflow.reporting.trainability.statistics import Edge, TrainedNetwork, edge, fitted, planes
+from initflow.reporting.pictures import trainability_sentences as sentences
+from initflow.reporting.pictures import trainability_statistics as statistics
+from initflow.reporting.pictures.trainability_statistics import (
+    Edge,
+    TrainedNetwork,
+    edge,
+    fitted,
+    planes,
+)
 
 DEPTHS = (5, 10, 20, 40, 80)
 # Of tanh with σ_b² = 0.05, to three digits.

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from initflow.reporting.trainability import figures
-from initflow.reporting.trainability.statistics import TrainedNetwork, planes
+from initflow.reporting.pictures import trainability_figures as figures
+from initflow.reporting.pictures.trainability_statistics import TrainedNetwork, planes
 from tests.drawn import legend, saved
 
 DEPTHS, SCALES = (5, 10, 20), {1.0: 2.0, 2.0: math.inf, 3.0: 1.0}

@@ -23,7 +23,7 @@ from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig, TuneConfig
 from initflow.errors import TrackingError
 from initflow.experiments import train
-from initflow.experiments.compare import compare
+from initflow.experiments.comparisons.compare import compare
 from initflow.experiments.tuning.tune import tune
 from initflow.tracking import connection, delivery, outages, outbox, runs, unsent
 from tests.cluster import missing, wait

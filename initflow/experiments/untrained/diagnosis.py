@@ -17,8 +17,9 @@ from initflow.experiments import command_run, failures
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.network_run import verdict_sentence, verdict_tags
 from initflow.experiments.results import TrackedResult
-from initflow.reporting import figures, model_figures, spectrum_figures
+from initflow.reporting import figures, model_figures
 from initflow.reporting.drawing import Figure
+from initflow.reporting.pictures import spectrum_figures
 from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Cell
 from initflow.theory.prediction import Prediction

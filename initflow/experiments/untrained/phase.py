@@ -22,9 +22,9 @@ from initflow.experiments.public import public
 from initflow.experiments.results import TrackedResult
 from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.initializers.scheme import Place, Scheme
-from initflow.reporting import phase_figures, planes
 from initflow.reporting.formats import as_csv
-from initflow.reporting.planes import Mark, Plane
+from initflow.reporting.pictures import phase_figures, planes
+from initflow.reporting.pictures.planes import Mark, Plane
 from initflow.reporting.results import Drawings, plain
 from initflow.theory.criticality import critical_line
 from initflow.theory.gains import gain

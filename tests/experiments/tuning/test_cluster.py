@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from initflow.cli import process
 from initflow.core.configurations import CompareConfig
-from initflow.experiments.compare import compare
+from initflow.experiments.comparisons.compare import compare
 from initflow.experiments.tuning import searches, storages
 from initflow.tracking import outages
 from tests.cluster import (

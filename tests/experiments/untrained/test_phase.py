@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import initflow as inf
-from initflow.reporting.planes import Mark
+from initflow.reporting.pictures.planes import Mark
 from initflow.theory.infinite_width import MeanField, mean_field
 
 ACTIVATIONS = inf.initializers.ACTIVATIONS

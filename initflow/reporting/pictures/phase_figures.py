@@ -9,7 +9,7 @@ import numpy as np
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Look, Values
 from initflow.reporting.formats import rounded
-from initflow.reporting.planes import Mark, Plane, is_inside
+from initflow.reporting.pictures.planes import Mark, Plane, is_inside
 from initflow.theory.criticality import NEAR
 
 LEAST_VARIANCE, LEAST_DEPTH, MOST_DEPTH = 1e-3, 0.3, 100.0

@@ -18,15 +18,16 @@ import torch
 from initflow.core.configurations import RatesConfig, TrainConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics import coordinates, curvature, measure, networks
+from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.overview import PopulationResult
 from initflow.experiments.populations import Member, trained_population
 from initflow.experiments.public import public
 from initflow.initializers.activations import ACTIVATIONS
-from initflow.reporting import rates_figures, rates_page, rates_statistics, webpage
+from initflow.reporting import webpage
 from initflow.reporting.formats import counted
-from initflow.reporting.rates_sentences import sentences
-from initflow.reporting.rates_statistics import (
+from initflow.reporting.pictures import rates_figures, rates_sections, rates_statistics
+from initflow.reporting.pictures.rates_sentences import sentences
+from initflow.reporting.pictures.rates_statistics import (
     Coordinate,
     CoordinateSlope,
     Group,
@@ -106,7 +107,7 @@ class Rates(PopulationResult):
         return drawn
 
     def sections(self, pictures: Mapping[str, bytes]) -> list[webpage.Section]:
-        return rates_page.sections(self.rows, self.slopes, self.coordinate_slopes, pictures)
+        return rates_sections.sections(self.rows, self.slopes, self.coordinate_slopes, pictures)
 
     def _log_means(self) -> None:
         """The mean validation accuracy by rate, whose number, from 1 on, stands for the step."""

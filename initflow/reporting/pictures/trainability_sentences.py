@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from initflow.reporting.formats import counted
-from initflow.reporting.trainability.statistics import Fit, Plane
+from initflow.reporting.pictures.trainability_statistics import Fit, Plane
 
 
 def sentences(planes: Sequence[Plane], critical: float | None) -> list[str]:

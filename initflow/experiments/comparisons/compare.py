@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from initflow.core.configurations import CompareConfig
 from initflow.core.progress import Progress
+from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.overview import PopulationResult
 from initflow.experiments.populations import trained_population
 from initflow.experiments.public import public
 from initflow.reporting import comparison_figures, seed_statistics, webpage

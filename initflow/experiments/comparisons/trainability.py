@@ -12,16 +12,19 @@ import numpy as np
 
 from initflow.core.configurations import TrainabilityConfig, TrainConfig
 from initflow.core.progress import Progress
+from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.overview import PopulationResult
 from initflow.experiments.populations import Member, trained_population
 from initflow.experiments.public import public
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting import webpage
 from initflow.reporting.formats import counted
+from initflow.reporting.pictures import trainability_figures as figures
+from initflow.reporting.pictures import trainability_sections as sections
+from initflow.reporting.pictures import trainability_sentences as sentences
+from initflow.reporting.pictures import trainability_statistics as statistics
+from initflow.reporting.pictures.trainability_statistics import Plane, TrainedNetwork
 from initflow.reporting.results import Drawings
-from initflow.reporting.trainability import figures, sections, sentences, statistics
-from initflow.reporting.trainability.statistics import Plane, TrainedNetwork
 from initflow.theory import trainable_depth
 from initflow.tracking import mlflow_page
 from initflow.training import cache, datasets

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from initflow.reporting import webpage
 from initflow.reporting.formats import NONE, percent, rounded
-from initflow.reporting.rates_statistics import CoordinateSlope, Row, Slope, Spread
+from initflow.reporting.pictures.rates_statistics import CoordinateSlope, Row, Slope, Spread
 from initflow.reporting.webpage import Section, Table, columns, pictured
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from initflow.reporting.trainability.statistics import FAR, Plane, edge_rows
+from initflow.reporting.pictures.trainability_statistics import FAR, Plane, edge_rows
 from initflow.reporting.webpage import Section, Table, columns, pictured
 
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from initflow.core.configurations import ReproduceConfig
 from initflow.core.progress import Progress
 from initflow.errors import SettingError
+from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.overview import PopulationResult
 from initflow.experiments.populations import cells_of, trained_population
 from initflow.experiments.public import public
 from initflow.reporting import comparison_figures, published, seed_statistics, webpage

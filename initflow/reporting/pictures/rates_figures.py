@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Look
-from initflow.reporting.rates_statistics import (
+from initflow.reporting.pictures.rates_statistics import (
     Coordinate,
     CoordinateSlope,
     Kind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from initflow.reporting.formats import counted
-from initflow.reporting.rates_statistics import (
+from initflow.reporting.pictures.rates_statistics import (
     CoordinateSlope,
     Kind,
     Row,

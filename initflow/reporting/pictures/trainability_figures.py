@@ -12,8 +12,8 @@ import numpy as np
 
 from initflow.reporting import drawing
 from initflow.reporting.drawing import Axes, Figure, Look, Values
-from initflow.reporting.trainability.sentences import multiple
-from initflow.reporting.trainability.statistics import Plane
+from initflow.reporting.pictures.trainability_sentences import multiple
+from initflow.reporting.pictures.trainability_statistics import Plane
 
 ACROSS = 3  # panels beside each other, at most
 PANEL = 3.6  # inches high; of a single one, which is wider, more

@@ -1,1 +1,0 @@
-"""The trainable depth: what trained networks show of it, in numbers, words, a figure and a page."""
