@@ -474,9 +474,7 @@ class _Plane(Settings):
     sigma_b2: float = setting(0.05, VARIANCE, "biases are drawn with the variance σ_b² = Var(b)")
     depths: tuple[int, ...] = setting(
         (5, 15, 30, 55, 100),
-        listed(
-            integer(1, MAX_LAYERS), "whole numbers between commas, two or more, none twice", least=2
-        ),
+        several_whole(MAX_LAYERS),
         "hidden layers of the networks, between commas",
     )
     width: int = setting(100, integer(1, MAX_WIDTH), "units of each hidden layer")

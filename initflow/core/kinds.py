@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from numbers import Integral, Real
 from pathlib import Path
@@ -111,17 +111,9 @@ def listed(item: Kind, expected: str, *, least: int = 1) -> Kind:
 
 def several_whole(maximum: int) -> Kind:
     """Two or more whole numbers between commas, by rising size and none twice."""
-    one = integer(1, maximum)
-
-    def parse(value: object) -> tuple[int, ...]:
-        parts = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
-        numbers = [one.parse(part.strip() if isinstance(part, str) else part) for part in parts]
-        if len(numbers) < 2 or len(set(numbers)) < len(numbers):
-            raise ValueError
-        return tuple(sorted(numbers))
-
     expected = f"two or more whole numbers between commas, none twice, from 1 to {maximum}"
-    return Kind("INTEGER,…", expected, parse, lambda values: ",".join(map(str, values)))
+    several = listed(integer(1, maximum), expected, least=2)
+    return replace(several, parse=lambda value: tuple(sorted(several.parse(value))))
 
 
 def _parse_boolean(value: object) -> bool:

@@ -226,9 +226,13 @@ ERRORS = [
     (["trainability", "--sigma-w2-low", "0"], 2, "Error: sigma_w2_low must be a number above 0"),
     (["trainability", "--sigma-b2", "-1"], 2, "Error: sigma_b2 must be a number from 0 to 1e6"),
     (["trainability", "--points", "1"], 2, "Error: points must be a whole number, at least 2"),
-    (["trainability", "--depths", "5"], 2, "Error: depths must be whole numbers between commas"),
-    (["trainability", "--depths", "5,x"], 2, "two or more, none twice, not '5,x'"),
-    (["trainability", "--depths", "5,0"], 2, "two or more, none twice, not '5,0'"),
+    (
+        ["trainability", "--depths", "5"],
+        2,
+        "Error: depths must be two or more whole numbers between commas",
+    ),
+    (["trainability", "--depths", "5,x"], 2, "none twice, from 1 to 1000, not '5,x'"),
+    (["trainability", "--depths", "5,0"], 2, "none twice, from 1 to 1000, not '5,0'"),
     (["trainability", "--lrs", "0.1,0.1"], 2, "Error: lrs must be learning rates between commas"),
     (
         ["trainability", "--width", "65536", "--depths", "5,1000"],

@@ -152,8 +152,8 @@ def test_ctrl_c_in_the_middle_loses_nothing(tracked, trained):
     ("own", "said"),
     [
         ({"sigma_w2_low": 4.0}, "sigma_w2_low must be below sigma_w2_high, not '4'"),
-        ({"depths": [3]}, "depths must be whole numbers between commas, two or more"),
-        ({"depths": [3, 3]}, "none twice, not"),
+        ({"depths": [3]}, "depths must be two or more whole numbers between commas"),
+        ({"depths": [3, 3]}, "none twice, from 1 to 1000, not"),
         ({"width": 65_536, "depths": "5,1000"}, "width x depths must be widths such as"),
         ({"device": "cuda:99"}, "device must be auto or cpu"),
         ({"lrs": "0.1,fast"}, "lrs must be learning rates between commas, none twice"),
