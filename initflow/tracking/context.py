@@ -24,6 +24,7 @@ AT_WORK = (
     "models.published_models",
     "models.slots",
     "theory.normal_samples",
+    "theory.roots",
     "training.arrays",
     "training.optimizers",
     "training.splits",

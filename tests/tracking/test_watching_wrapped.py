@@ -5,11 +5,11 @@ import copy
 
 import pytest
 import torch
-from initflow.diagnostics.calls import added_up
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import initflow
+from initflow.diagnostics.observing.calls import added_up
 from initflow.diagnostics.signals import Cosine, Firing, Layer, Moments, signals
 from tests.diagnostics.test_inspection import cnn, data_parallel, hooks_on, normal, squared
 from tests.tracking.test_watching import data, mlp, scaler, steps, train, updates
