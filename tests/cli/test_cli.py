@@ -25,6 +25,7 @@ from initflow.core.configurations import (
     VerifyConfig,
 )
 from tests.commands import SETTINGS, read
+from tests.conftest import ROOT
 from tests.initializers.test_finder import project
 
 QUICK = ["--dataset", "digits", "--log-model", "false", "--probe", "0"]
@@ -411,6 +412,23 @@ def test_the_next_command_is_another_scheme_with_the_same_settings():
     assert config.command("train").startswith("initflow train ")
     same, more = read("train", config.command("train").removeprefix("initflow train "))
     assert (same, more) == (config, {"experiment": None})
+
+
+def test_a_plane_is_a_table_and_sentences_or_json(capsys, store):
+    """The same, for people and for programs; what has no place is named with its reason."""
+    import mlflow
+
+    asked = ("phase", "--points", "3", "--inits", "he,lsuv", "--plugins-dir", str(ROOT / "plugins"))
+    code, out, err = run(capsys, *asked)
+    assert (code, err) == (0, "")
+    assert re.search(r"he +2 +0\.00333 .* chaotic", out)
+    assert "lsuv is not marked: it fills the network as a whole" in out
+    code, out, err = run(capsys, *asked, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert [row["init"] for row in told["numbers"]] == ["he"]
+    assert any("lsuv is not marked" in sentence for sentence in told["conclusions"])
+    assert mlflow.get_run(told["run_id"]).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("name", ["with [/old] brackets", "plain"])
