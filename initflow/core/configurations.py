@@ -514,6 +514,11 @@ class TrainabilityConfig(Many, _Plane):
                 f"sigma_w2_low must be below sigma_w2_high, not '{low:g}' with "
                 f"sigma_w2_high={high:g}"
             )
+        if len(set(self.sigma_w2s)) < self.points:
+            raise SettingError(
+                f"points must be so few that values of σ_w² from {low:g} to {high:g} differ in "
+                f"their first 6 digits, not '{self.points}'"
+            )
         try:
             parse_widths((self.width,) * max(self.depths))
         except ValueError:

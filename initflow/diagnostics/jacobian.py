@@ -14,6 +14,7 @@ layers' Gram matrices, without the Jacobian by the parameters. All is in double 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ class Singular:
     def condition_number(self) -> float:
         """The largest over the smallest singular value, the median of the images'."""
         ends = self.logarithms[:, 0] - self.logarithms[:, -1]
-        return math.inf if ends.isnan().any() else _exp(ends.median().item())
+        return math.inf if ends.isnan().any() else _exp(statistics.median(ends.tolist()))
 
     @property
     def largest(self) -> float:

@@ -248,7 +248,7 @@ def trained_population(
             cache.check_elsewhere([scheme], pool, config.model)
             first = start(config, scheme, splits)
         resolved = machine.Resolved(device, pool.threads).as_text()
-        digest = resuming.tag(resumable, settings, configs, splits) if resumable else {}
+        digest = resuming.tag(resumable, settings, configs, splits, device) if resumable else {}
         with command_run.opened(
             settings,
             splits,

@@ -11,6 +11,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+import torch
+
 import initflow
 from initflow.core import environment
 from initflow.core.configurations import TrainConfig
@@ -23,14 +25,18 @@ from initflow.training import cache
 from initflow.training.splits import Splits
 
 RESUMED_BY = "initflow.resumed_by"  # a tag: the digest, or the run that has taken over
-# How the work is shared out, which changes no network.
+# How the work is shared out: of another number of threads only the last bits are others.
 BESIDE = ("workers", "backend", "stack", "threads", "device")
 
 
 def tag(
-    command: str, settings: Settings, configs: Sequence[TrainConfig], splits: Splits
+    command: str,
+    settings: Settings,
+    configs: Sequence[TrainConfig],
+    splits: Splits,
+    device: str,
 ) -> dict[str, object]:
-    """The tag of a run of ``command``, by which an interrupted one is found."""
+    """The tag of a run of ``command`` on ``device``, by which an interrupted one is found."""
     schemes = [cache.scheme(config.init, config.plugins_dir) for config in configs]
     values = {
         "command": command,
@@ -38,6 +44,7 @@ def tag(
         "data": splits.digest,
         "schemes": sorted({(s.spec, s.provider, source_sha256(s.signature)) for s in schemes}),
         "initflow": [initflow.__version__, environment.source_sha256()],
+        "torch": [torch.__version__, device],
     }
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return {RESUMED_BY: digest}
@@ -50,14 +57,14 @@ def taken_over(
 
     From now on they are below ``run``. Nothing where MLflow does not answer.
     """
-    by_params = {frozenset(config.as_text().items()): config for config in configs}
+    by_params = {_told(config.as_text()): config for config in configs}
     found: dict[TrainConfig, Found] = {}
     with contextlib.suppress(TrackingError):
         for earlier in run.found(tags):
             if earlier.status not in ("KILLED", "FAILED"):
                 continue  # whole, or of a process that lives
             for network in run.found({runs.PARENT: earlier.id}):
-                config = by_params.get(_settings(network))
+                config = by_params.get(_told(network.params))
                 if config and config not in found and network.status == "FINISHED":
                     run.take_over(network)
                     found[config] = network
@@ -65,8 +72,10 @@ def taken_over(
     return found
 
 
-def _settings(network: Found) -> frozenset[tuple[str, str]]:
-    """All that its configuration was given as."""
+def _told(params: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """All that a network's configuration was given as, but for how the work is shared out."""
     return frozenset(
-        (name, value) for name, value in network.params.items() if not name.startswith("resolved.")
+        (name, value)
+        for name, value in params.items()
+        if name not in BESIDE and not name.startswith("resolved.")
     )

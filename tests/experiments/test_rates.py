@@ -196,6 +196,26 @@ def test_where_theory_says_nothing_there_is_no_prediction(own, tracked):
         assert png(figure).startswith(b"\x89PNG")
 
 
+def test_a_network_that_cannot_be_made_leaves_the_others_whole(tracked, tmp_path):
+    """Of one width a scheme fails: that is told, and all else is there."""
+    (tmp_path / "odd.py").write_text(
+        "def fill(weight, fan_out, generator):\n"
+        "    if fan_out == 24:\n"
+        "        raise ValueError('not of width 24')\n"
+        "    weight.normal_(0.0, 0.1, generator=generator)\n"
+    )
+    small = {"rates": 2, "lr_low": 0.01, "lr_high": 0.1, "seeds": 1, "updates": 5}
+    odd = f"{tmp_path}/odd.py:fill"
+    found = rates(**SMALL | small, inits=["he", odd], over="width", widths=[16, 24])
+    assert len(found.failed) == 2
+    assert all("not of width 24" in why for why in found.failed.values())
+    assert {(one.group.kind.init == "he", one.group.size) for one in found.tried} == {
+        (True, 16), (True, 24), (False, 16),
+    }  # fmt: skip
+    assert {one.group for one in found.starts} == {one.group for one in found.tried}
+    assert {one.kind.init == "he" for one in found.coordinates} == {True, False}
+
+
 def test_the_rates_are_at_equal_factors():
     """With both ends, to six digits."""
     assert RatesConfig(rates=5, lr_high=10).range == (0.001, 0.01, 0.1, 1.0, 10.0)

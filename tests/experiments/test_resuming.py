@@ -1,5 +1,7 @@
 """An interrupted command of many networks goes on where it stopped."""
 
+from dataclasses import replace
+
 import mlflow
 import pytest
 
@@ -23,7 +25,7 @@ def train(name, asked=NETWORKS, *, settings=(), fail_at=None, command="compare",
     with (
         cache.cleared_after(),
         populations.trained_population(
-            CompareConfig(**SETTINGS, **dict(settings)),
+            CompareConfig(**SETTINGS | dict(settings)),
             asked,
             name="parent",
             summary="",
@@ -85,6 +87,16 @@ def test_what_was_whole_is_trained_anew(interrupted):
     again = train(interrupted)
     once_more = train(interrupted)
     assert not {m.run_id for m in again.members} & {m.run_id for m in once_more.members}
+
+
+def test_how_the_work_is_shared_out_does_not_matter(interrupted):
+    """Of another number of threads a network has other last bits, and is the same network."""
+    before = set(all_runs(interrupted))
+    asked = [replace(config, threads=2) for config in NETWORKS]
+    shared = {"threads": 2, "workers": 2, "stack": 1}
+    again = train(interrupted, asked, settings=shared)
+    assert [member.config for member in again.members] == asked
+    assert len(before & {member.run_id for member in again.members}) == 2
 
 
 @pytest.mark.parametrize(

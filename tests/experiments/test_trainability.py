@@ -153,6 +153,10 @@ def test_ctrl_c_in_the_middle_loses_nothing(tracked, trained):
     ("own", "said"),
     [
         ({"sigma_w2_low": 4.0}, "sigma_w2_low must be below sigma_w2_high, not '4'"),
+        (
+            {"sigma_w2_high": 1.000001, "points": 9},
+            "points must be so few that values of σ_w² from",
+        ),
         ({"depths": [3]}, "depths must be two or more whole numbers between commas"),
         ({"depths": [3, 3]}, "none twice, from 1 to 1000, not"),
         ({"width": 65_536, "depths": "5,1000"}, "width x depths must be widths such as"),

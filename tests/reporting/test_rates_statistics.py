@@ -125,13 +125,40 @@ def test_slopes_are_those_of_lines_through_logarithms():
     [((1, 0.5, 1.5), (2, 1.4, 2.6), True), ((1, 0.5, 1.5), (2, 1.6, 2.4), False)],
 )
 def test_theory_holds_where_intervals_overlap(one, other, meet):
-    """Either way round; a single seed's is its value alone."""
+    """Either way round; nothing is said where one is of a single seed, which has none."""
     one, other = Spread(3, *one), Spread(3, *other)
     assert one.overlaps(other) == other.overlaps(one) == meet
     assert Slope(HE, one, other).holds == meet
     assert Slope(HE, None, other).holds is None
-    assert one.overlaps(Spread(1, 1.2, None, None))
-    assert not one.overlaps(Spread(1, 1.6, None, None))
+    alone = Spread(1, 1.2, None, None)
+    assert one.overlaps(alone) is alone.overlaps(one) is None
+    (said,) = rates_sentences.sentences([], [Slope(HE, one, alone, 2)], [], "depth")
+    assert said.replace("−", "-") == (
+        f"he: the largest stable rate goes as depth^({one.mean:.2f} ± 0.50), the one predicted "
+        "from the curvature at the start as depth^1.20 (2 limits beyond the range left out of "
+        "both): one seed has no interval, so nothing is said of theory."
+    )
+
+
+def test_both_slopes_are_of_the_same_networks():
+    """Where theory is right at every size it is so too where some lie beyond the range."""
+    networks, starts = [], []
+    for seed in (0, 1):
+        for size, limit in ((1, 5), (2, 5), (4, 3), (8, 2), (16, 1)):
+            group = Group(HE, size)
+            networks += tried([1.0] * limit + [2.0] * (5 - limit), seed=seed, group=group)
+            right = RATES[limit - 1] if limit < 5 else 100.0
+            starts.append(start(right, seed=seed, group=group))
+    (slope,) = rates_statistics.slopes(networks, starts)
+    assert slope.measured == slope.predicted
+    assert slope.beyond == 4
+    assert slope.holds
+
+
+def test_what_diverged_in_the_first_updates_is_said():
+    """By its kind and width."""
+    (said,) = rates_sentences.sentences([], [], [], "width", [Group(MUP, 64)])
+    assert said.endswith("these diverged, and are left out of them: he mup of width 64.")
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ def test_where_nothing_or_everything_trains_no_c_is_claimed(accuracy, said):
     assert plane.fit is None or plane.fit.c is None
     told = sentences.sentences([plane], None)
     assert told[0].startswith(said)
+    assert not any("deepest at" in sentence for sentence in told)
     json.dumps(statistics.as_json(plane), allow_nan=False)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -128,6 +128,16 @@ class Rates(PopulationResult):
         )
 
 
+def _ended_early(found: Sequence[Coordinate]) -> list[Group]:
+    """Those of whose networks some diverged in the first updates."""
+    steps: dict[tuple[Kind, int, int], int] = {}
+    for one in found:
+        steps[one.kind, one.width, one.seed] = one.step
+    whole = max(steps.values(), default=0)
+    early = (Group(kind, width) for (kind, width, _), step in steps.items() if step < whole)
+    return list(dict.fromkeys(early))
+
+
 def _title(group: Group) -> str:
     return str(group.kind) if group.size is None else f"{group.kind} {group.size}"
 
@@ -172,7 +182,8 @@ def rates(config: RatesConfig, *, experiment: str | None = None, progress: Progr
         tested=False,
         resumable="rates",
     ) as population:
-        starts = list(plan.starts(population.device, progress))
+        there = {(plan.group(one.config), one.config.seed) for one in population.members}
+        starts = list(plan.starts(there, population.device, progress))
         tried = [plan.tried(member, starts) for member in population.members]
         rows = rates_statistics.rows(tried, starts)
         slopes = [] if config.over == "none" else rates_statistics.slopes(tried, starts)
@@ -188,7 +199,7 @@ def rates(config: RatesConfig, *, experiment: str | None = None, progress: Progr
             slopes=slopes,
             coordinates=found,
             coordinate_slopes=of_layers,
-            sentences=sentences(rows, slopes, of_layers, config.over),
+            sentences=sentences(rows, slopes, of_layers, config.over, _ended_early(found)),
         )
         _log_table(result)
         result.log_overview(name, [summary])
@@ -249,9 +260,11 @@ class _Plan:
         sizes = {self.config.hidden_of(size): size for size in self.config.sizes}
         return Group(Kind(spec, config.parametrization), sizes[config.hidden])
 
-    def starts(self, device: str, progress: Progress) -> Iterator[Start]:
-        """The untrained networks: their losses and their curvature."""
-        every = list(self.groups())
+    def starts(
+        self, there: Collection[tuple[Group, int]], device: str, progress: Progress
+    ) -> Iterator[Start]:
+        """The untrained networks of the groups and seeds that are ``there``: losses, curvature."""
+        every = [one for one in self.groups() if one[1:] in there]
         for at, one in enumerate(every):
             progress("measuring the curvature at the start", at, len(every))
             _, group, seed = one
@@ -295,7 +308,10 @@ class _Plan:
         self, tried: Sequence[Tried], device: str, progress: Progress
     ) -> Iterator[Coordinate]:
         """What the first updates change, over widths, at one rate for all widths of a kind."""
-        every = list(self.groups()) if self.config.over == "width" else []
+        there = {(one.group, one.seed) for one in tried}
+        every = [one for one in self.groups() if one[1:] in there]
+        if self.config.over != "width":
+            return
         for at, one in enumerate(every):
             progress("checking what the first updates change", at, len(every))
             _, (kind, width), seed = one

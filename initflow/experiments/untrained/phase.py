@@ -31,10 +31,12 @@ from initflow.theory.gains import gain
 from initflow.theory.infinite_width import mean_field, mean_fields
 from initflow.tracking import runs
 from initflow.training import cache
-from initflow.training.model import bias_bound
+from initflow.training.model import bias_bound, initialize
 
 ALONG = 201  # points of the critical line
 DEPTH = 3  # layers of the network whose middle one a scheme is asked about
+DRAWN = 100  # its width where the weights themselves are looked at
+FAR = 6.0  # standard errors by which the mean of weights that are drawn with mean 0 is never off
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,6 +131,9 @@ def _marks(
         if variance is None:
             missing[scheme.spec] = "it states no variance"
             continue
+        if not _has_mean_0(scheme, activation):
+            missing[scheme.spec] = "its weights are not drawn with mean 0, as theory has them"
+            continue
         if not scheme.fills_biases:
             bias_variance = bias_bound(config.bias_init, config.width) ** 2 / 3
         elif bias_variance is None:
@@ -140,6 +145,13 @@ def _marks(
         Mark(*one, mean_field(activation, *one[1:]), critical)
         for one, critical in zip(found, line, strict=True)
     ], missing
+
+
+def _has_mean_0(scheme: Scheme, activation: Activation) -> bool:
+    """Whether a layer's weights have it, within what chance does to their mean."""
+    widths = (DRAWN,) * (DEPTH + 1)
+    drawn = initialize(widths, scheme, activation, bias_init="zeros", seed=0).weights[1].double()
+    return bool(drawn.mean().abs() <= FAR * drawn.std(correction=0) / DRAWN)
 
 
 def _plane(config: PhaseConfig, activation: Activation) -> Plane:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from initflow.reporting.formats import counted
 from initflow.reporting.pictures.rates_statistics import (
     CoordinateSlope,
+    Group,
     Kind,
     Row,
     Slope,
@@ -19,15 +20,23 @@ def sentences(
     slopes: Sequence[Slope],
     coordinates: Sequence[CoordinateSlope],
     over: str,
+    ended_early: Sequence[Group] = (),
 ) -> list[str]:
-    """One for each scheme; over depths or widths how its largest stable rate goes with them."""
+    """One for each scheme; over depths or widths how its largest stable rate goes with them.
+
+    ``ended_early`` are those of the coordinate check of which some networks diverged.
+    """
     if over == "none":
         return [_of_row(row) for row in rows]
     said = [_of_slope(slope, over) for slope in slopes]
     kinds = dict.fromkeys(one.kind for one in coordinates)
-    return said + [
+    said += [
         _of_coordinates(kind, [one for one in coordinates if one.kind == kind]) for kind in kinds
     ]
+    if ended_early:
+        told = ", ".join(f"{kind} of width {size}" for kind, size in ended_early)
+        said.append(f"In the first updates these diverged, and are left out of them: {told}.")
+    return said
 
 
 def _of_row(row: Row) -> str:
@@ -83,12 +92,19 @@ def _of_slope(slope: Slope, over: str) -> str:
     if slope.measured is None:
         return f"{name}: too few stable rates lie within the range to say how they go with {over}."
     text = f"{name}: the largest stable rate goes as {over}^{_exponent(slope.measured)}"
+    beyond = ""
+    if slope.beyond:
+        beyond = f" ({counted(slope.beyond, 'limit')} beyond the range left out of both)"
     if slope.predicted is None:
-        return f"{text}."
-    verdict = "holds" if slope.holds else "does not hold"
+        return f"{text}{beyond}."
+    verdict = {
+        True: "theory holds",
+        False: "theory does not hold",
+        None: "one seed has no interval, so nothing is said of theory",
+    }[slope.holds]
     return (
         f"{text}, the one predicted from the curvature at the start as "
-        f"{over}^{_exponent(slope.predicted)}: theory {verdict}."
+        f"{over}^{_exponent(slope.predicted)}{beyond}: {verdict}."
     )
 
 

@@ -147,20 +147,16 @@ class Spread:
         low, high = (None if end is None else _exp(end) for end in (logs.low, logs.high))
         return cls(logs.n, _exp(logs.mean), low, high)
 
-    def overlaps(self, other: Spread) -> bool:
-        """Whether the two intervals meet; of a single seed, its value is the interval."""
-        return _end(self.low, self.mean) <= _end(other.high, other.mean) and _end(
-            other.low, other.mean
-        ) <= _end(self.high, self.mean)
+    def overlaps(self, other: Spread) -> bool | None:
+        """Whether the two intervals meet; None where one has none, as of a single seed."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return None
+        return max(self.low, other.low) <= min(self.high, other.high)
 
 
 def _exp(logarithm: float) -> float:
     """Without the last digits, which rounding makes odd; infinite beyond all numbers."""
     return float(f"{math.exp(logarithm):.10g}") if logarithm < LARGEST else math.inf
-
-
-def _end(end: float | None, mean: float) -> float:
-    return mean if end is None else end
 
 
 @dataclass(frozen=True)
@@ -199,11 +195,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Slope:
-    """How the largest stable rate goes with the size: rate ∝ size^slope, over the seeds."""
+    """How the largest stable rate goes with the size: rate ∝ size^slope, over the seeds.
+
+    Both slopes are of the same networks: ``beyond`` are those without a largest stable rate within
+    the range.
+    """
 
     kind: Kind
     measured: Spread | None
     predicted: Spread | None
+    beyond: int = 0
 
     @property
     def holds(self) -> bool | None:
@@ -300,16 +301,21 @@ def slopes(tried: Sequence[Tried], starts: Sequence[Start]) -> list[Slope]:
     found = []
     for kind in kinds:
         limits: dict[int, dict[int, float]] = {}
+        beyond = 0
         for group in dict.fromkeys(one.group for one in tried if one.group.kind == kind):
             of_group = [one for one in tried if one.group == group]
             for seed, of in by_seed(of_group).items():
                 if group.size and (limit := largest_stable(of)):
                     limits.setdefault(seed, {})[group.size] = limit
+                else:
+                    beyond += 1
         theirs: dict[int, dict[int, float]] = {}
         for start in starts:
-            if start.group.kind == kind and start.group.size and start.predicted:
-                theirs.setdefault(start.seed, {})[start.group.size] = start.predicted
-        found.append(Slope(kind, _over_seeds(limits), _over_seeds(theirs)))
+            size = start.group.size
+            is_measured = size in limits.get(start.seed, {})
+            if start.group.kind == kind and size and start.predicted and is_measured:
+                theirs.setdefault(start.seed, {})[size] = start.predicted
+        found.append(Slope(kind, _over_seeds(limits), _over_seeds(theirs), beyond))
     return found
 
 

@@ -123,9 +123,9 @@ class Plane:
 
     @property
     def deepest(self) -> float | None:
-        """The σ_w² whose edge is deepest, the mean of several."""
+        """The σ_w² whose edge is deepest, the mean of several; None where all edges are alike."""
         there = [edge.depth for edge in self.edges if edge]
-        if not there:
+        if not there or min(there) == max(there):
             return None
         return statistics.fmean(
             sigma_w2

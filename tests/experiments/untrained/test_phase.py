@@ -85,9 +85,14 @@ def test_what_has_no_place_is_named(store, tmp_path):
         "def biased(weight, bias, generator): weight.zero_()\n"
     )
     names = [f"{tmp_path}/mine.py:{name}" for name in ("silent", "whole", "biased")]
-    result = shown(inits=["he", *names])
-    assert [one["init"] for one in result.numbers()] == ["he"]
-    silent, whole, biased = result.conclusions[-3:]
+    result = shown(inits=["he", "zero", "identity", "constant", *names], width=1)
+    assert [one["init"] for one in result.numbers()] == ["he", "zero"]
+    identity, constant, silent, whole, biased = result.conclusions[-5:]
+    for name, said in (("identity", identity), ("constant", constant)):
+        assert (
+            said
+            == f"{name} is not marked: its weights are not drawn with mean 0, as theory has them."
+        )
     assert silent.endswith("silent is not marked: it states no variance.")
     assert whole.endswith("whole is not marked: it fills the network as a whole, by what it sees.")
     assert biased.endswith("biased is not marked: it states no variance.")
