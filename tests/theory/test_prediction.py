@@ -1,5 +1,6 @@
 """Predictions for one network: exact cases, and bands held against simulation."""
 
+import functools
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -37,6 +38,7 @@ def square_layers(width, depth, sigma_w2, bias_variance=0.0):
     return [LayerStatistics(width, width, sigma_w2 / width, bias_variance)] * depth
 
 
+@functools.cache
 def simulate(init, activation, *, depth, width, normalize="unit", bias_init="zeros", images=200):
     """Second moments of many random networks, by quantity (layers, networks), and predicted."""
     splits = datasets.load(TrainConfig(dataset="digits", normalize=normalize))
