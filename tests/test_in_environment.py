@@ -103,7 +103,7 @@ ENTRY_POINTS = {
     ),
     "trainability": (
         ("dataset=digits", "points=2", "depths=1,3", "lrs=0.1", "updates=20", "workers=2"),
-        "train deepest at",
+        "trainability.csv has the run of every network",
         {"trainability.csv", "trainability.json", "trainability.png", "report.html"},
     ),
     "rates": (

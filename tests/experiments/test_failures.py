@@ -47,7 +47,7 @@ COMMANDS = {
             *("trainability", "--dataset", "digits", "--points", "2", "--depths", "1,3"),
             *("--seeds", "1", "--lrs", "0.1", "--updates", "20", "--threads", "1"),
         ),
-        "train deepest at",
+        "trainability.csv has the run of every network",
         ["trainability.csv", "trainability.json"],
     ),
     "diagnose": (
