@@ -93,7 +93,7 @@ def test_how_the_work_is_shared_out_does_not_matter(interrupted):
     """Of another number of threads a network has other last bits, and is the same network."""
     before = set(all_runs(interrupted))
     asked = [replace(config, threads=2) for config in NETWORKS]
-    shared = {"threads": 2, "workers": 2, "stack": 1}
+    shared = {"threads": 2, "stack": 1}
     again = train(interrupted, asked, settings=shared)
     assert [member.config for member in again.members] == asked
     assert len(before & {member.run_id for member in again.members}) == 2
