@@ -18,6 +18,18 @@ from initflow.core.configurations import (
     VerifyConfig,
 )
 
+# The commands that make a run, each an entry point of the project and a function of the package.
+WITH_A_RUN = (
+    "train",
+    "diagnose",
+    "phase",
+    "compare",
+    "trainability",
+    "rates",
+    "tune",
+    "reproduce",
+    "verify",
+)
 SETTINGS = {
     "train": TrainConfig,
     "diagnose": DiagnoseConfig,

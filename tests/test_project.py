@@ -18,7 +18,7 @@ from initflow.core.configurations import (
     VerifyConfig,
 )
 from tests.commands import SETTINGS as COMMANDS
-from tests.commands import read
+from tests.commands import WITH_A_RUN, read
 from tests.conftest import ROOT
 from tests.test_architecture import imports
 
@@ -30,18 +30,7 @@ LOCK = [
     if line and not line.startswith("#")
 ]
 STANDARD = {*sys.stdlib_module_names, "initflow"}
-ENTRY_POINTS = (
-    "train",
-    "diagnose",
-    "phase",
-    "compare",
-    "trainability",
-    "rates",
-    "tune",
-    "reproduce",
-    "verify",
-)
-SETTINGS = {"main": TrainConfig, **{name: COMMANDS[name] for name in ENTRY_POINTS}}
+SETTINGS = {"main": TrainConfig, **{name: COMMANDS[name] for name in WITH_A_RUN}}
 REQUIRED = {"verify": ["run_id"]}  # what has no default, and is no option but an argument
 every_entry_point = pytest.mark.parametrize("name", PROJECT["entry_points"])
 

@@ -18,6 +18,7 @@ from initflow.core.progress import shown, silent
 from initflow.experiments.public import public
 from initflow.reporting import figures
 from initflow.tracking import runs
+from tests.commands import WITH_A_RUN
 from tests.conftest import ROOT, SMALL_TABLE, python
 
 # A name that goes, or comes, is a decision: users hold on to these.
@@ -87,20 +88,7 @@ def test_a_new_python_has_them_by_attribute():
     assert float(python(program)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train",
-        "compare",
-        "trainability",
-        "rates",
-        "tune",
-        "diagnose",
-        "phase",
-        "reproduce",
-        "verify",
-    ],
-)
+@pytest.mark.parametrize("name", WITH_A_RUN)
 def test_help_tells_the_settings(name):
     """With their defaults, as notebooks show them."""
     told = inspect.signature(getattr(inf, name)).parameters

@@ -28,7 +28,7 @@ from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.plugins import load_all
 from initflow.testing import assert_initializer_contract
 from initflow.tracking import ui
-from tests.commands import SETTINGS, read
+from tests.commands import SETTINGS, WITH_A_RUN, read
 from tests.conftest import ROOT
 from tests.test_claims import COMMANDS as OF_CLAIMS
 from tests.test_end_to_end import environment, free_port, run, runs
@@ -371,17 +371,7 @@ def test_every_command_has_its_parameters():
     assert without == {"export", "ui", "sync"}
     for name in without:
         assert f"`initflow {name}`" in lead
-    for name in (
-        "train",
-        "diagnose",
-        "phase",
-        "compare",
-        "reproduce",
-        "trainability",
-        "rates",
-        "tune",
-        "verify",
-    ):
+    for name in WITH_A_RUN:
         assert any(f"](parameters.md#{name})" in page for page in PAGES.values()), name
 
 

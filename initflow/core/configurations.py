@@ -43,7 +43,7 @@ from initflow.core.kinds import (
     parse_widths,
     several_whole,
 )
-from initflow.core.settings import Settings, invalid, setting, shared
+from initflow.core.settings import Settings, check_range, invalid, setting, shared
 from initflow.errors import SettingError
 
 SCHEME_NAMES = (
@@ -426,11 +426,7 @@ class PhaseConfig(PluginsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sigma_w2", "sigma_b2"):
-            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
-            if low >= high:
-                raise SettingError(
-                    f"{name}_low must be below {name}_high, not '{low:g}' with {name}_high={high:g}"
-                )
+            check_range(self, name)
 
 
 class CompareConfig(Many, _Measured, _Training, _Seeds, _ModelGrid):
@@ -462,6 +458,19 @@ class ReproduceConfig(Many, _Measured, PluginsConfig, _Seeds, _Table):
     run_figures: bool = shared(CompareConfig, "run_figures")
 
 
+class _ConstantRate(Settings):
+    """How networks are trained at a rate that stays as it is."""
+
+    batch_size: int = shared(_Training, "batch_size")
+    momentum: float = shared(_Training, "momentum")
+    nesterov: bool = shared(_Training, "nesterov")
+    optimizer: str = shared(_Training, "optimizer")
+    betas: tuple[float, float] = shared(_Training, "betas")
+    eps: float = shared(_Training, "eps")
+    weight_decay: float | None = shared(_Training, "weight_decay")
+    clip: float | None = shared(_Training, "clip")
+
+
 class _Plane(Settings):
     """Which networks the trainable ones are looked for among: their variances and depths."""
 
@@ -486,7 +495,7 @@ class _Plane(Settings):
     updates: int = setting(300, integer(1, 1_000_000_000), "updates that each network has")
 
 
-class TrainabilityConfig(Many, _Plane):
+class TrainabilityConfig(_ConstantRate, Many, _Plane):
     """The settings of the trainable depth: networks of every σ_w² and depth under every seed.
 
     The learning rate stays as it is during the training.
@@ -496,25 +505,13 @@ class TrainabilityConfig(Many, _Plane):
     dataset: str = shared(_Untrained, "dataset")
     data_dir: Path | None = shared(_Untrained, "data_dir")
     normalize: str = shared(_Untrained, "normalize")
-    batch_size: int = shared(_Training, "batch_size")
-    momentum: float = shared(_Training, "momentum")
-    nesterov: bool = shared(_Training, "nesterov")
-    optimizer: str = shared(_Training, "optimizer")
-    betas: tuple[float, float] = shared(_Training, "betas")
-    eps: float = shared(_Training, "eps")
-    weight_decay: float | None = shared(_Training, "weight_decay")
-    clip: float | None = shared(_Training, "clip")
     eval_every: int = setting(100, integer(1), "iterations between looks at the accuracy")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.sigma_w2_low, self.sigma_w2_high
-        if low >= high:
-            raise SettingError(
-                f"sigma_w2_low must be below sigma_w2_high, not '{low:g}' with "
-                f"sigma_w2_high={high:g}"
-            )
+        check_range(self, "sigma_w2")
         if len(set(self.sigma_w2s)) < self.points:
+            low, high = self.sigma_w2_low, self.sigma_w2_high
             raise SettingError(
                 f"points must be so few that values of σ_w² from {low:g} to {high:g} differ in "
                 f"their first 6 digits, not '{self.points}'"
@@ -661,30 +658,19 @@ class _Range(Settings):
     )
 
 
-class RatesConfig(Many, _Untrained, _Range):
+class RatesConfig(_ConstantRate, Many, _Untrained, _Range):
     """The settings of a range of learning rates: every rate for every scheme under every seed.
 
     At each the rate stays as it is throughout the training.
     """
 
     hidden: tuple[int, ...] = shared(_Training, "hidden")
-    batch_size: int = shared(_Training, "batch_size")
-    momentum: float = shared(_Training, "momentum")
-    nesterov: bool = shared(_Training, "nesterov")
-    optimizer: str = shared(_Training, "optimizer")
-    betas: tuple[float, float] = shared(_Training, "betas")
-    eps: float = shared(_Training, "eps")
-    weight_decay: float | None = shared(_Training, "weight_decay")
-    clip: float | None = shared(_Training, "clip")
     base_width: int = shared(_Training, "base_width")
     validation: int | None = shared(TuneConfig, "validation")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lr_low >= self.lr_high:
-            raise SettingError(
-                f"lr_low must be below lr_high, not '{self.lr_low:g}' with lr_high={self.lr_high:g}"
-            )
+        check_range(self, "lr")
         if self.over != "none" and len(set(self.hidden)) != 1:
             raise SettingError(
                 f"hidden must be layers of one width with over={self.over}, such as 100 or 100x3, "

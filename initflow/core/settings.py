@@ -97,6 +97,15 @@ class Settings:
         return " ".join(words)
 
 
+def check_range(settings: Settings, name: str) -> None:
+    """Raise :class:`SettingError` where ``name_low`` is not below ``name_high``."""
+    low, high = getattr(settings, f"{name}_low"), getattr(settings, f"{name}_high")
+    if low >= high:
+        raise SettingError(
+            f"{name}_low must be below {name}_high, not '{low:g}' with {name}_high={high:g}"
+        )
+
+
 def either(values: Sequence[str]) -> str:
     """``a, b or c``."""
     *others, last = values

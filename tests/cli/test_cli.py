@@ -24,7 +24,7 @@ from initflow.core.configurations import (
     TuneConfig,
     VerifyConfig,
 )
-from tests.commands import SETTINGS, read
+from tests.commands import SETTINGS, WITH_A_RUN, read
 from tests.conftest import ROOT
 from tests.initializers.test_finder import project
 
@@ -109,21 +109,7 @@ def test_help_has_examples(capsys, arguments):
     assert re.search(rf"  initflow {' '.join(arguments[:-1]) or 'train'}\b", out)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train",
-        "diagnose",
-        "phase",
-        "compare",
-        "reproduce",
-        "trainability",
-        "rates",
-        "tune",
-        "schemes",
-        "verify",
-    ],
-)
+@pytest.mark.parametrize("name", [*WITH_A_RUN, "schemes"])
 def test_every_setting_is_an_option_with_its_default_and_meaning(name):
     """The options come from the configuration."""
     command, settings = commands.cli.commands[name], SETTINGS[name]
@@ -142,20 +128,9 @@ def test_every_setting_is_an_option_with_its_default_and_meaning(name):
 
 def test_help_examples_are_valid(capsys):
     """Every example in a help text is a command line that would run."""
-    names = (
-        "train",
-        "diagnose",
-        "phase",
-        "compare",
-        "reproduce",
-        "trainability",
-        "rates",
-        "tune",
-        "verify",
-    )
-    for arguments in (["--help"], *([name, "--help"] for name in names)):
+    for arguments in (["--help"], *([name, "--help"] for name in WITH_A_RUN)):
         _, out, _ = run(capsys, *arguments)
-        examples = re.findall(rf"^ +initflow ({'|'.join(names)}) (.*)$", out, re.MULTILINE)
+        examples = re.findall(rf"^ +initflow ({'|'.join(WITH_A_RUN)}) (.*)$", out, re.MULTILINE)
         assert examples
         for name, example in examples:
             _, more = read(name, example)
