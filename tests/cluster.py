@@ -25,12 +25,12 @@ USER, PASSWORD = "initflow", "swordfish"
 OWNER = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
 
 
-def wait(done):
-    """Until ``done`` says so; what it said."""
+def wait(done, every_s=0.05):
+    """Until ``done``, asked so often, says so; what it said."""
     deadline = time.monotonic() + TIMEOUT_S
     while not (said := done()):
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(every_s)
     return said
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import warm
+
 ROOT = Path(__file__).parent.parent
 
 # How long an example takes says more of the machine than of it; fixtures are the same for all.
@@ -57,6 +59,13 @@ def _initflow_is_not_installed():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metadata.Distribution, "from_name", classmethod(from_name))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _workers_start_warm():
+    """Those of tests/core/test_workers.py start as a user's do."""
+    with warm.start_workers():
         yield
 
 

@@ -6,14 +6,18 @@ folder, environment and streams to the server, which forks a child for it, passe
 child, and ends as it ended. The child is a process and a session of its own, and ends with its
 client. What the server could not do as a new process does, such as to import from another place,
 the client becomes: the real command.
+
+:func:`start_workers` has multiprocessing start its workers by it, too; the commands' do anyway.
 """
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import select
 import shutil
@@ -42,6 +46,8 @@ IMPORTED = (
     "torchvision.datasets",
 )
 SOCKET, STREAMS = "socket", b"streams"
+MOST_STREAMS = 64
+A_WORKER, A_TRACKER = "--multiprocessing-fork", "multiprocessing.resource_tracker"
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -79,16 +85,43 @@ def folder():
     return place
 
 
+@contextlib.contextmanager
+def start_workers():
+    """The processes that multiprocessing spawns here are forks of the server for so long."""
+    from multiprocessing import spawn
+    from unittest import mock
+
+    with mock.patch.object(spawn, "get_executable", lambda: os.fsencode(folder() / "python")):
+        yield
+
+
+def inherited():
+    """The streams that this process, just started, was given."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - light
+        with contextlib.suppress(OSError):  # that of the folder itself
+            os.fstat(int(name))
+            found.add(int(name))
+    return sorted(found)
+
+
 def client(command, *arguments):
     """Be ``command``, which lies in the server's folder; returns its exit code."""
     place, name = os.path.split(command)
     elsewhere = name in ("initflow", "python") and os.environ.get("PYTHONPATH") != str(ROOT)
-    if elsewhere or (name == "python" and arguments[:1] not in (("-m",), ("-c",))):
+    streams = [0, 1, 2]
+    if arguments[-1:] == (A_WORKER,):
+        streams, arguments = inherited(), arguments[-3:]  # it is told where to import from
+    elif elsewhere or (
+        name == "python" and (arguments[:1] not in (("-m",), ("-c",)) or A_TRACKER in arguments[1])
+    ):
         os.execv(BIN / name, [BIN / name, *arguments])  # noqa: S606 - the real command
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(f"{place}/{SOCKET}")
-        told = json.dumps([name, arguments, os.getcwd(), dict(os.environ)])  # noqa: PTH109 - light
-        socket.send_fds(connection, [STREAMS], [0, 1, 2])
+        told = json.dumps(
+            [streams, name, arguments, os.getcwd(), dict(os.environ)]  # noqa: PTH109 - light
+        )
+        socket.send_fds(connection, [STREAMS], streams)
         connection.sendall(told.encode() + b"\n")
         answers = connection.makefile()
         child = int(answers.readline())
@@ -101,7 +134,8 @@ def client(command, *arguments):
             signal.signal(each, pass_on)
         code = int(answers.readline())
     if code < 0:  # by this signal
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 
@@ -126,15 +160,18 @@ def serve(place):
 def keep(connection):
     """Look after a child of a client's; returns in the child."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _, streams, _, _ = socket.recv_fds(connection, len(STREAMS), 3)
-    told = json.loads(connection.makefile().readline())
+    _, given, _, _ = socket.recv_fds(connection, len(STREAMS), MOST_STREAMS)
+    with connection.makefile() as line:
+        streams, *told = json.loads(line.readline())
     child = os.fork()
     if not child:
         os.setsid()
-        for stream, given in enumerate(streams):
-            os.dup2(given, stream)
-    for given in streams:
-        os.close(given)
+        connection.close()
+        given = [fcntl.fcntl(one, fcntl.F_DUPFD, max(*streams, *given) + 1) for one in given]
+        for stream, one in zip(streams, given, strict=True):
+            os.dup2(one, stream)
+    for one in given:
+        os.close(one)
     if not child:
         return told
     connection.sendall(f"{child}\n".encode())
@@ -189,6 +226,7 @@ def main():
     for module in IMPORTED:
         importlib.import_module(module)
     gc.freeze()
+    multiprocessing.set_executable(f"{sys.argv[1]}/python")
     code = ended(become, *serve(sys.argv[1]))
     # An end of Python's own looks through all that was imported, and takes seconds.
     threading._shutdown()

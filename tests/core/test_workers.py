@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import spawn
 
 import pytest
 
@@ -21,6 +22,12 @@ from tests.conftest import ROOT
 PATIENCE_S = 30
 end_to_end = pytest.mark.end_to_end
 with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="there is no ray")
+
+
+@pytest.fixture(autouse=True)
+def _cold(monkeypatch):
+    """They are new processes, as a user's are."""
+    monkeypatch.setattr(spawn, "get_executable", lambda: os.fsencode(sys.executable))
 
 
 # ------------------------------------------------------------------ what the workers are sent
