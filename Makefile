@@ -41,7 +41,9 @@ ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1, opened at the last comp
 
 # One thread each, because OpenMP's threads spin while they wait, and take each other's cores; in
 # their own order, because the files with the fewest tests, which would come last, take longest.
+# Compiled once, as is what setup installs.
 test: $(READY) ## the whole test suite, on all cores
+	python -m compileall -q initflow plugins tests/warm.py
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m pytest -m "not project" -n auto --dist loadfile --no-loadscope-reorder
 
 # All others leave a GPU alone, as their numbers are the CPU's.

@@ -1,5 +1,6 @@
 """Warm commands give what cold ones give."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -93,6 +94,32 @@ def test_chance_is_each_ones_own(tmp_path):
     )
     first, second = (run(tmp_path, "python", "-c", program).stdout.split() for _ in range(2))
     assert len({*first, *second}) == 2 * 3
+
+
+def end_by(signal_number):
+    """What a worker does."""
+    if signal_number:
+        os.kill(os.getpid(), signal_number)
+    sys.exit(7 if "torch" in sys.modules and os.environ["MARK"] == "ö" else 1)
+
+
+@pytest.mark.parametrize("ended", [0, signal.SIGTERM, signal.SIGKILL])
+def test_workers_are_warm(monkeypatch, ended):
+    """They have this process's environment and pipes, and their ends are told as they are."""
+    monkeypatch.setenv("MARK", "ö")
+    context = multiprocessing.get_context("spawn")
+    with warm.start_workers():
+        worker = context.Process(target=end_by, args=(ended,))
+        worker.start()
+    worker.join(TIMEOUT_S)
+    assert worker.exitcode == (-ended or 7)
+
+
+def test_a_commands_workers_are_warm(tmp_path):
+    """As it is itself."""
+    program = "from multiprocessing import spawn; print(spawn.get_executable())"
+    told = run(tmp_path, "python", "-c", program).stdout
+    assert told == f"{os.fsencode(warm.folder() / 'python')}\n"
 
 
 WAITS = """

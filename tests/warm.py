@@ -89,10 +89,13 @@ def folder():
 def start_workers():
     """The processes that multiprocessing spawns here are forks of the server for so long."""
     from multiprocessing import spawn
-    from unittest import mock
 
-    with mock.patch.object(spawn, "get_executable", lambda: os.fsencode(folder() / "python")):
+    real = spawn.get_executable
+    spawn.get_executable = lambda: os.fsencode(folder() / "python")  # started only where used
+    try:
         yield
+    finally:
+        spawn.get_executable = real
 
 
 def inherited():
