@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import gzip
 import io
 import logging
@@ -127,6 +128,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="MNIST is not in INITFLOW_DATA_DIR"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="-m gpu finds no CUDA device"))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no collection of garbage looks through all of it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _has_gpu():
