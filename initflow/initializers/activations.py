@@ -28,13 +28,15 @@ class Activation:
     ``function(x)`` gives φ(x). ``forward(x, y)`` writes φ(x) into ``y``, and
     ``backward(grad, x, y, out)`` writes ``grad`` · φ′(x) into ``out``, given ``y`` = φ(x).
     Both are the kernels that autograd itself runs, so that a backward pass written out
-    with them has autograd's bits.
+    with them has autograd's bits. Where neither ``rounds``, beyond a single product, an entry's
+    bits depend on no other.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
     forward: Callable[[Tensor, Tensor], Tensor]
     backward: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    rounds: bool = True
 
     @classmethod
     def of(cls, function: Callable[[Tensor], Tensor], name: str | None = None) -> Activation:
@@ -151,7 +153,11 @@ def _by_autograd(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor) 
 
 
 def _of_kernels(
-    name: str, *arguments: float, more: tuple[bool, ...] = (), of_result: bool = False
+    name: str,
+    *arguments: float,
+    more: tuple[bool, ...] = (),
+    of_result: bool = False,
+    rounds: bool = True,
 ) -> Activation:
     """The activation whose kernels PyTorch has by ``name``, called with ``arguments``.
 
@@ -165,6 +171,7 @@ def _of_kernels(
         lambda grad, x, y, out: gradient(
             grad, y if of_result else x, *arguments, *more, grad_input=out
         ),
+        rounds,
     )
 
 
@@ -187,8 +194,9 @@ _ALL = (
         torch.relu,
         lambda x, y: torch.clamp_min(x, 0, out=y),
         lambda grad, x, y, out: _aten.threshold_backward.grad_input(grad, y, 0, grad_input=out),
+        rounds=False,
     ),
-    _of_kernels("leaky_relu", LEAKY_RELU_SLOPE, more=(False,)),
+    _of_kernels("leaky_relu", LEAKY_RELU_SLOPE, more=(False,), rounds=False),
     _of_kernels("gelu"),
     _of_kernels("silu"),
     _elu("selu", SELU_ALPHA, SELU_SCALE),
@@ -199,6 +207,7 @@ _ALL = (
         lambda x: x,
         lambda x, y: y.copy_(x),
         lambda grad, x, y, out: out.copy_(grad),
+        rounds=False,
     ),
 )
 ACTIVATIONS = {activation.name: activation for activation in _ALL}

@@ -23,6 +23,7 @@ STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors kept of each parameter, at
 DECAYS = {"adamw": 0.01}  # PyTorch's defaults of the weight decay; 0 of the others
 TRIED = 2**14  # numbers on which it is tried whether they round alike wherever they stand
 PIECE = 7  # of them at once: fewer than a vectorized loop takes
+UNIT = 16  # numbers, of which vectorized loops leave none over
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,31 @@ class Optimizer:
     def _sgd(
         self, parameter: Tensor, gradient: Tensor, state: Sequence[Tensor], rate: float
     ) -> None:
+        if _is_of_vectors(parameter, gradient) and _is_fused_alike(torch.get_num_threads()):
+            self._fused_sgd(parameter, gradient, state, rate)
+        else:
+            self._sgd_by_operations(parameter, gradient, state, rate)
+
+    def _fused_sgd(
+        self, parameter: Tensor, gradient: Tensor, state: Sequence[Tensor], rate: float
+    ) -> None:
+        """The same in one pass over the numbers."""
+        torch._fused_sgd_(
+            [parameter],
+            [gradient],
+            list(state),
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=self.nesterov,
+            maximize=False,
+            is_first_step=False,
+        )
+
+    def _sgd_by_operations(
+        self, parameter: Tensor, gradient: Tensor, state: Sequence[Tensor], rate: float
+    ) -> None:
         if self.weight_decay:
             gradient.add_(parameter, alpha=self.weight_decay)
         if self.momentum:
@@ -130,17 +156,59 @@ class Optimizer:
 
 @functools.cache
 def _rounds_alike(name: str, _: int) -> bool:
-    generator = torch.Generator().manual_seed(0)
     optimizer = Optimizer(name, momentum=0.9, nesterov=True, weight_decay=0.01)
-    parameter, gradient = (torch.randn(TRIED, generator=generator) for _ in range(2))
-    state = [torch.rand(TRIED, generator=generator) for _ in range(optimizer.states)]
-    whole = [parameter, gradient, *state]
+    parameter, gradient, *state = whole = _for_trial(optimizer.states)
     parts = [tensor.clone() for tensor in whole]
     optimizer.step(parameter, gradient, state, 0.1, 3)
     for pieces in zip(*(torch.split(tensor, PIECE) for tensor in parts), strict=True):
         part, of_gradient, *of_state = pieces
         optimizer.step(part, of_gradient, of_state, 0.1, 3)
-    return all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+    return _left_alike(whole, parts)
+
+
+def _is_of_vectors(*tensors: Tensor) -> bool:
+    """Whether all are on the CPU, in float32, and whole vectors one after the other."""
+    return all(
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and tensor.numel() % UNIT == 0
+        for tensor in tensors
+    )
+
+
+def _for_trial(states: int) -> list[Tensor]:
+    """A parameter, its gradient and so many tensors of state."""
+    generator = torch.Generator().manual_seed(0)
+    both = [torch.randn(TRIED, generator=generator) for _ in range(2)]
+    return both + [torch.rand(TRIED, generator=generator) for _ in range(states)]
+
+
+@functools.cache
+def _is_fused_alike(_: int) -> bool:
+    """Whether the fused kernel of SGD rounds like one operation after the other.
+
+    Tried with all that may be set: a product and a sum that are rounded once instead of twice
+    differ in many of the numbers. So they are where its vectorized loop leaves some over.
+    """
+    settings = itertools.product((0.0, 0.9), (False, True), (0.0, 0.01), (TRIED, UNIT))
+    for momentum, nesterov, decay, size in settings:
+        optimizer = Optimizer("sgd", momentum, nesterov, weight_decay=decay)
+        by_operations = _for_trial(optimizer.states)
+        fused = _for_trial(optimizer.states)
+        parameter, gradient, *state = by_operations
+        optimizer._sgd_by_operations(parameter, gradient, state, 0.1)  # noqa: SLF001
+        for pieces in zip(*(torch.split(tensor, size) for tensor in fused), strict=True):
+            parameter, gradient, *state = pieces
+            optimizer._fused_sgd(parameter, gradient, state, 0.1)  # noqa: SLF001
+        if not _left_alike(by_operations, fused):
+            return False
+    return True
+
+
+def _left_alike(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
+    """Whether steps have left the same in both, but for the gradient, which is spent."""
+    return all(torch.equal(these[at], those[at]) for at in range(len(these)) if at != 1)
 
 
 def clip_(gradients: Sequence[Tensor], norm: float) -> None:

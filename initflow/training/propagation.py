@@ -23,7 +23,9 @@ from initflow.core import machine
 from initflow.initializers.activations import Activation
 from initflow.training.model import Parameters, aligned
 
-_log_softmax_backward = torch.ops.aten._log_softmax_backward_data.out  # noqa: SLF001
+# Python's own names of kernels: a call by torch.ops takes a microsecond longer.
+_log_softmax_backward = torch._log_softmax_backward_data  # noqa: SLF001
+_nll_loss = torch._C._nn.nll_loss  # type: ignore[attr-defined] # noqa: SLF001
 
 # Numbers in the largest operation of several networks that may be worth doing at once, and tried.
 WORTH_TRYING = 2**24
@@ -108,9 +110,12 @@ _input_gradient = _Operation(
 
 
 @functools.cache
-def _elementwise(kernel: Callable[..., object]) -> _Operation:
-    """Its vectorized loops end with single numbers, which may round differently once in a while."""
-    return _Operation(kernel, kernel, tried=False)
+def _elementwise(kernel: Callable[..., object], *, rounds: bool) -> _Operation:
+    """Where it ``rounds``, the single numbers at the end of vectorized loops may round otherwise.
+
+    That is once in a while, so that a trial could not tell.
+    """
+    return _Operation(kernel, kernel, tried=not rounds)
 
 
 def blocks(keys: Sequence[Hashable], members: Sequence[int]) -> list[slice]:
@@ -118,6 +123,16 @@ def blocks(keys: Sequence[Hashable], members: Sequence[int]) -> list[slice]:
     runs = groupby(enumerate(members), lambda at: (at[1] - at[0], keys[at[1]]))
     found = [[member for _, member in run] for _, run in runs]
     return [slice(run[0], run[-1] + 1) for run in found]
+
+
+def _by_source(sources: Sequence[int], members: Sequence[int]) -> list[slice]:
+    """The runs of neighbours that share their source, or of which each has the next one."""
+    single = {at.start for at in blocks(sources, members) if at.stop - at.start == 1}
+    keys = [
+        ("next", source - member) if member in single else ("same", source)
+        for member, source in enumerate(sources)
+    ]
+    return blocks(keys, members)
 
 
 class Pass:
@@ -146,7 +161,7 @@ class Pass:
         self.members = range(parameters.members) if members is None else members
         self._sources = [0] * parameters.members if sources is None else sources
         self._activations = activations
-        self._by_source = blocks(self._sources, self.members)
+        self._by_source = _by_source(self._sources, self.members)
         self._together = blocks([0] * parameters.members, self.members)
         self._by_activation = blocks([activation.name for activation in activations], self.members)
 
@@ -156,7 +171,9 @@ class Pass:
         self._log_probabilities, self._by_loss = (
             parameters.flat.new_empty(parameters.members, batch, classes) for _ in range(2)
         )
-        self._images: Tensor | None = None  # of the batches that the plans are for
+        # What the plans are for.
+        self._images: Tensor | None = None
+        self._labels: Tensor | None = None
         self._gradient: Parameters | None = None
         self._taking_part = torch.tensor(self.members, device=parameters.flat.device)
         self._source_of_each = torch.tensor(self._sources, device=parameters.flat.device)
@@ -175,7 +192,9 @@ class Pass:
         """What ``layer`` takes in, (k, batch, units), for neighbours; (1, …) if they share it."""
         if layer:
             return [(at, self.outputs[layer - 1][at]) for at in self._together]
-        return [(at, images[self._sources[at.start]].unsqueeze(0)) for at in self._by_source]
+        ends = [(self._sources[at.start], self._sources[at.stop - 1]) for at in self._by_source]
+        given = [images[first : last + 1] for first, last in ends]
+        return list(zip(self._by_source, given, strict=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (members, batch, classes) of ``images`` (sources, batch, pixels)."""
@@ -193,7 +212,8 @@ class Pass:
                 plan += _linear.plan(biases[at], x, weights[at], preactivations[at])
             if layer < len(self.outputs):
                 for at in self._by_activation:
-                    kernel = _elementwise(self._activations[at.start].forward)
+                    activation = self._activations[at.start]
+                    kernel = _elementwise(activation.forward, rounds=activation.rounds)
                     plan += kernel.plan(preactivations[at], self.outputs[layer][at])
         # The softmax's kernels write as if there were no gaps between the networks' parts.
         for at in self._together:
@@ -202,13 +222,14 @@ class Pass:
         return plan
 
     def losses(self, labels: Tensor) -> Tensor:
-        """The mean cross-entropy (members that take part,) over ``labels`` (sources, batch)."""
+        """The mean cross-entropy (members that take part,) over ``labels`` (sources, batch).
+
+        Written over by the next call.
+        """
         if not machine.is_launch_bound(self.parameters.flat.device):
-            losses = [
-                torch.nn.functional.nll_loss(self._log_probabilities[m], labels[self._sources[m]])
-                for m in self.members
-            ]
-            return torch.stack(losses)
+            self._plan_for(labels)
+            run(self._loss_plan)
+            return self._losses
         own_labels = labels.index_select(0, self._source_of_each).unsqueeze(2)
         of_all = -self._log_probabilities.gather(2, own_labels).squeeze(2).mean(1)
         return of_all.index_select(0, self._taking_part)
@@ -218,13 +239,37 @@ class Pass:
 
         The losses are those over ``labels`` (sources, batch) of the last :meth:`forward`.
         """
+        self._plan_for(labels)
         if gradient is not self._gradient:
             assert self._images is not None, "a forward comes first"
             self._gradient = gradient
             self._backward_plan = self._plan_backward(self._images, gradient)
-        chosen = labels.index_select(0, self._source_of_each).unsqueeze(2)
-        self._by_loss.zero_().scatter_(2, chosen, self._minus_one_nth)
+        run(self._by_loss_plan)
         run(self._backward_plan)
+
+    def _plan_for(self, labels: Tensor) -> None:
+        """What is done with ``labels``: the losses, and their gradient by the log-probabilities."""
+        if labels is self._labels:
+            return
+        self._labels = labels
+        self._losses = self.parameters.flat.new_empty(len(self.members))
+        self._loss_plan: Plan = [
+            functools.partial(
+                _nll_loss, self._log_probabilities[m], labels[self._sources[m]], None, 1, out=loss
+            )
+            for m, loss in zip(self.members, self._losses.unbind(), strict=True)
+        ]
+        own = labels
+        self._by_loss_plan: Plan = []
+        if list(self._sources) != list(range(len(labels))):
+            own = labels.new_empty(len(self._sources), self._batch)
+            self._by_loss_plan.append(
+                functools.partial(torch.index_select, labels, 0, self._source_of_each, out=own)
+            )
+        self._by_loss_plan += [
+            self._by_loss.zero_,
+            functools.partial(self._by_loss.scatter_, 2, own.unsqueeze(2), self._minus_one_nth),
+        ]
 
     def _plan_backward(self, images: Tensor, gradient: Parameters) -> Plan:
         plan: Plan = []
@@ -243,7 +288,8 @@ class Pass:
                 for at in self._together:
                     plan += _input_gradient.plan(gradients[at], weights[at], passed[at])
                 for at in self._by_activation:
-                    kernel = _elementwise(self._activations[at.start].backward)
+                    activation = self._activations[at.start]
+                    kernel = _elementwise(activation.backward, rounds=activation.rounds)
                     plan += kernel.plan(
                         passed[at],
                         self.preactivations[layer - 1][at],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -236,7 +236,7 @@ class Trainer:
         gathers = [
             functools.partial(torch.index_select, of_all, 0, chosen, out=of_batch)
             for of_all, batches in ((data.images, images), (data.labels, labels))
-            for chosen, of_batch in zip(indices, batches, strict=True)
+            for chosen, of_batch in _flat(indices, batches)
         ]
 
         def forward() -> Tensor:
@@ -278,6 +278,13 @@ class Trainer:
 def _each(stack: Parameters, at: slice) -> list[Tensor]:
     """All numbers of the members ``at``, network by network in the tensors of each."""
     return [one for member in range(at.start, at.stop) for one in stack.state(member).values()]
+
+
+def _flat(indices: Tensor, batches: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """What is to be gathered, and where to: at once where the batches lie without gaps."""
+    if batches.is_contiguous():
+        return [(indices.flatten(), batches.flatten(0, 1))]
+    return zip(indices, batches, strict=True)
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

@@ -153,6 +153,52 @@ def test_whether_numbers_round_alike_is_found_by_trying(name, monkeypatch):
     optimizers._rounds_alike.cache_clear()
 
 
+def test_the_fused_kernel_is_used_where_it_has_the_same_bits(monkeypatch):
+    """It has on this machine, where vectors are whole; where it rounds otherwise, that is seen."""
+    used, fused = [], Optimizer._fused_sgd
+
+    def counted(self, parameter, *others):
+        used.append(parameter.numel())
+        fused(self, parameter, *others)
+
+    def off(self, parameter, *others):
+        fused(self, parameter, *others)
+        parameter[::100].mul_(1 + 2**-20)
+
+    for kernel, expected in ((counted, [640]), (off, [])):
+        optimizers._is_fused_alike.cache_clear()
+        monkeypatch.setattr(Optimizer, "_fused_sgd", kernel)
+        assert optimizers._is_fused_alike(torch.get_num_threads()) == (kernel is counted)
+        used.clear()
+        for size in (640, 641):  # the last number of which would be rounded twice
+            parameter = torch.nn.Parameter(torch.linspace(-1, 1, size))
+            theirs = torch.optim.SGD([parameter], lr=0.1, foreach=False, **MOMENTUM)
+            ours, state = parameter.detach().clone(), [torch.zeros(size)]
+            for number in range(1, 4):
+                parameter.grad = torch.sin(number * torch.arange(size))
+                theirs.step()
+                used.clear()
+                Optimizer(**MOMENTUM).step(ours, parameter.grad.clone(), state, 0.1, number)
+                assert used == (expected if size == 640 else [])
+            assert torch.equal(ours, parameter)
+    optimizers._is_fused_alike.cache_clear()
+
+
+def test_what_is_of_another_type_or_order_is_updated_by_operations():
+    """A half-precision parameter, and one by columns, as torch.optim has them."""
+    for start in (torch.linspace(-1, 1, 64, dtype=torch.bfloat16), torch.eye(8).add_(0.3).T):
+        parameter = torch.nn.Parameter(start.clone(memory_format=torch.preserve_format))
+        theirs = torch.optim.SGD([parameter], lr=0.1, foreach=False, **MOMENTUM)
+        ours, state = start.clone(), [torch.zeros_like(start)]
+        for number in range(1, 6):
+            parameter.grad = (
+                torch.sin(number * torch.arange(64.0)).to(start.dtype).view(start.shape)
+            )
+            theirs.step()
+            Optimizer(**MOMENTUM).step(ours, parameter.grad.clone(), state, 0.1, number)
+        assert torch.equal(ours, parameter)
+
+
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_so_it_is_by_the_kernels_of_other_processors(capability):
     """Those of PyTorch's that this one would not choose."""

@@ -275,6 +275,54 @@ def test_together_or_one_by_one_is_found_by_trying():
         assert used == way
 
 
+@pytest.mark.parametrize(
+    ("sources", "members", "expected"),
+    [
+        ([0, 0, 0], [0, 1, 2], [(0, 3)]),
+        ([0, 1, 2], [0, 1, 2], [(0, 3)]),
+        ([0, 1, 2, 3], [0, 2, 3], [(0, 1), (2, 4)]),  # the second has stopped
+        ([0, 0, 1, 1], [0, 1, 2, 3], [(0, 2), (2, 4)]),
+        ([0, 0, 1, 2, 2, 3, 4], range(7), [(0, 2), (2, 3), (3, 5), (5, 7)]),
+        ([2, 1, 0], [0, 1, 2], [(0, 1), (1, 2), (2, 3)]),
+    ],
+)
+def test_neighbours_whose_batches_lie_in_a_row_are_one_product(sources, members, expected):
+    """Or share one; all others have products of their own."""
+    found = propagation._by_source(sources, members)
+    assert [(at.start, at.stop) for at in found] == expected
+    images = torch.rand(max(sources) + 1, 5, 4)
+    networks = model.Parameters((4, 3, 2), len(sources))
+    both = propagation.Pass(
+        networks, [ACTIVATIONS["relu"]] * len(sources), 5, sources=sources, members=members
+    )
+    for at, x in both._inputs(0, images):
+        given = x.expand(at.stop - at.start, -1, -1)
+        wanted = images[[sources[member] for member in range(at.start, at.stop)]]
+        assert torch.equal(given, wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, one in ACTIVATIONS.items() if not one.rounds])
+def test_where_an_activation_does_not_round_an_entry_has_its_bits_anywhere(name):
+    """Alone, in a few and among many, of numbers of all sizes: its products are exact or one."""
+    of = ACTIVATIONS[name]
+    g = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (3, 100_003), generator=g, dtype=torch.int32)
+    x, gradient, out = bits.view(torch.float32).nan_to_num_()
+    y = torch.empty_like(x)
+    of.forward(x, y)
+    of.backward(gradient, x, y, out)
+    for size in (1, 7, 33):
+        pieces = [tensor[: 100 * size].split(size) for tensor in (x, gradient, y, out)]
+        for part, of_gradient, expected, expected_gradient in zip(*pieces, strict=True):
+            found, found_gradient = torch.empty_like(part), torch.empty_like(part)
+            of.forward(part, found)
+            of.backward(of_gradient, part, found, found_gradient)
+            assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+            assert torch.equal(
+                found_gradient.view(torch.int32), expected_gradient.view(torch.int32)
+            )
+
+
 def test_the_way_of_cuda_gives_the_same(monkeypatch):
     """All networks at once, the capture of its graph apart: the same losses but for rounding."""
     data = images(1_000)
