@@ -22,6 +22,7 @@ from initflow.initializers.finder import INITIALIZERS
 from initflow.training import datasets
 
 ROUNDS = 3
+PROCESSES = 5  # in which the loop is held against its products
 PLUGINS = 200
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {ROUNDS}\n")
     missed = [
         *_training(),
+        *_products(),
         *_populations(),
         *_comparing(),
         *_tuning(),
@@ -60,6 +62,32 @@ def _training() -> Iterator[str]:
         yield "training 6 times faster"
     if not all(agree):
         yield "losses bit-identical"
+
+
+def _products() -> Iterator[str]:
+    """In processes of their own, as the threads of one may lie badly."""
+    for threads in sorted({torch.get_num_threads(), 1}, reverse=True):
+        found = []
+        for _ in range(PROCESSES):
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.products", str(threads)],
+                env=_environment(),
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            found.append(json.loads(done.stdout))
+        print(f"the updates of the tutorial's training, {threads} threads, {PROCESSES} processes")
+        alone = [one["products"] for one in found]
+        print(f"  a network's matrix products alone    {_spread(alone)} s")
+        for name, side, bound in (("alone", "alone", 2.0), ("in a stack of ten", "stacked", 1.5)):
+            ratios = [one[side] / one["products"] for one in found]
+            print(f"  {name:25s} {statistics.median(one[side] for one in found):6.2f} s each")
+            held = f"(to hold: at most {bound})"
+            print(f"  times as long as these               {_spread(ratios)}   {held}")
+            if statistics.median(ratios) > bound:
+                yield f"training {name} within {bound} of its products, {threads} threads"
+    print()
 
 
 def _populations() -> Iterator[str]:
