@@ -49,20 +49,30 @@ class _Operation:
     each: Callable[..., object]
     together: Callable[..., object]
     tried: bool = True  # whether a trial could tell a rare difference from none
+    undivided: bool = False  # whether each thread takes whole networks of several
 
     def plan(self, *stacks: Tensor) -> Plan:
-        """The calls that do it to ``stacks``: one for all networks, or one for each."""
+        """The calls that do it to ``stacks``: one for all networks, or one for each.
+
+        Or one for as many as keep all threads busy, and one for each that is left over.
+        """
         members = len(stacks[-1])
-        layout = tuple((stack.shape, stack.stride()) for stack in stacks) if members > 1 else ()
-        if layout and (
-            machine.is_launch_bound(stacks[-1].device)
-            or self._is_exact(layout, torch.get_num_threads())
-        ):
-            return [functools.partial(self.together, *stacks)]
-        return [
-            functools.partial(self.each, *(s[member if len(s) > 1 else 0] for s in stacks))
-            for member in range(members)
-        ]
+        launch_bound = machine.is_launch_bound(stacks[-1].device)
+        at_once = members if launch_bound else self._even(members)
+        some = [stack[:at_once] if len(stack) > 1 else stack for stack in stacks]
+        layout = tuple((stack.shape, stack.stride()) for stack in some)
+        if at_once == 1 or not (launch_bound or self._is_exact(layout, torch.get_num_threads())):
+            at_once = 0
+        plan: Plan = [functools.partial(self.together, *some)] if at_once else []
+        for member in range(at_once, members):
+            one = (stack[member if len(stack) > 1 else 0] for stack in stacks)
+            plan.append(functools.partial(self.each, *one))
+        return plan
+
+    def _even(self, members: int) -> int:
+        """How many of ``members`` threads share evenly, where one has them undivided."""
+        left_over = members % torch.get_num_threads()
+        return members - left_over if self.undivided and left_over < members else members
 
     @functools.cache  # noqa: B019 - there are but a few, for ever
     def _is_exact(self, layout: tuple[tuple[torch.Size, tuple[int, ...]], ...], _: int) -> bool:
@@ -90,10 +100,12 @@ _linear = _Operation(
     lambda biases, x, weights, out: torch.baddbmm(
         biases.unsqueeze(1), x.expand(len(out), -1, -1), weights.mT, out=out
     ),
+    undivided=True,
 )
 _weight_gradient = _Operation(
     lambda gradient, x, out: torch.mm(gradient.T, x, out=out),
     lambda gradients, x, out: torch.bmm(gradients.mT, x.expand(len(out), -1, -1), out=out),
+    undivided=True,
 )
 
 
@@ -106,6 +118,7 @@ def _one_input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> object
 _input_gradient = _Operation(
     _one_input_gradient,
     lambda gradients, weights, out: torch.bmm(gradients, weights, out=out),
+    undivided=True,
 )
 
 

@@ -276,6 +276,42 @@ def test_together_or_one_by_one_is_found_by_trying():
 
 
 @pytest.mark.parametrize(
+    ("threads", "members", "at_once"),
+    [
+        (1, 5, 5),
+        (2, 5, 4),
+        (2, 4, 4),
+        (2, 2, 2),
+        (2, 3, 2),
+        (2, 1, 0),
+        (3, 5, 3),
+        (3, 2, 2),
+        (4, 5, 4),
+    ],
+)
+def test_threads_that_take_whole_networks_share_them_evenly(threads, members, at_once):
+    """Those left over are done one by one, by all threads; with an operation they divide, none."""
+    g = torch.Generator().manual_seed(0)
+    stacks = [torch.randn(n, 8, 8, generator=g) for n in (members, 1, members)]
+    expected = stacks[0] * stacks[1]
+    used = []
+    for undivided, wanted in ((True, at_once), (False, members if members > 1 else 0)):
+        multiply = propagation._Operation(
+            lambda x, y, z: used.append(0) or torch.mul(x, y, out=z),
+            lambda x, y, z: used.append(len(z)) or torch.mul(x, y, out=z),
+            undivided=undivided,
+        )
+        with machine.threads(threads):
+            calls = multiply.plan(*stacks)
+        used.clear()
+        for call in calls:
+            call()
+        assert used == [wanted] * (wanted > 0) + [0] * (members - wanted)
+        assert torch.equal(stacks[-1], expected)
+        stacks[-1].zero_()
+
+
+@pytest.mark.parametrize(
     ("sources", "members", "expected"),
     [
         ([0, 0, 0], [0, 1, 2], [(0, 3)]),
