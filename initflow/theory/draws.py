@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from initflow.theory.prediction import BAND, Interval
 
@@ -34,9 +33,11 @@ def band(draws: Sequence[float]) -> Interval:
     if not np.isfinite(values).all() or (values <= 0).any():
         least, most, median = values.min(), values.max(), np.median(values)
         return Interval(expected, float(least), float(most), float(median))
+    from scipy.special import stdtrit  # noqa: PLC0415 - a training needs no scipy.special
+
     logs = np.log(values)
     n = len(values)
-    half = stats.t.ppf(BAND[1], n - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / n)
+    half = stdtrit(n - 1, BAND[1]) * logs.std(ddof=1) * math.sqrt(1 + 1 / n)
     with np.errstate(over="ignore"):
         low, median, high = np.exp(logs.mean() + half * np.array((-1, 0, 1)))
     return Interval(expected, float(low), float(high), float(median))
