@@ -38,6 +38,7 @@ def main() -> None:
         *_cnn(),
         *_watching(),
         *_context(),
+        *_logging(),
         *_command(),
         *_help(),
         *_listing(),
@@ -202,6 +203,30 @@ def _context() -> Iterator[str]:
     print(f"  telling them for the first time, ms  {_spread(first)}   (to hold: at most 5)\n")
     if max(statistics.median(added), statistics.median(first)) > 5:
         yield "the environment's tags within 5 ms a run"
+
+
+def _logging() -> Iterator[str]:
+    found = {}
+    for where in ("sqlite", "server"):
+        command = [sys.executable, "-m", "bench.logging", where]
+        done = subprocess.run(
+            command, env=_environment(), check=True, capture_output=True, text=True
+        )
+        found[where] = json.loads(done.stdout.splitlines()[-1])
+    own, pairs = found["sqlite"]["ours"], found["server"]
+    ratios = [ours / usual for ours, usual in zip(pairs["ours"], pairs["usual"], strict=True)]
+    first = found["sqlite"]["first"]
+    print("a nested run with its metrics, files and model")
+    print(f"  in SQLite, ms                        {_spread(own)}   (to hold: at most 40)")
+    print(f"  by a server, ms                      {_spread(pairs['ours'])}")
+    print(f"  against the client's usual calls     {_spread(ratios)}   (to hold: at most 0.25)")
+    print(f"  the first, exported, s               {first:5.2f}   (to hold: at most 1.5)\n")
+    if statistics.median(own) > 40:
+        yield "a nested run within 40 ms"
+    if statistics.median(ratios) > 0.25:
+        yield "a nested run by a server within a quarter of the usual calls"
+    if first > 1.5:
+        yield "the first export within 1.5 s"
 
 
 def _command() -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import initflow
 from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.machine import Resolved
+from initflow.core.progress import warn
 from initflow.diagnostics.networks import Untrained
 from initflow.diagnostics.reading import Reading, as_json
 from initflow.diagnostics.record import History, Record
@@ -24,6 +25,7 @@ from initflow.reporting import figures, model_figures
 from initflow.reporting.formats import training_length
 from initflow.reporting.results import Drawings
 from initflow.tracking import runs
+from initflow.tracking.outbox import NoModelError
 from initflow.training import datasets, model, modules, optimizers
 from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Splits
@@ -81,17 +83,20 @@ def log_network(
     """
     failed: Failures = {}
     exact = {"initflow.bit_identical_to_alone": str(record.is_exact).lower()}
-    with parent.nested(
-        name=name,
-        description=description(record, splits),
-        params=record.config.as_text() | resolved.as_text(),
-        tags=start_tags(record.scheme, record.initial, splits)
-        | result_tags(record)
-        | exact
-        | dict(tags),
-        ends_as="KILLED" if record.outcome == "pruned" else "FINISHED",
-    ) as run:
-        model_id = None
+    model_id = None
+    with (
+        _without_model(failed),
+        parent.nested_at_once(
+            name=name,
+            description=description(record, splits),
+            params=record.config.as_text() | resolved.as_text(),
+            tags=start_tags(record.scheme, record.initial, splits)
+            | result_tags(record)
+            | exact
+            | dict(tags),
+            ends_as="KILLED" if record.outcome == "pruned" else "FINISHED",
+        ) as run,
+    ):
         try:
             log_settings(run, record.config, splits, resolved.as_text())
             model_id = log_trained(run, record, splits, resolved, failed)
@@ -99,7 +104,18 @@ def log_network(
             run.log_history(record.history | (history or {}), model_id)
         if run_figures:
             failures.log_figures(run, drawings(record), failed)
-    return Logged(run.id, model_id, failures.of(name, failed))
+    known_model = None if model_id is None or "model" in failed else runs.with_ids(model_id)
+    return Logged(runs.with_ids(run.id), known_model, failures.of(name, failed))
+
+
+@contextlib.contextmanager
+def _without_model(failed: Failures) -> Iterator[None]:
+    """Note that a run was written but for its model, and why."""
+    try:
+        yield
+    except NoModelError as error:
+        warn("model could not be made", error=True)
+        failed["model"] = str(error)
 
 
 def log_failed(
@@ -114,7 +130,7 @@ def log_failed(
     """A network that never came to be, as a failed run below ``parent``."""
     with (
         contextlib.suppress(InitflowError),
-        parent.nested(
+        parent.nested_at_once(
             name=name,
             description=f"Not trained: {cause(error)}",
             params=config.as_text() | resolved.as_text(),
@@ -137,7 +153,7 @@ def log_cut_off(
     """What was measured of a network until ``error`` ended its training, as a run that says so."""
     with (
         contextlib.suppress(type(error), InitflowError),
-        parent.nested(
+        parent.nested_at_once(
             name=name,
             description=splits.described(summary(record, splits)),
             params=record.config.as_text() | resolved.as_text(),

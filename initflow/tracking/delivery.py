@@ -7,38 +7,56 @@ its key as a tag, a model its run).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import mlflow
 import mlflow.data.meta_dataset
 import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.entities import DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag, ViewType
+from mlflow.entities import (
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    RunInfo,
+    RunStatus,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils import get_results_from_paginated_fn
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from initflow.core.secrets import without_credentials
-from initflow.tracking import connection, mlflow_page, models, outages, outbox
+from initflow.errors import cause
+from initflow.tracking import (
+    connection,
+    mlflow_page,
+    outages,
+    outbox,
+)
 from initflow.tracking.connection import impatient
+from initflow.tracking.logged_models import artifacts, models, transactions
 from initflow.tracking.outbox import (
     KEY,
     KEYS,
     KEYS_IN_BYTES,
     MODEL_KEY,
+    RUN,
     Entry,
     Known,
     NeverMadeError,
+    NoModelError,
     RefusedError,
     UnknownKeyError,
     experiment_key,
@@ -49,7 +67,6 @@ from initflow.training.splits import PIXELS
 KEY_TAG = "initflow.key"  # the tag by which a run is found whose id was never heard
 ORPHANED = "initflow.orphaned"  # the tag of a run that is not counted, as its process died
 OPENER = "initflow.opener"  # the tag of the process that has a run open: see open_runs
-FILES = "file://"
 PAGE = 1_000  # runs or experiments that are requested at once
 
 
@@ -84,12 +101,14 @@ def sender(where: str = "") -> Sender:
 def carry_out(uri: str, entry: Entry, known: Known) -> Known:
     """Write ``entry`` into MLflow; the ids that were learned, by key."""
     kind = entry.kind
-    if kind not in _KINDS:
+    if kind not in (RUN, *_KINDS):
         raise RefusedError(f"no entry of the kind '{kind}' is known")
     with impatient():
         client = connection.client(uri)
-        entry, found = _with_ids(client, entry, known)
         try:
+            if kind == RUN:
+                return _run(client, entry, known)
+            entry, found = _with_ids(client, entry, known)
             return found | (_KINDS[kind](client, entry) or {})
         except (KeyError, TypeError, AttributeError) as error:
             raise RefusedError(f"an entry of the kind '{kind}' is damaged: {error}") from error
@@ -155,6 +174,17 @@ def _runs_with(client: mlflow.MlflowClient, key: str) -> list[Any]:
 
 
 def _create(client: mlflow.MlflowClient, entry: Entry) -> Known:
+    info = _made(client, entry)
+    _roots[client.tracking_uri, info.run_id] = str(info.artifact_uri)
+    return _ids(entry, info)
+
+
+def _ids(entry: Entry, info: RunInfo) -> Known:
+    return {entry.run: info.run_id, experiment_key(entry.run): info.experiment_id}
+
+
+def _made(client: mlflow.MlflowClient, entry: Entry) -> RunInfo:
+    """The run of a key, which is made but where it was before."""
     values, there = entry.values, _runs_with(client, entry.run) if entry.is_again else []
     if there:
         info = there[0].info
@@ -169,16 +199,17 @@ def _create(client: mlflow.MlflowClient, entry: Entry) -> Known:
         except MlflowException as error:
             if outages.is_outage(client.tracking_uri, error):
                 raise
-            found = client.get_experiment(where)
-            if found.lifecycle_stage != LifecycleStage.DELETED:
+            its = client.get_experiment(where)
+            if its.lifecycle_stage != LifecycleStage.DELETED:
                 raise
             raise RefusedError(
-                f"experiment '{found.name}' was deleted: bring it back with 'mlflow experiments "
+                f"experiment '{its.name}' was deleted: bring it back with 'mlflow experiments "
                 f"restore -x {where}', or name another, by --experiment or MLFLOW_EXPERIMENT_NAME"
             ) from error
     if entry.is_again:
         _made_again.add(info.run_id)
-    return {entry.run: info.run_id, experiment_key(entry.run): info.experiment_id}
+    made: RunInfo = info
+    return made
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -201,24 +232,35 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
 
 def _params(client: mlflow.MlflowClient, entry: Entry) -> None:
     """Of a run that ``mlflow run`` has made, those it has logged itself are left as they are."""
-    params = entry.values["params"]
+    params = _params_of(entry)
     if entry.values["launched"]:
         there = client.get_run(entry.run).data.params
-        params = {key: value for key, value in params.items() if key not in there}
-    client.log_batch(entry.run, params=[Param(*item) for item in params.items()])
+        params = [param for param in params if param.key not in there]
+    client.log_batch(entry.run, params=params)
+
+
+def _params_of(entry: Entry) -> list[Param]:
+    return [Param(*item) for item in entry.values["params"].items()]
 
 
 def _metrics(client: mlflow.MlflowClient, entry: Entry) -> None:
+    client.log_batch(entry.run, metrics=_metrics_of(entry))
+
+
+def _metrics_of(entry: Entry) -> list[Metric]:
     """(key, value, time, step, model) each; a model that never came about is left out."""
-    metrics = [
+    return [
         Metric(key, value, at, step, model_id=None if str(model).startswith(MODEL_KEY) else model)
         for key, value, at, step, model in entry.values["metrics"]
     ]
-    client.log_batch(entry.run, metrics=metrics)
 
 
 def _tags(client: mlflow.MlflowClient, entry: Entry) -> None:
-    client.log_batch(entry.run, tags=[RunTag(*tag) for tag in entry.values["tags"].items()])
+    client.log_batch(entry.run, tags=_tags_of(entry))
+
+
+def _tags_of(entry: Entry) -> list[RunTag]:
+    return [RunTag(*tag) for tag in entry.values["tags"].items()]
 
 
 def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
@@ -228,6 +270,10 @@ def _status(client: mlflow.MlflowClient, entry: Entry) -> None:
         client.update_run(entry.run, status)
         return
     client.set_terminated(entry.run, status, entry.values["ended"])
+    _delete_twins(client, entry)
+
+
+def _delete_twins(client: mlflow.MlflowClient, entry: Entry) -> None:
     if entry.is_again or entry.run in _made_again:
         _made_again.discard(entry.run)
         key = client.get_run(entry.run).data.tags.get(KEY_TAG)
@@ -258,25 +304,24 @@ def close_orphan(uri: str, run: str, opener: str) -> None:
 
 
 def _file(client: mlflow.MlflowClient, entry: Entry) -> None:
-    """An artifact; where the store is a folder it is whole or absent, whenever we are killed."""
-    name = Path(entry.values["name"]).name
+    """An artifact."""
     place = _artifact_root(client.tracking_uri, entry.run)
-    is_here = place.startswith("/") or (place.startswith(FILES) and not urlsplit(place).netloc)
-    folder = Path(unquote(place.removeprefix(FILES))) if is_here else None
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder and folder.parent, prefix=".writing-") as scratch:
-        written = Path(scratch, name)
-        written.write_bytes(entry.content)
-        if folder:
-            written.replace(folder / name)
-        else:
-            client.log_artifact(entry.run, str(written))
+    _put(client, place, entry.run, {Path(entry.values["name"]).name: entry.content})
 
 
-@functools.lru_cache(maxsize=1_000)
+def _put(client: mlflow.MlflowClient, place: str, run: str, files: Mapping[str, bytes]) -> None:
+    artifacts.put(
+        client.tracking_uri, place, files, lambda folder: client.log_artifacts(run, folder)
+    )
+
+
+_roots: dict[tuple[str, str], str] = {}  # where the files of runs are
+
+
 def _artifact_root(uri: str, run: str) -> str:
-    return str(connection.client(uri).get_run(run).info.artifact_uri)
+    if (uri, run) not in _roots:
+        _roots[uri, run] = str(connection.client(uri).get_run(run).info.artifact_uri)
+    return _roots[uri, run]
 
 
 def _data(client: mlflow.MlflowClient, entry: Entry) -> None:
@@ -306,6 +351,132 @@ def _data(client: mlflow.MlflowClient, entry: Entry) -> None:
     context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
     logged = DatasetInput(dataset._to_mlflow_entity(), context)  # noqa: SLF001 - as log_input
     client.log_inputs(entry.run, [logged])
+
+
+def _run(client: mlflow.MlflowClient, entry: Entry, known: Known) -> Known:
+    """A run that has ended, from its making to its end.
+
+    In a database it is one transaction, if nothing of it is refused. Else it takes a request for
+    each kind of what it carries, or a few.
+    """
+    create, *parts = outbox.parts_of(entry)
+    create, found = _with_ids(client, create, known)
+    writing = _Writing(create, parts, known | found)
+    learned, no_model = None, None
+    if not entry.is_again and transactions.is_possible(client) and _is_of_here(client, create):
+        try:
+            with transactions.together(client) as together:
+                learned, no_model = writing.by(together)
+        except Exception as error:
+            if outages.is_outage(client.tracking_uri, error):
+                raise
+    if learned is None:
+        try:
+            learned, no_model = writing.by(client, goes_on=True)
+        except (KeyboardInterrupt, SystemExit):  # by a second signal: it is not to stay open
+            for run in _runs_with(client, entry.run):
+                client.set_terminated(run.info.run_id, "KILLED")
+            raise
+    if no_model:
+        raise NoModelError(cause(no_model), found | learned) from no_model
+    return found | learned
+
+
+def _is_of_here(client: mlflow.MlflowClient, create: Entry) -> bool:
+    """Whether the files of runs of its experiment lie in a folder: no network is waited for."""
+    where = create.values.get("experiment_id")
+    return where is not None and _has_folder(client.tracking_uri, where)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _has_folder(uri: str, experiment: str) -> bool:
+    location = connection.client(uri).get_experiment(experiment).artifact_location
+    return artifacts.folder_of(str(location)) is not None
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A run to be written: the entry that makes it, those of what it carries, and known ids."""
+
+    create: Entry
+    parts: Sequence[Entry]
+    known: Known
+
+    def by(
+        self, client: mlflow.MlflowClient, *, goes_on: bool = False
+    ) -> tuple[Known, Exception | None]:
+        """The ids that were learned by it, and why its model could not be written.
+
+        Where it ``goes_on`` after something is refused, the rest is written all the same, it is
+        FAILED, and the first refusal is raised at the end.
+        """
+        uri, refusals = client.tracking_uri, list[Exception]()
+
+        @contextlib.contextmanager
+        def attempt(noted: list[Exception]) -> Iterator[None]:
+            try:
+                yield
+            except Exception as error:
+                if outages.is_outage(uri, error):
+                    raise
+                noted.append(error)
+
+        trying = functools.partial(attempt, refusals) if goes_on else contextlib.nullcontext
+        info = _made(client, self.create)
+        run, learned, without = info.run_id, _ids(self.create, info), list[Exception]()
+
+        def of(kind: str) -> list[Entry]:
+            found = [part for part in self.parts if part.kind == kind]
+            return [_with_ids(client, part, self.known | learned)[0] for part in found]
+
+        with trying():
+            files = {Path(part.values["name"]).name: part.content for part in of("file")}
+            _put(client, str(info.artifact_uri), run, files)
+        for part in of("data"):
+            with trying():
+                _data(client, part)
+        params = [one for part in of("params") for one in _params_of(part)]
+        for part in of("model"):
+            with attempt(without):
+                log = (
+                    models.log
+                    if part.is_again
+                    else functools.partial(models.log_new, experiment_id=info.experiment_id)
+                )
+                learned |= log(client, part, params={one.key: one.value for one in params})
+        batch: dict[str, Any] = {
+            "params": params,
+            "tags": [one for part in of("tags") for one in _tags_of(part)],
+            "metrics": [one for part in of("metrics") for one in _metrics_of(part)],
+        }
+        if goes_on:
+            refusals += _logged(client, run, batch)
+        else:
+            client.log_batch(run, **batch)
+        (end,) = of("status")
+        status = RunStatus.from_string("FAILED" if refusals else end.values["status"])
+        # By the client's own way the run would be read, and its address printed.
+        transactions.store_of(client).update_run_info(run, status, end.values["ended"], None)
+        _delete_twins(client, end)
+        if refusals:
+            raise refusals[0]
+        return learned, next(iter(without), None)
+
+
+def _logged(client: mlflow.MlflowClient, run: str, batch: Mapping[str, Any]) -> list[Exception]:
+    """What was refused of a ``batch``: where it is not taken as one, it is sent by its kinds."""
+    refusals = []
+    for some in (batch, *({kind: listed} for kind, listed in batch.items())):
+        try:
+            client.log_batch(run, **some)
+        except Exception as error:
+            if outages.is_outage(client.tracking_uri, error):
+                raise
+            refusals.append(error)
+        else:
+            if some is batch:
+                return []
+    return refusals[1:] or refusals
 
 
 _KINDS: Mapping[str, Callable[[mlflow.MlflowClient, Entry], Known | None]] = {

@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ KEY = "waiting-"  # begins what stands for an id that only the server can give
 MODEL_KEY = f"{KEY}model-"
 KEYS = re.compile(rf"{KEY}(?:model-)?[0-9a-f]{{32}}(?:-experiment)?")
 KEYS_IN_BYTES = re.compile(KEYS.pattern.encode())
+RUN = "run"  # the kind of an entry that is all of a run: see as_one
 
 Known = dict[str, str]  # the ids that keys stand for; "" for a key that will never have one
 
@@ -70,8 +71,32 @@ class Entry:
     is_again: bool = False
 
 
+def as_one(run: str, entries: Sequence[Entry]) -> Entry:
+    """All ``entries`` of a run, the first of which makes it, as a single one."""
+    parts = [{"kind": one.kind, "values": one.values, "bytes": len(one.content)} for one in entries]
+    return Entry(RUN, run, {"parts": parts}, b"".join(one.content for one in entries))
+
+
+def parts_of(entry: Entry) -> list[Entry]:
+    """The entries that :func:`as_one` made one of."""
+    parts, at = [], 0
+    for part in entry.values["parts"]:
+        content = entry.content[at : at + part["bytes"]]
+        parts.append(Entry(part["kind"], entry.run, part["values"], content, entry.is_again))
+        at += part["bytes"]
+    return parts
+
+
 class RefusedError(Exception):
     """An entry cannot be sent: the server does not take it."""
+
+
+class NoModelError(Exception):
+    """All of an entry of a run was sent but for its model; ``known`` is what was learned by it."""
+
+    def __init__(self, reason: str, known: Known) -> None:
+        super().__init__(reason)
+        self.known = known
 
 
 class NeverMadeError(RefusedError):
@@ -256,7 +281,7 @@ class Outbox:
 
 def without_id(kind: str, run: str) -> Known:
     """Of an entry that will not be sent: a run that it was to make will never have an id."""
-    return {run: "", experiment_key(run): ""} if kind == "create" else {}
+    return {run: "", experiment_key(run): ""} if kind in ("create", RUN) else {}
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from initflow.tracking import connection, delivery, mlflow_page, models, outbox
+from initflow.tracking import connection, delivery, mlflow_page, outbox
+from initflow.tracking.logged_models import models
 from initflow.tracking.outages import translated
 from initflow.tracking.runs import reading
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +30,16 @@ from torch import Tensor
 from initflow.core import environment, paths
 from initflow.core.secrets import without_credentials
 from initflow.errors import OutageError, SettingError, TrackingError
-from initflow.tracking import connection, delivery, mlflow_page, open_runs, outbox, unsent
+from initflow.tracking import (
+    connection,
+    delivery,
+    mlflow_page,
+    open_runs,
+    outbox,
+    unsent,
+)
 from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED, PAGE
+from initflow.tracking.logged_models import model_files
 from initflow.tracking.outages import translated
 from initflow.tracking.outbox import Entry
 from initflow.training.splits import PIXELS, Scale, Splits
@@ -58,7 +66,7 @@ def reading() -> Iterator[None]:
 def send(entry: Entry) -> None:
     """Write it now or, where MLflow does not answer, later."""
     with translated():
-        delivery.sender().send(entry, needs_id=entry.kind in ("create", "model"))
+        delivery.sender().send(entry, needs_id=entry.kind in ("create", "model", outbox.RUN))
 
 
 def with_ids(text: str) -> str:
@@ -157,6 +165,7 @@ class Run:
         key = outbox.new_key(outbox.MODEL_KEY)
         tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
         values = {"activation": activation, "mean": mean, "std": std, "pixels": pixels}
+        model_files.prepare(tensors, values)  # what cannot be exported fails before it is sent
         self._write("model", as_safetensors(tensors), key=key, step=step, takes=takes, **values)
         return with_ids(key)
 
@@ -202,6 +211,35 @@ class Run:
                 run.log_params(params)
             yield run
 
+    @contextlib.contextmanager
+    def nested_at_once(
+        self,
+        *,
+        name: str,
+        description: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, object],
+        ends_as: str = "FINISHED",
+    ) -> Iterator[Run]:
+        """A run below this one that is written as one entry, with all it is given, when it ends.
+
+        It is closed as :func:`start` does it. Raises
+        :class:`initflow.tracking.outbox.NoModelError` where only its model
+        could not be written.
+        """
+        started = now_ms()
+        tags = {PARENT: self.id, DESCRIPTION: mlflow_page.plain(description)} | {
+            **_context_tags(),
+            **tags,
+        }
+        values: dict[str, object] = {"name": name, "tags": _texts(tags), "started": started}
+        draft = Draft(outbox.new_key(), self.experiment_id)
+        values["experiment_id"] = self.experiment_id
+        draft.entries.append(Entry("create", draft.id, values))
+        with _closing(lambda: draft, ends_as) as run:
+            run.log_params(params)
+            yield run
+
     @reading()
     def found(self, tags: Mapping[str, object], experiments: Iterable[str] = ()) -> list[Found]:
         """The runs of this experiment and ``experiments``, but for this one, with these ``tags``.
@@ -237,6 +275,45 @@ class Run:
         lost.set_tags({ORPHANED: "true"})
         if one.status != "KILLED":
             lost.end("KILLED")
+
+
+@dataclass(frozen=True)
+class Draft(Run):
+    """A run that is not there yet: what is written to it is kept until it ends, then sent at once.
+
+    Its ``id`` is a key, as that of all there is in it.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def _write(self, kind: str, content: bytes = b"", **values: object) -> None:
+        self.entries.append(Entry(kind, self.id, values, content))
+
+    def end(self, status: str) -> None:
+        """Send it, once; what an interruption has cut off is sent again."""
+        if not self.entries:
+            return
+        is_again = self.entries[-1].kind == "status"
+        if is_again:
+            self.entries.pop()
+        self._write("status", status=status, ended=now_ms())
+        tracking = connection.shown()
+        opener = open_runs.opened(tracking, self.id)  # before it is made, as of any run
+        create, *others = self.entries
+        create = replace(
+            create, values={**create.values, "tags": {**create.values["tags"], OPENER: opener}}
+        )
+        try:
+            send(replace(outbox.as_one(self.id, [create, *others]), is_again=is_again))
+        except INTERRUPTIONS:
+            raise
+        except BaseException:
+            self.entries.clear()
+            raise
+        else:
+            self.entries.clear()
+        finally:
+            open_runs.closed(tracking, self.id)
 
 
 class Found(NamedTuple):

@@ -26,6 +26,7 @@ from initflow.tracking.outbox import (
     Known,
     Left,
     NeverMadeError,
+    NoModelError,
     Outbox,
     UnknownKeyError,
     folder,
@@ -110,6 +111,7 @@ class Sender:
                     return
                 except BaseException as error:
                     if not self._way.is_outage(error):
+                        self.known |= error.known if isinstance(error, NoModelError) else {}
                         raise
                     self.reason, self.is_away = self._way.reason_of(error), True
                     entry = replace(entry, is_again=True)  # only the answer may be lost

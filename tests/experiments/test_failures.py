@@ -146,10 +146,10 @@ def test_a_network_is_none_the_worse_for_its_model_or_figures(store, monkeypatch
     from initflow.core.configurations import CompareConfig
     from initflow.experiments import network_run
     from initflow.experiments.comparisons.compare import compare
-    from initflow.tracking import models
+    from initflow.tracking.logged_models import model_files
 
     if what == "model":
-        monkeypatch.setattr(models, "_save_model", fail)
+        monkeypatch.setattr(model_files, "of", fail)
     else:
         monkeypatch.setattr(network_run.figures, "weight_histograms", fail)
     small = {"dataset": "digits", "hidden": "8", "epochs": 1, "probe": 0}

@@ -1,0 +1,77 @@
+"""Files into the place where MLflow keeps those of a run or of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+FILES = "file://"
+PROXIED = "mlflow-artifacts:"  # a place that the tracking server itself gives and takes files of
+Upload = Callable[[str], None]
+
+
+def folder_of(place: str) -> Path | None:
+    """The folder that the address ``place`` of artifacts is of; None where it is elsewhere."""
+    is_here = place.startswith("/") or (place.startswith(FILES) and not urlsplit(place).netloc)
+    return Path(unquote(place.removeprefix(FILES))) if is_here else None
+
+
+def put(uri: str, place: str, files: Mapping[str, bytes], upload: Upload) -> None:
+    """Write ``files``, by their paths within, to the address ``place`` of the store at ``uri``.
+
+    In a folder each is whole or absent, whenever we are killed, and all of them are there at once
+    where it is a new one. Elsewhere the server takes them, or ``upload`` does, which is called with
+    a folder that has them.
+    """
+    if not files:
+        return
+    folder = folder_of(place)
+    if folder:
+        _put_here(folder, files)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        _write(Path(scratch), files)
+        if place.startswith(PROXIED):  # without asking for the address, which is known
+            get_artifact_repository(place, tracking_uri=uri).log_artifacts(scratch)  # type: ignore[no-untyped-call]
+        else:
+            upload(scratch)
+
+
+def _put_here(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch(folder.parent) as scratch:
+        _write(scratch, files)
+        if not folder.exists():
+            with contextlib.suppress(OSError):  # of one that was made meanwhile
+                scratch.replace(folder)
+                return
+        for name in files:
+            there = folder / name
+            there.parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).replace(there)
+
+
+@contextlib.contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    """A folder that may be moved away: as any that is made, not for its owner's eyes alone."""
+    scratch = beside / f".writing-{uuid.uuid4().hex}"
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        written = folder / name
+        if written.parent != folder:
+            written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_bytes(content)
