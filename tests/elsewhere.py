@@ -5,7 +5,9 @@ or numpy is handed what lies on the other one, that fails here as it does there.
 and of its graphs it says nothing.
 """
 
+import contextlib
 import re
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -18,6 +20,26 @@ DEVICE = "privateuseone:0"  # the one that PyTorch keeps free for such
 aten = torch.ops.aten
 BETWEEN = (aten.copy_.default, aten._to_copy.default)  # may have tensors of both devices
 NO_TENSORS = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default)
+
+
+@dataclass
+class Work:
+    """What was done there: operations, and those among them that read numbers from there."""
+
+    operations: int = 0
+    reads: int = 0
+
+
+_done = Work()
+
+
+@contextlib.contextmanager
+def work():
+    """What is done there meanwhile."""
+    before, seen = replace(_done), Work()
+    yield seen
+    seen.operations = _done.operations - before.operations
+    seen.reads = _done.reads - before.reads
 
 
 class Elsewhere(torch.Tensor):
@@ -38,6 +60,8 @@ class Elsewhere(torch.Tensor):
         self.inner = inner
 
     def tolist(self):
+        _done.operations += 1
+        _done.reads += 1
         return self.inner.tolist()
 
     @classmethod
@@ -57,6 +81,9 @@ class Elsewhere(torch.Tensor):
             *tree_map_only(cls, lambda one: one.inner, args),
             **tree_map_only(cls, lambda one: one.inner, kwargs),
         )
+        _done.operations += 1
+        if (there and not stays) or operation in NO_TENSORS:
+            _done.reads += 1
         if not stays or operation in NO_TENSORS:
             return result
         # What was written into is the same tensor as before.

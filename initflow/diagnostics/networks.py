@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from initflow.core import machine
 from initflow.core.configurations import MLP, TrainConfig
 from initflow.diagnostics import inspection, measure, model_reading
 from initflow.diagnostics.measure import Evaluation, Observation
@@ -19,6 +20,7 @@ from initflow.errors import SettingError
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.scheme import Scheme
 from initflow.training import datasets, model, modules, parametrization
+from initflow.training.gpu_trainer import GpuTrainer
 from initflow.training.model import Parameters
 from initflow.training.module_trainer import ModuleTrainer
 from initflow.training.modules import ModuleNetwork
@@ -119,7 +121,7 @@ class Module(Network):
 class Networks(ABC):
     """Those of one training by their places in it, and what trains them."""
 
-    trainer: Trainer | ModuleTrainer
+    trainer: Trainer | GpuTrainer | ModuleTrainer
 
     @abstractmethod
     def network(self, member: int) -> Network:
@@ -139,7 +141,8 @@ class Stack(Networks):
         self._stack = Parameters.stack(starts, str(data.images.device))
         self._of = list(zip(configs, schemes, strict=True))
         recipes = [Recipe.of(config, self._stack.widths) for config in configs]
-        self.trainer = Trainer(self._stack, recipes, data)
+        is_gpu = machine.is_launch_bound(data.images.device)
+        self.trainer = (GpuTrainer if is_gpu else Trainer)(self._stack, recipes, data)
 
     def network(self, member: int) -> Network:
         return FeedForward(self._stack.member(member), *self._of[member])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from initflow.core import machine
 from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics import measure, networks
@@ -101,8 +102,8 @@ def train_together(
     called; a network that is still running and that ``should_stop`` says true of then trains no
     further. Whatever is raised, the records hold what was measured until then.
     """
-    together = [list(records)] if records[0].config.model == MLP else [[one] for one in records]
     config = records[0].config
+    together = [_in_order(records, splits)] if config.model == MLP else [[one] for one in records]
     updates = trainer.iterations(config, len(splits.train))
 
     def told() -> None:
@@ -111,6 +112,13 @@ def train_together(
 
     for some in together:
         _train(some, splits, on_measured, should_stop, told)
+
+
+def _in_order(records: Sequence[Record], splits: Splits) -> list[Record]:
+    """As they come; where launches count, those of one activation function side by side."""
+    if machine.is_launch_bound(splits.train.images.device):
+        return sorted(records, key=lambda record: record.config.activation)
+    return list(records)
 
 
 def _train(

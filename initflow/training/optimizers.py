@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW, their schedules and the clipping of gradients, tensor by tensor.
+"""SGD, Adam and AdamW, their schedules and the clipping of gradients.
 
 On the CPU, bit for bit, what ``torch.optim`` and ``clip_grad_norm_`` do by default, in their order
 of operations; the package of optimizers itself takes seconds to import.
@@ -10,13 +10,14 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from initflow.core.configurations import TrainConfig
+from initflow.training.model import Parameters
 
 NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors kept of each parameter, at most
@@ -66,14 +67,12 @@ class Optimizer:
         gradient: Tensor,
         state: Sequence[Tensor],
         rate: float,
-        number: int | Tensor,
+        number: int,
     ) -> None:
         """The step of this ``number``, the first being 1, in place; spends ``gradient``.
 
-        ``state`` is what :meth:`state_like` gave. A ``number`` that is a tensor, of one float64
-        on the same device, is read when the step is taken: so a recorded step can be taken
-        again, with the next number in it. Where all but that is 0, as in the gaps of a stack, all
-        stays 0.
+        ``state`` is what :meth:`state_like` gave. Where all of them are 0, as in the gaps of a
+        stack, all stays 0.
         """
         if self.name == "sgd":
             self._sgd(parameter, gradient, state, rate)
@@ -127,7 +126,7 @@ class Optimizer:
         second: Tensor,
         *,
         rate: float,
-        number: int | Tensor,
+        number: int,
     ) -> None:
         """Of Kingma & Ba (2015), and of Loshchilov & Hutter (2019) with the decay decoupled."""
         beta1, beta2 = self.betas
@@ -140,10 +139,7 @@ class Optimizer:
         size = rate / (1 - beta1**number)
         scale = (1 - beta2**number) ** 0.5
         denominator = second.sqrt().div_(scale).add_(self.eps)
-        if isinstance(size, Tensor):  # no factor that addcdiv takes
-            parameter.addcdiv_(first, denominator.div_(size), value=-1)
-        else:
-            parameter.addcdiv_(first, denominator, value=-size)
+        parameter.addcdiv_(first, denominator, value=-size)
 
     def rounds_alike(self) -> bool:
         """Whether a number's step has the same bits wherever it stands in a tensor.
@@ -220,6 +216,147 @@ def clip_(gradients: Sequence[Tensor], norm: float) -> None:
     norms = torch._foreach_norm(tensors, 2.0)  # noqa: SLF001 - torch has no other name for it
     total = torch.linalg.vector_norm(torch.stack(list(norms)), 2.0)
     torch._foreach_mul_(tensors, torch.clamp(norm / (total + 1e-6), max=1.0))
+
+
+class StackedOptimizer:
+    """An optimizer's step, taken by all networks of a stack at once, each with its own settings.
+
+    For devices on which launching an operation takes longer than carrying it out: what differs
+    between networks stands in tensors of one number for each, so that what is launched depends
+    neither on how many there are nor on the epoch. The numbers are those of :class:`Optimizer`, as
+    near as rounding allows.
+
+    ``optimizers`` have for each network that of each tensor, in the order of
+    :meth:`Parameters.state`, or one for all of them; ``clips`` the largest norm of its gradient, or
+    None. A network that is not in the mask of a step keeps its parameters.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        gradient: Parameters,
+        optimizers: Sequence[Sequence[Optimizer]],
+        clips: Sequence[float | None],
+    ) -> None:
+        every = slice(0, parameters.members)
+        self._device = parameters.flat.device
+        self._gradients = gradient.parts(every)
+        tensors = parameters.parts(every)
+        of_all = [optimizer for own in optimizers for optimizer in own]
+        self._clip = self._column([torch.inf if clip is None else clip for clip in clips])
+        self._has_clip = any(clip is not None for clip in clips)
+        states = max(optimizer.states for optimizer in of_all)
+        kept = [parameters.zeros_like().parts(every) for _ in range(states)]
+        make = _sgd if of_all[0].name == "sgd" else _adam
+        self._rates = [torch.zeros(parameters.members, 1, device=self._device) for _ in tensors]
+        self._steps = [
+            make(
+                _Tensors(tensor, own_gradient, [of_state[at] for of_state in kept], rate),
+                [own[at if len(own) > 1 else 0] for own in optimizers],
+                self._column,
+            )
+            for at, (tensor, own_gradient, rate) in enumerate(
+                zip(tensors, self._gradients, self._rates, strict=True)
+            )
+        ]
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        """(members, 1) float32."""
+        return torch.tensor(values, dtype=torch.float32).unsqueeze(1).to(self._device)
+
+    def set_rates(self, rates: Sequence[Sequence[float]]) -> None:
+        """The learning rates of the next steps: of each network one for each tensor, or for all."""
+        for at, column in enumerate(self._rates):
+            of_tensor = [own[at if len(own) > 1 else 0] for own in rates]
+            column.copy_(self._column(of_tensor))
+
+    def step(self, stopped: Tensor, number: Tensor) -> None:
+        """The step of this ``number``, the first being 1; spends the gradient.
+
+        ``stopped``: (members, 1) bool, the networks that keep their parameters; ``number``: one
+        float64. Both are read as they are when the step is taken.
+        """
+        if self._has_clip:
+            self._scale()
+        for step in self._steps:
+            step(stopped, number)
+
+    def _scale(self) -> None:
+        """As :func:`initflow.training.optimizers.clip_`, of each network."""
+        norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in self._gradients])
+        total = torch.linalg.vector_norm(norms, dim=0).unsqueeze(1)
+        factor = torch.clamp(self._clip / (total + 1e-6), max=1.0)
+        for part in self._gradients:
+            part.mul_(factor)
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """One tensor of all networks: (members, n) each, but for the rate, (members, 1)."""
+
+    parameter: Tensor
+    gradient: Tensor
+    state: Sequence[Tensor]
+    rate: Tensor
+
+
+Step = Callable[[Tensor, Tensor], None]
+Column = Callable[[Sequence[float]], Tensor]
+
+
+def _sgd(of: _Tensors, optimizers: Sequence[Optimizer], column: Column) -> Step:
+    decay = column([one.weight_decay for one in optimizers])
+    momentum = column([one.momentum for one in optimizers])
+    # What a step takes of the gradient and of the velocity.
+    of_gradient = column([float(one.nesterov or not one.momentum) for one in optimizers])
+    of_velocity = column(
+        [(one.momentum if one.nesterov else 1.0) if one.momentum else 0.0 for one in optimizers]
+    )
+    has_decay = any(one.weight_decay for one in optimizers)
+    is_nesterov = all(one.nesterov for one in optimizers)
+    is_velocity = all(one.momentum and not one.nesterov for one in optimizers)
+
+    def step(stopped: Tensor, _number: Tensor) -> None:
+        taken = of.gradient
+        if has_decay:
+            taken.addcmul_(of.parameter, decay)
+        if of.state:
+            (velocity,) = of.state
+            torch.addcmul(taken, velocity, momentum, out=velocity)
+            if is_velocity:
+                taken = velocity
+            else:
+                if not is_nesterov:
+                    taken.mul_(of_gradient)
+                taken.addcmul_(velocity, of_velocity)
+        taken.masked_fill_(stopped, 0.0)
+        of.parameter.addcmul_(taken, of.rate, value=-1)
+
+    return step
+
+
+def _adam(of: _Tensors, optimizers: Sequence[Optimizer], column: Column) -> Step:
+    decay = column([one.weight_decay for one in optimizers])
+    beta1, beta2 = (column([one.betas[at] for one in optimizers]) for at in range(2))
+    rest1, rest2 = (column([1 - one.betas[at] for one in optimizers]) for at in range(2))
+    eps = column([one.eps for one in optimizers])
+    has_decay = any(one.weight_decay for one in optimizers)
+    is_decoupled = optimizers[0].name == "adamw"
+
+    def step(stopped: Tensor, number: Tensor) -> None:
+        gradient, (first, second) = of.gradient, of.state
+        if has_decay and is_decoupled:
+            of.parameter.mul_((1 - of.rate * decay).masked_fill(stopped, 1.0))
+        elif has_decay:
+            gradient.addcmul_(of.parameter, decay)
+        first.lerp_(gradient, rest1)
+        second.mul_(beta2).addcmul_(gradient, gradient * rest2)
+        size = of.rate / (1 - beta1.double() ** number).float()
+        scale = (1 - beta2.double() ** number).sqrt().float()
+        taken = first / second.sqrt().div_(scale).add_(eps)
+        of.parameter.addcmul_(taken.masked_fill_(stopped, 0.0), size, value=-1)
+
+    return step
 
 
 def learning_rates(config: TrainConfig, factor: float = 1.0) -> list[float]:

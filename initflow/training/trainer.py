@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from initflow.core import machine
 from initflow.core.configurations import TrainConfig
 from initflow.core.seeds import generator
 from initflow.initializers.activations import ACTIVATIONS, Activation
@@ -119,9 +118,6 @@ class Trainer:
         self._gradient = parameters.zeros_like()
         states = max(recipe.optimizer.states for recipe in recipes)
         self._state = [parameters.zeros_like() for _ in range(states)]
-        self._launch_bound = machine.is_launch_bound(parameters.flat.device)
-        # The number of the update that is being made: of recorded ones it must be in a tensor.
-        self._number = torch.zeros((), dtype=torch.float64, device=parameters.flat.device)
         self._losses: dict[int, list[float]] = {member: [] for member in self.running}
         self._step = self._epoch = 0  # updates made, and the epoch of the last one
 
@@ -176,17 +172,15 @@ class Trainer:
                 self._losses[member].append(loss)
             step.backward()
             self._step, self._epoch = self._step + 1, epoch
-            self._number.fill_(self._step)
-            step.descend()
+            step.descend(self._step)
 
     def exact(self, batch_size: int) -> list[bool]:
         """Whether each network's first loss and gradient have here the bits that it has alone.
 
-        On batches of all sizes that the training will have. CUDA's kernels promise no such
-        thing, whatever comes out once.
+        On batches of all sizes that the training will have.
         """
-        found = [not self._launch_bound] * len(self._recipes)
-        if len(found) == 1 or self._launch_bound:
+        found = [True] * len(self._recipes)
+        if len(found) == 1:
             return found
         images = len(self._data)
         for size in {min(batch_size, images), images % batch_size} - {0}:
@@ -244,29 +238,23 @@ class Trainer:
             both.forward(images)
             return both.losses(labels)
 
-        def descend() -> None:
+        def descend(number: int) -> None:
             run(clips)
-            number = self._number if self._launch_bound else self._step
             for update in updates:
                 update(number)
 
-        return _Step(
-            members,
-            indices,
-            machine.recorded(forward, device),
-            machine.recorded(functools.partial(both.backward, labels, gradient), device),
-            machine.recorded(descend, device),
-        )
+        backward = functools.partial(both.backward, labels, gradient)
+        return _Step(members, indices, forward, backward, descend)
 
-    def _updates(self, epoch: int, members: Sequence[int]) -> list[Callable[[int | Tensor], None]]:
+    def _updates(self, epoch: int, members: Sequence[int]) -> list[Callable[[int], None]]:
         """The steps of the optimizers of ``members``, which take the number of the update."""
-        found: list[Callable[[int | Tensor], None]] = []
+        found: list[Callable[[int], None]] = []
         settings = [recipe.steps(epoch) for recipe in self._recipes]
         for at in blocks(settings, members):
             tensors: Callable[[Parameters, slice], list[Tensor]]
             steps, optimizer = settings[at.start], self._recipes[at.start].optimizer
             tensors = Parameters.parts if len(steps) > 1 else Parameters.rows
-            if not (self._launch_bound or optimizer.rounds_alike()):
+            if not optimizer.rounds_alike():
                 tensors = _each
             stacks = [self.parameters, self._gradient, *self._state[: optimizer.states]]
             rows = zip(*(tensors(stack, at) for stack in stacks), strict=True)
@@ -294,17 +282,17 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Step:
-    """What is done to tensors for one update, as functions without arguments.
+    """What is done to tensors for one update, on buffers of its own.
 
-    They work on buffers of their own, so that a device for which launching is what takes long
-    can record them once and replay them. ``indices``: (seeds, batch), the images to go over.
+    ``indices``: (seeds, batch), the images to go over; ``descend`` takes the update's number, the
+    first being 1.
     """
 
     members: tuple[int, ...]
     indices: Tensor
     forward: Callable[[], Tensor]  # to the losses, (members,)
     backward: Callable[[], None]
-    descend: Callable[[], None]
+    descend: Callable[[int], None]
 
     def losses(self, indices: Tensor) -> dict[int, float]:
         """Of each network over its images, before the update."""

@@ -359,20 +359,6 @@ def test_where_an_activation_does_not_round_an_entry_has_its_bits_anywhere(name)
             )
 
 
-def test_the_way_of_cuda_gives_the_same(monkeypatch):
-    """All networks at once, the capture of its graph apart: the same losses but for rounding."""
-    data = images(1_000)
-    recipes = [recipe(name, epochs=6, seed=n % 3, lr=0.05) for n, name in enumerate(ACTIVATIONS)]
-    networks = [drawn((784, 30, 20, 10), seed) for seed in range(len(recipes))]
-    ours, theirs = (model.Parameters.stack(networks, "cpu") for _ in range(2))
-    _, exact = population(ours, recipes, data)
-    monkeypatch.setattr(propagation.machine, "is_launch_bound", lambda _: True)
-    _, at_once = population(theirs, recipes, data)
-    for one, other in zip(exact, at_once, strict=True):
-        assert other == pytest.approx(one, rel=1e-4)
-    assert torch.allclose(ours.flat, theirs.flat, rtol=1e-3, atol=1e-5)
-
-
 def test_stopping_to_look_changes_nothing():
     """Evaluating at every step leaves losses and weights as they were."""
     data = images(1_000)
