@@ -54,7 +54,7 @@ def trained(seeds: Sequence[int], splits: Splits) -> float:
         for checkpoint in checkpoints:
             for member in checkpoint.rates:
                 activation = recipes[member].activation
-                measure.evaluate(stack.member(member), activation, splits.test)
+                measure.evaluate(stack.member(member), [activation], splits.test)
     return (time.perf_counter() - started) / len(together)
 
 

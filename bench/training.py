@@ -54,7 +54,7 @@ def ours(initial: model.Parameters, splits: Splits) -> tuple[float, list[float]]
     losses: list[float] = []
     started = time.perf_counter()
     for checkpoint in checkpoints(parameters, splits):
-        measure.evaluate(parameters, activation, splits.test)
+        measure.evaluate(parameters, [activation], splits.test)
         losses += checkpoint.losses[0]
     return time.perf_counter() - started, losses
 
@@ -68,7 +68,7 @@ def measured(initial: model.Parameters, splits: Splits) -> tuple[float, float, l
     measuring = 0.0
     started = time.perf_counter()
     for checkpoint in checkpoints(parameters, splits):
-        measure.evaluate(parameters, activation, splits.test)
+        measure.evaluate(parameters, [activation], splits.test)
         losses += checkpoint.losses[0]
         paused = time.perf_counter()
         measure.observe(parameters, activation, probe)

@@ -124,7 +124,7 @@ def course(config: TrainConfig, images: Splits, steps: int) -> Course:
     population = trainer.Trainer(parameters, [recipe], images.train)
     for checkpoint in population.train(batch_size=config.batch_size, eval_every=config.eval_every):
         seen = observe(config, images, parameters)
-        (tested,) = measure.evaluate(parameters, ACTIVATIONS[config.activation], images.test)
+        (tested,) = measure.evaluate(parameters, [ACTIVATIONS[config.activation]], images.test)
         found.losses.extend(checkpoint.losses[0])
         found.steps.append(checkpoint.step)
         found.accuracies.append(tested.accuracy)

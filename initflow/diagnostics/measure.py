@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from initflow.core import machine
 from initflow.diagnostics.signals import Cosine, Firing, Layer, Moments, Signals, signals
 from initflow.initializers.activations import Activation
 from initflow.training.model import Parameters, layer_names
@@ -15,6 +17,8 @@ from initflow.training.propagation import Pass
 from initflow.training.splits import Split
 
 CHUNK = 1_000  # images evaluated at once: their activations stay in the cache
+BUFFERS = 3  # numbers for each unit and image, at most, that a forward pass keeps
+SHARE = 0.5  # of what is free of a GPU's memory, for these
 
 
 @dataclass(frozen=True)
@@ -25,22 +29,35 @@ class Evaluation:
     accuracy: float
 
 
-def evaluate(parameters: Parameters, activation: Activation, split: Split) -> list[Evaluation]:
-    """Each network's loss and accuracy over ``split``."""
-    loss = torch.zeros(parameters.members, dtype=torch.float64)
-    correct = torch.zeros(parameters.members, dtype=torch.int64)
-    activations = [activation] * parameters.members
+def evaluate(
+    parameters: Parameters, activations: Sequence[Activation], split: Split
+) -> list[Evaluation]:
+    """The loss and accuracy over ``split`` of each network, with its activation function.
+
+    Nothing but the result is read from their device.
+    """
+    device = parameters.flat.device
+    loss, correct = torch.zeros(2, parameters.members, dtype=torch.float64, device=device)
     at_size = functools.cache(functools.partial(Pass, parameters, activations))
-    chunks = (torch.split(of_all, CHUNK) for of_all in (split.images, split.labels))
+    chunks = (torch.split(of_all, _chunk(parameters)) for of_all in (split.images, split.labels))
     for images, labels in zip(*chunks, strict=True):
         forward = at_size(len(labels))
         predicted = forward.forward(images.unsqueeze(0)).argmax(dim=2)
-        loss += len(labels) * forward.losses(labels.unsqueeze(0)).cpu().to(torch.float64)
-        correct += (predicted == labels).sum(dim=1).cpu()
+        loss += len(labels) * forward.losses(labels.unsqueeze(0)).to(torch.float64)
+        correct += (predicted == labels).sum(dim=1)
     return [
         Evaluation(total / len(split), hits / len(split))
-        for total, hits in zip(loss.tolist(), correct.tolist(), strict=True)
+        for total, hits in torch.stack([loss, correct], dim=1).tolist()
     ]
+
+
+def _chunk(parameters: Parameters) -> int:
+    """Images at once: of a stack on a GPU as many as a share of its memory holds."""
+    device = parameters.flat.device
+    if not machine.is_launch_bound(device):
+        return CHUNK
+    numbers = BUFFERS * parameters.members * sum(parameters.widths[1:])
+    return min(CHUNK, max(1, int(SHARE * machine.working_memory(str(device)) / (4 * numbers))))
 
 
 def probe(split: Split, images: int) -> Split:

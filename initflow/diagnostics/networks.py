@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,8 @@ class FeedForward(Network):
     scheme: Scheme
 
     def evaluate(self, split: Split) -> Evaluation:
-        return measure.evaluate(self.parameters, ACTIVATIONS[self.config.activation], split)[0]
+        activations = [ACTIVATIONS[self.config.activation]]
+        return measure.evaluate(self.parameters, activations, split)[0]
 
     def observe(self, probe: Split) -> Observation:
         return measure.observe(self.parameters, ACTIVATIONS[self.config.activation], probe)[0]
@@ -127,6 +128,10 @@ class Networks(ABC):
     def network(self, member: int) -> Network:
         """The one at this place, as it is now."""
 
+    def evaluate(self, members: Iterable[int], split: Split) -> dict[int, Evaluation]:
+        """The loss and accuracy over ``split`` of those at these places."""
+        return {member: self.network(member).evaluate(split) for member in members}
+
 
 class Stack(Networks):
     """Feed-forward networks that train as one."""
@@ -141,11 +146,18 @@ class Stack(Networks):
         self._stack = Parameters.stack(starts, str(data.images.device))
         self._of = list(zip(configs, schemes, strict=True))
         recipes = [Recipe.of(config, self._stack.widths) for config in configs]
-        is_gpu = machine.is_launch_bound(data.images.device)
-        self.trainer = (GpuTrainer if is_gpu else Trainer)(self._stack, recipes, data)
+        self._is_on_gpu = machine.is_launch_bound(data.images.device)
+        self.trainer = (GpuTrainer if self._is_on_gpu else Trainer)(self._stack, recipes, data)
 
     def network(self, member: int) -> Network:
         return FeedForward(self._stack.member(member), *self._of[member])
+
+    def evaluate(self, members: Iterable[int], split: Split) -> dict[int, Evaluation]:
+        if not self._is_on_gpu:  # one by one, to the bit as alone
+            return super().evaluate(members, split)
+        activations = [ACTIVATIONS[config.activation] for config, _ in self._of]
+        of_all = measure.evaluate(self._stack, activations, split)
+        return {member: of_all[member] for member in members}
 
 
 class OneModule(Networks):

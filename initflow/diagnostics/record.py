@@ -14,6 +14,7 @@ from initflow.core import machine
 from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics import measure, networks
+from initflow.diagnostics.measure import Evaluation
 from initflow.diagnostics.networks import Network, Networks, Untrained
 from initflow.diagnostics.reading import Reading
 from initflow.diagnostics.signals import Signals
@@ -24,6 +25,7 @@ from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Split, Splits
 
 PEAK = 5  # successive updates, whose mean loss is compared with that of others
+TRAIN = "train"
 TRAINED = 1_000  # training images, at most, on which the accuracy is measured
 History = dict[str, list[tuple[int, float]]]
 OnMeasured = Callable[["Record", int, Mapping[str, float]], None]
@@ -147,11 +149,13 @@ def _train(
         batch_size=config.batch_size, eval_every=config.eval_every, updates=config.updates
     ):
         logging = 0.0
+        evaluated = _evaluations(training, checkpoint, splits, sample)
         for member in checkpoint.rates:
             record = records[member]
+            evaluations = {name: of[member] for name, of in evaluated.items()}
             network = training.network(member)
             values = _measure(
-                record, network, checkpoint, member, splits=splits, sample=sample, probe=probe
+                record, network, checkpoint, member, evaluations, splits=splits, probe=probe
             )
             if record.diverged_at is not None and member in running:
                 training.trainer.stop(member)
@@ -187,22 +191,22 @@ def _measure(
     network: Network,
     checkpoint: trainer.Checkpoint,
     member: int,
+    evaluations: Mapping[str, Evaluation],
     *,
     splits: Splits,
-    sample: Split,
     probe: Split | None,
 ) -> dict[str, float]:
     """What there is to say of one network at a checkpoint, finite values only.
 
-    ``sample`` are training images for its accuracy, ``probe`` those for its signals.
+    ``evaluations`` are those of :func:`_evaluations`, ``probe`` the images for its signals.
     """
     record.step = step = checkpoint.step
-    values: dict[str, float] = {}
-    if not checkpoint.diverged:
-        values = {"lr": checkpoint.rates[member], **_evaluations(network, splits)}
-        of_train = network.evaluate(sample)
-        # Of the loss on training images, those of the batches are told.
-        values["accuracy/train"] = of_train.accuracy if math.isfinite(of_train.loss) else math.nan
+    values = {} if checkpoint.diverged else {"lr": checkpoint.rates[member]}
+    for name, found in evaluations.items():
+        if name == TRAIN:  # of its loss, that over the batches is told
+            values[f"accuracy/{name}"] = found.accuracy if math.isfinite(found.loss) else math.nan
+        else:
+            values |= {f"loss/{name}": found.loss, f"accuracy/{name}": found.accuracy}
     recent = checkpoint.losses[member]
     if recent:
         values["loss/train"] = statistics.fmean(recent)
@@ -238,12 +242,16 @@ def _peak(record: Record, recent: Sequence[float]) -> float:
     return max([*means, *([] if before is None else [before])], default=statistics.fmean(latest))
 
 
-def _evaluations(network: Network, splits: Splits) -> dict[str, float]:
-    """Loss and accuracy over the images that are not trained on, by metric key."""
-    values = {}
-    for name, split in (("validation", splits.validation), ("test", splits.test)):
-        if split:
-            evaluation = network.evaluate(split)
-            values[f"loss/{name}"] = evaluation.loss
-            values[f"accuracy/{name}"] = evaluation.accuracy
-    return values
+def _evaluations(
+    training: Networks, checkpoint: trainer.Checkpoint, splits: Splits, sample: Split
+) -> dict[str, dict[int, Evaluation]]:
+    """Those of the networks of ``checkpoint`` by what they are over; none of diverged ones.
+
+    That is the images that are not trained on and, as ``train``, the ``sample`` of those that are.
+    """
+    over = {"validation": splits.validation, "test": splits.test, TRAIN: sample}
+    return {
+        name: training.evaluate(checkpoint.rates, split)
+        for name, split in over.items()
+        if split and not checkpoint.diverged
+    }

@@ -155,7 +155,7 @@ def test_the_history_is_what_measuring_the_network_gives():
     assert torch.equal(one.initial.flat, parameters.flat)
     probe = measure.probe(splits.train, 50)
     for at, step in ((0, 0), (-1, 30)):
-        (evaluation,) = measure.evaluate(parameters, ACTIVATIONS["tanh"], splits.test)
+        (evaluation,) = measure.evaluate(parameters, [ACTIVATIONS["tanh"]], splits.test)
         (seen,) = measure.observe(parameters, ACTIVATIONS["tanh"], probe)
         assert one.history["accuracy/test"][at] == (step, evaluation.accuracy)
         assert one.history["loss/test"][at] == (step, evaluation.loss)

@@ -368,7 +368,7 @@ def test_stopping_to_look_changes_nothing():
     seen = []
     looking = trainer.Trainer(looked_at, [recipe("relu", epochs=2)], data)
     for checkpoint in looking.train(batch_size=100, eval_every=1):
-        measure.evaluate(looked_at, ACTIVATIONS["relu"], data)
+        measure.evaluate(looked_at, [ACTIVATIONS["relu"]], data)
         seen += checkpoint.losses[0]
     assert seen == losses
     assert torch.equal(quiet.flat, looked_at.flat)

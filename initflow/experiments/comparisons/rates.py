@@ -276,7 +276,7 @@ class _Plan:
             initial = initial.copy_to(device)
             assert splits.validation is not None, "images were held out"
             activation = ACTIVATIONS[config.activation]
-            (evaluation,) = measure.evaluate(initial, activation, splits.validation)
+            (evaluation,) = measure.evaluate(initial, [activation], splits.validation)
             sharpest = curvature.largest_eigenvalue(
                 initial,
                 activation,
