@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -210,6 +211,18 @@ def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[st
             for step, signals in history
         ],
     }
+
+
+def untrained_signals(content: bytes) -> Signals:
+    """Those at the first step in a file of :func:`as_json`; a ValueError where it is none.
+
+    The sizes of the layers are not in it.
+    """
+    try:
+        first = json.loads(content)["measured"][0]
+        return Signals(first["layers"], first["nonfinite"], by_time=first.get("by_time", {}))
+    except (KeyError, IndexError, TypeError, RecursionError) as error:
+        raise ValueError(f"no table of signals: {error!r}") from error
 
 
 def _by_time(

@@ -67,16 +67,22 @@ class Member:
     is_exact: bool
 
     @classmethod
-    def found(cls, config: TrainConfig, cell: Cell, run: runs.Found) -> Member:
-        """That of a run that another command has written; without its curve and its signals."""
-        tags, diverged = run.tags, run.tags.get("initflow.diverged_at_step")
+    def found(cls, config: TrainConfig, cell: Cell, left: resuming.Left, tested: int) -> Member:
+        """One that another command has trained; ``tested`` on so many images."""
+        run, tags = left.run, left.run.tags
+        diverged = tags.get("initflow.diverged_at_step")
         return cls(
             config,
             cell,
             run.id,
             None,
-            Outcome(config.seed, [], None if diverged is None else int(diverged)),
-            None,
+            Outcome(
+                config.seed,
+                left.curve,
+                None if diverged is None else int(diverged),
+                tested,
+            ),
+            left.signals,
             frozenset(run.metrics),
             {key: value for key, value in run.metrics.items() if key.startswith(TOLD)},
             tags.get("initflow.bit_identical_to_alone") == "true",
@@ -145,6 +151,8 @@ def room(widths: Sequence[int], batch_size: int, device: str, optimizer: str = "
     """
     parameters = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
     numbers = (2 + optimizers.STATES[optimizer]) * parameters + 4 * batch_size * sum(widths[1:])
+    if device != "cpu":  # where each has a copy of its batch
+        numbers += batch_size * widths[0]
     share = STACK_SHARE * machine.working_memory(device)
     return max(1, int(share / (4 * numbers)))
 
@@ -279,7 +287,8 @@ def trained_population(
                 for together in stacks(left, splits.pixels, splits.classes, device, settings.stack)
             ]
             population.members += [
-                Member.found(config, by_config[config], one) for config, one in found.items()
+                Member.found(config, by_config[config], one, len(splits.test))
+                for config, one in found.items()
             ]
             if parts:
                 train_all(population, parts, pool, progress)

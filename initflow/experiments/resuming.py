@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +18,8 @@ import initflow
 from initflow.core import environment
 from initflow.core.configurations import TrainConfig
 from initflow.core.settings import Settings
+from initflow.diagnostics.reading import untrained_signals
+from initflow.diagnostics.signals import Signals
 from initflow.errors import TrackingError
 from initflow.experiments.replay.provenance import source_sha256
 from initflow.tracking import runs
@@ -24,6 +27,8 @@ from initflow.tracking.runs import Found
 from initflow.training import cache
 from initflow.training.splits import Splits
 
+CURVE = "accuracy/test"
+LARGEST = 1 << 26  # bytes of a table of signals
 RESUMED_BY = "initflow.resumed_by"  # a tag: the digest, or the run that has taken over
 # How the work is shared out: of another number of threads only the last bits are others.
 BESIDE = ("workers", "backend", "stack", "threads", "device")
@@ -50,26 +55,54 @@ def tag(
     return {RESUMED_BY: digest}
 
 
+@dataclass(frozen=True)
+class Left:
+    """A network that an earlier command has trained: its run, and what a comparison shows of it.
+
+    ``curve`` is its accuracy on the test images, as (step, value); ``signals`` are those of the
+    untrained network, None where none were measured.
+    """
+
+    run: Found
+    curve: Sequence[tuple[int, float]]
+    signals: Signals | None
+
+
 def taken_over(
     run: runs.Run, tags: Mapping[str, object], configs: Sequence[TrainConfig]
-) -> dict[TrainConfig, Found]:
-    """The finished runs of networks of ``configs`` that earlier runs with these ``tags`` left.
+) -> dict[TrainConfig, Left]:
+    """The finished networks of ``configs`` that earlier runs with these ``tags`` left.
 
-    From now on they are below ``run``. Nothing where MLflow does not answer.
+    From now on they are below ``run``. Nothing where MLflow does not answer; a network whose run
+    is not whole is left where it is.
     """
     by_params = {_told(config.as_text()): config for config in configs}
-    found: dict[TrainConfig, Found] = {}
+    found: dict[TrainConfig, Left] = {}
     with contextlib.suppress(TrackingError):
         for earlier in run.found(tags):
             if earlier.status not in ("KILLED", "FAILED"):
                 continue  # whole, or of a process that lives
             for network in run.found({runs.PARENT: earlier.id}):
                 config = by_params.get(_told(network.params))
-                if config and config not in found and network.status == "FINISHED":
+                if not config or config in found or network.status != "FINISHED":
+                    continue
+                if left := _read(network, config):
                     run.take_over(network)
-                    found[config] = network
+                    found[config] = left
             run.same_experiment(earlier.id).set_tags({RESUMED_BY: runs.with_ids(run.id)})
     return found
+
+
+def _read(network: Found, config: TrainConfig) -> Left | None:
+    """What is to be known of it; None where that is not all there."""
+    curve = runs.read_history(network.id, [CURVE]).get(CURVE, [])
+    if not config.probe:
+        return Left(network, curve, None)
+    content = runs.read_artifact(network.id, "signals.json", LARGEST)
+    try:
+        return Left(network, curve, untrained_signals(content)) if content else None
+    except ValueError:
+        return None
 
 
 def _told(params: Mapping[str, str]) -> frozenset[tuple[str, str]]:

@@ -1,17 +1,21 @@
 """An interrupted command of many networks goes on where it stopped."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
 
-from initflow.core.configurations import CompareConfig
+from initflow.core.configurations import CompareConfig, ReproduceConfig
 from initflow.experiments import populations, resuming
+from initflow.experiments.comparisons.compare import compare
+from initflow.experiments.comparisons.reproduce import reproduce
 from initflow.training import cache
 from tests.experiments.test_populations import configs, history, runs_of
+from tests.experiments.test_reproduce import QUICK, small
 
 SETTINGS = {"dataset": "digits", "threads": 1, "stack": 2}
-NETWORKS = configs(("he",), lr=1e30) + configs(("he", "xavier", "zero"))
+NETWORKS = configs(("he",), lr=1e30, probe=50) + configs(("he", "xavier", "zero"), probe=50)
 
 
 def train(name, asked=NETWORKS, *, settings=(), fail_at=None, command="compare", **options):
@@ -69,9 +73,13 @@ def test_networks_that_are_there_are_not_trained_again(interrupted):
         assert one.config == other.config
         assert one.cell == other.cell
         assert one.last == other.last
-        assert one.outcome.diverged_at == other.outcome.diverged_at
+        assert one.outcome == other.outcome
+        assert one.signals.layers == other.signals.layers
+        assert one.signals.nonfinite == other.signals.nonfinite
+        assert one.metrics == other.metrics
         assert one.is_exact == other.is_exact
     assert again.members[0].outcome.diverged_at is not None
+    assert len(again.members[1].outcome.curve) > 1
     client = mlflow.MlflowClient()
     for member in again.members:
         run = client.get_run(member.run_id)
@@ -80,6 +88,68 @@ def test_networks_that_are_there_are_not_trained_again(interrupted):
             sha256, metrics = kept[member.run_id]
             assert run.data.tags["initflow.weights_sha256"] == sha256
             assert history(run) == metrics
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"measured": []}', b"\xff" * 9])
+def test_a_network_whose_table_of_signals_is_damaged_is_trained_anew(interrupted, content):
+    """And its run stays where it was."""
+    finished = [run for run in all_runs(interrupted).values() if run.info.status == "FINISHED"]
+    damaged, whole = finished
+    file = Path(damaged.info.artifact_uri.removeprefix("file://"), "signals.json")
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    again = train(interrupted)
+    assert [member.config for member in again.members] == NETWORKS
+    taken = {member.run_id for member in again.members} & set(all_runs(interrupted))
+    assert whole.info.run_id in taken
+    assert damaged.info.run_id not in {member.run_id for member in again.members}
+    left = mlflow.get_run(damaged.info.run_id).data.tags["mlflow.parentRunId"]
+    assert left == damaged.data.tags["mlflow.parentRunId"] != again.run.id
+
+
+@pytest.mark.parametrize(
+    ("command", "made", "table"),
+    [
+        (
+            compare,
+            lambda _: CompareConfig(
+                **SETTINGS, inits="he,zero,normal:std=9", activations="relu,tanh", seeds=2, epochs=1
+            ),
+            "comparison.json",
+        ),
+        (
+            reproduce,
+            lambda folder: ReproduceConfig(table=small(folder, rows=2), seeds=2, stack=2, **QUICK),
+            "reproduction.json",
+        ),
+    ],
+    ids=["compare", "reproduce"],
+)
+def test_an_interrupted_comparison_ends_as_if_nothing_had_happened(command, made, table, tmp_path):
+    """The same table, curves and figures, and no network is trained twice."""
+
+    def interrupt(what, done, of):
+        if " networks done" in what and not what.partition(", ")[2].startswith("0 "):
+            raise KeyboardInterrupt
+
+    def told(run):
+        """All that the comparison says, but for ids."""
+        client = mlflow.MlflowClient()
+        text = Path(run.info.artifact_uri.removeprefix("file://"), table).read_text()
+        return text, history(run), {file.path for file in client.list_artifacts(run.info.run_id)}
+
+    settings, cut_off = made(tmp_path), f"{table} cut off"
+    with pytest.raises(KeyboardInterrupt):
+        command(settings, experiment=cut_off, progress=interrupt)
+    before = {run_id for run_id, run in all_runs(cut_off).items() if run.info.status == "FINISHED"}
+    again, whole = (command(settings, experiment=name) for name in (cut_off, f"{table} at once"))
+    taken = {member.run_id for member in again.members} & before
+    assert taken == before
+    assert 0 < len(taken) < len(again.members)
+    ours, theirs = (told(mlflow.get_run(result.run.id)) for result in (again, whole))
+    assert ours == theirs
+    assert again.drawings().keys() == whole.drawings().keys()
 
 
 def test_what_was_whole_is_trained_anew(interrupted):
@@ -104,7 +174,7 @@ def test_how_the_work_is_shared_out_does_not_matter(interrupted):
     [
         {"settings": {"lr": 0.05}},
         {"command": "reproduce"},
-        {"asked": configs(("he", "xavier", "lecun", "orthogonal"))},
+        {"asked": configs(("he", "xavier", "lecun", "orthogonal"), probe=50)},
     ],
     ids=["settings", "command", "schemes"],
 )

@@ -65,7 +65,8 @@ def compare(
 ) -> Comparison:
     """Train every scheme with every activation under every seed, and say what the seeds bear out.
 
-    Each network has an MLflow run of its own below that of the comparison.
+    Each network has an MLflow run of its own below that of the comparison; what an interrupted
+    one of the same settings has trained is not trained again.
 
     A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
     """
@@ -94,6 +95,7 @@ def compare(
         experiment=experiment,
         progress=progress,
         run_figures=config.run_figures,
+        resumable="compare",
     ) as population:
         outcomes = population.outcomes()
         result = Comparison(

@@ -121,6 +121,7 @@ def reproduce(
         experiment=experiment,
         progress=progress,
         run_figures=config.run_figures,
+        resumable="reproduce",
     ) as population:
         of_cells = population.outcomes()
         by_row = {row: of_cells.get(cell, []) for row, cell in cells.items()}
