@@ -120,7 +120,7 @@ def test_every_import_is_declared():
     modules = {
         name.split(".")[0] for path in (ROOT / "initflow").rglob("*.py") for name in imports(path)
     }
-    names = {"sklearn": "scikit-learn"}
+    names = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
     used = {names.get(module, module) for module in modules - STANDARD}
     others = used - declared
     assert others == {"lightning", "transformers"}
