@@ -149,6 +149,8 @@ def serve(place):
         listening.bind(f"{place}/{SOCKET}")
         listening.listen()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+        # Interrupts are blocked in threads that start workers, one of which may have started this.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         print("warm", flush=True)  # noqa: T201 - to folder()
         while listening in select.select([listening, sys.stdin], [], [])[0]:
             connection, _ = listening.accept()
