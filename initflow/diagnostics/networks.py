@@ -128,9 +128,15 @@ class Networks(ABC):
     def network(self, member: int) -> Network:
         """The one at this place, as it is now."""
 
-    def evaluate(self, members: Iterable[int], split: Split) -> dict[int, Evaluation]:
-        """The loss and accuracy over ``split`` of those at these places."""
-        return {member: self.network(member).evaluate(split) for member in members}
+    def evaluate(
+        self, members: Iterable[int], over: Mapping[str, Split]
+    ) -> dict[int, dict[str, Evaluation]]:
+        """Loss and accuracy of those at these places, by the names of what they are ``over``."""
+        networks = ((member, self.network(member)) for member in members)
+        return {
+            member: {name: network.evaluate(split) for name, split in over.items()}
+            for member, network in networks
+        }
 
 
 class Stack(Networks):
@@ -152,12 +158,16 @@ class Stack(Networks):
     def network(self, member: int) -> Network:
         return FeedForward(self._stack.member(member), *self._of[member])
 
-    def evaluate(self, members: Iterable[int], split: Split) -> dict[int, Evaluation]:
+    def evaluate(
+        self, members: Iterable[int], over: Mapping[str, Split]
+    ) -> dict[int, dict[str, Evaluation]]:
         if not self._is_on_gpu:  # one by one, to the bit as alone
-            return super().evaluate(members, split)
+            return super().evaluate(members, over)
         activations = [ACTIVATIONS[config.activation] for config, _ in self._of]
-        of_all = measure.evaluate(self._stack, activations, split)
-        return {member: of_all[member] for member in members}
+        found = {
+            name: measure.evaluate(self._stack, activations, split) for name, split in over.items()
+        }
+        return {member: {name: of[member] for name, of in found.items()} for member in members}
 
 
 class OneModule(Networks):

@@ -15,7 +15,7 @@ from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics import measure, networks
 from initflow.diagnostics.measure import Evaluation
-from initflow.diagnostics.networks import Network, Networks, Untrained
+from initflow.diagnostics.networks import Networks, Untrained
 from initflow.diagnostics.reading import Reading
 from initflow.diagnostics.signals import Signals
 from initflow.initializers.activations import ACTIVATIONS, Activation
@@ -149,13 +149,11 @@ def _train(
         batch_size=config.batch_size, eval_every=config.eval_every, updates=config.updates
     ):
         logging = 0.0
-        evaluated = _evaluations(training, checkpoint, splits, sample)
-        for member in checkpoint.rates:
+        over = {} if checkpoint.diverged else _evaluated_over(splits, sample)
+        for member, evaluations in training.evaluate(checkpoint.rates, over).items():
             record = records[member]
-            evaluations = {name: of[member] for name, of in evaluated.items()}
-            network = training.network(member)
             values = _measure(
-                record, network, checkpoint, member, evaluations, splits=splits, probe=probe
+                record, training, checkpoint, member, evaluations, splits=splits, probe=probe
             )
             if record.diverged_at is not None and member in running:
                 training.trainer.stop(member)
@@ -188,7 +186,7 @@ def _networks(records: Sequence[Record], data: Split) -> Networks:
 
 def _measure(
     record: Record,
-    network: Network,
+    training: Networks,
     checkpoint: trainer.Checkpoint,
     member: int,
     evaluations: Mapping[str, Evaluation],
@@ -198,7 +196,8 @@ def _measure(
 ) -> dict[str, float]:
     """What there is to say of one network at a checkpoint, finite values only.
 
-    ``evaluations`` are those of :func:`_evaluations`, ``probe`` the images for its signals.
+    ``evaluations`` are its own over what :func:`_evaluated_over` names, ``probe`` are the images
+    for its signals.
     """
     record.step = step = checkpoint.step
     values = {} if checkpoint.diverged else {"lr": checkpoint.rates[member]}
@@ -215,10 +214,10 @@ def _measure(
     elif step == 0:  # no batch was trained on yet: the first one, untrained
         order = trainer.batch_order(len(splits.train), record.config.seed, 0)
         first = splits.train.take(order[: record.config.batch_size])
-        values["loss/train"] = values["loss/peak"] = network.evaluate(first).loss
+        values["loss/train"] = values["loss/peak"] = training.network(member).evaluate(first).loss
     if probe:
         untrained = record.reading if step == 0 else None  # which has been observed
-        seen = untrained or network.observe(probe)
+        seen = untrained or training.network(member).observe(probe)
         if not record.signals or record.signals[-1][0] != step:  # it may diverge where it was seen
             record.signals.append((step, seen.signals))
         record.received = seen.preactivations[:-1]
@@ -242,16 +241,7 @@ def _peak(record: Record, recent: Sequence[float]) -> float:
     return max([*means, *([] if before is None else [before])], default=statistics.fmean(latest))
 
 
-def _evaluations(
-    training: Networks, checkpoint: trainer.Checkpoint, splits: Splits, sample: Split
-) -> dict[str, dict[int, Evaluation]]:
-    """Those of the networks of ``checkpoint`` by what they are over; none of diverged ones.
-
-    That is the images that are not trained on and, as ``train``, the ``sample`` of those that are.
-    """
+def _evaluated_over(splits: Splits, sample: Split) -> dict[str, Split]:
+    """The images that are not trained on and, as ``train``, the ``sample`` of those that are."""
     over = {"validation": splits.validation, "test": splits.test, TRAIN: sample}
-    return {
-        name: training.evaluate(checkpoint.rates, split)
-        for name, split in over.items()
-        if split and not checkpoint.diverged
-    }
+    return {name: split for name, split in over.items() if split}

@@ -64,14 +64,14 @@ def test_a_stack_on_a_gpu_is_evaluated_at_once(monkeypatch, memory):
     for members in (2, 20):
         stack, there = on_the_device(members, data)
         with elsewhere.work() as work:
-            found = stack.evaluate(range(members), there)
+            found = stack.evaluate(range(members), {"test": there})
         done.append(work)
         for member, (one, config) in enumerate(
             zip(drawn(members), configs_of(members), strict=True)
         ):
             (alone,) = measure.evaluate(one, [ACTIVATIONS[config.activation]], data)
-            assert found[member].loss == pytest.approx(alone.loss, rel=1e-5)
-            assert found[member].accuracy == alone.accuracy
+            assert found[member]["test"].loss == pytest.approx(alone.loss, rel=1e-5)
+            assert found[member]["test"].accuracy == alone.accuracy
     assert [work.reads for work in done] == [1, 1]
     if memory == 2**30:
         assert done[0] == done[1]
