@@ -39,12 +39,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from initflow.core.secrets import without_credentials
 from initflow.errors import cause
-from initflow.tracking import (
-    connection,
-    mlflow_page,
-    outages,
-    outbox,
-)
+from initflow.tracking import connection, mlflow_page, outages, outbox
 from initflow.tracking.connection import impatient
 from initflow.tracking.logged_models import artifacts, models, transactions
 from initflow.tracking.outbox import (

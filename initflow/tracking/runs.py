@@ -30,14 +30,7 @@ from torch import Tensor
 from initflow.core import environment, paths
 from initflow.core.secrets import without_credentials
 from initflow.errors import OutageError, SettingError, TrackingError
-from initflow.tracking import (
-    connection,
-    delivery,
-    mlflow_page,
-    open_runs,
-    outbox,
-    unsent,
-)
+from initflow.tracking import connection, delivery, mlflow_page, open_runs, outbox, unsent
 from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED, PAGE
 from initflow.tracking.logged_models import model_files
 from initflow.tracking.outages import translated
@@ -197,8 +190,7 @@ class Run:
 
         ``resumed`` is the id of a closed run of this experiment that is to be it, opened again.
         """
-        described = {PARENT: self.id, DESCRIPTION: mlflow_page.plain(description)}
-        tags = {**described, **_context_tags(), **tags}
+        tags = self._tags_below(description, tags)
         where = {"experiment_id": self.experiment_id}
         again = Run(resumed, self.experiment_id) if resumed else None
         with _closing(lambda: again or _created(name, tags, where), ends_as) as run:
@@ -227,18 +219,17 @@ class Run:
         :class:`initflow.tracking.outbox.NoModelError` where only its model
         could not be written.
         """
-        started = now_ms()
-        tags = {PARENT: self.id, DESCRIPTION: mlflow_page.plain(description)} | {
-            **_context_tags(),
-            **tags,
-        }
-        values: dict[str, object] = {"name": name, "tags": _texts(tags), "started": started}
         draft = Draft(outbox.new_key(), self.experiment_id)
-        values["experiment_id"] = self.experiment_id
-        draft.entries.append(Entry("create", draft.id, values))
+        tags, where = self._tags_below(description, tags), {"experiment_id": self.experiment_id}
+        draft.entries.append(_creation(draft.id, name, tags, where))
         with _closing(lambda: draft, ends_as) as run:
             run.log_params(params)
             yield run
+
+    def _tags_below(self, description: str, tags: Mapping[str, object]) -> dict[str, object]:
+        """Those of a run below this one, beside its own ``tags``."""
+        described = {PARENT: self.id, DESCRIPTION: mlflow_page.plain(description)}
+        return {**described, **_context_tags(), **tags}
 
     @reading()
     def found(self, tags: Mapping[str, object], experiments: Iterable[str] = ()) -> list[Found]:
@@ -476,10 +467,8 @@ def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) ->
     """A new run in the experiment that ``where`` gives, as ``experiment_id`` or ``experiment``."""
     key, tracking = outbox.new_key(), connection.shown()
     opener = open_runs.opened(tracking, key)  # before it is made: we may do nothing after it
-    tags = _texts({**tags, OPENER: opener})
-    values = {"name": name, "tags": tags, "started": now_ms(), **where}
     try:
-        send(Entry("create", key, values))
+        send(_creation(key, name, {**tags, OPENER: opener}, where))
     except TrackingError:
         open_runs.closed(tracking, key)
         raise
@@ -488,6 +477,12 @@ def _created(name: str, tags: Mapping[str, object], where: Mapping[str, str]) ->
         open_runs.opened(tracking, run.id)
         open_runs.closed(tracking, key)
     return run
+
+
+def _creation(key: str, name: str, tags: Mapping[str, object], where: Mapping[str, str]) -> Entry:
+    """What makes the run of this key, started now."""
+    values = {"name": name, "tags": _texts(tags), "started": now_ms(), **where}
+    return Entry("create", key, values)
 
 
 def _texts(tags: Mapping[str, object]) -> dict[str, str]:
