@@ -115,13 +115,15 @@ class Trained:
 class Population(Trained):
     """What came of the networks below ``run``, one or more in each of ``cells``.
 
-    ``remark`` is a sentence on the data, where there is something odd to say of it.
+    ``remark`` is a sentence on the data, where there is something odd to say of it; so many of the
+    networks were ``taken_over`` from interrupted commands.
     """
 
     run: runs.Run
     device: str
     cells: Sequence[Cell]
     remark: str = ""
+    taken_over: int = 0
 
     def by_cell(self) -> dict[Cell, list[Member]]:
         """The networks of each scheme and activation, in the order of their seeds."""
@@ -271,6 +273,7 @@ def trained_population(
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             found = resuming.taken_over(run, digest, configs) if digest else {}
+            population.taken_over = len(found)
             left = [config for config in configs if config not in found]
             parts = [
                 Stack(

@@ -149,6 +149,10 @@ def test_an_interrupted_comparison_ends_as_if_nothing_had_happened(command, made
     assert 0 < len(taken) < len(again.members)
     ours, theirs = (told(mlflow.get_run(result.run.id)) for result in (again, whole))
     assert ours == theirs
+    n, more = len(again.members) - len(taken), len(taken)
+    assert again.took()[0].startswith(f"Trained {n} networks in ")
+    assert again.took()[1:] == [f"{more} networks came from an interrupted command."]
+    assert len(whole.took()) == 1
     assert again.drawings().keys() == whole.drawings().keys()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from initflow.experiments.failures import noted
 from initflow.experiments.populations import BY_LAYER, Population, by_layer
 from initflow.experiments.results import ReportedResult
+from initflow.reporting.formats import counted
 from initflow.reporting.seed_statistics import common_curves
 from initflow.tracking import mlflow_page, runs
 
@@ -58,10 +59,14 @@ class PopulationResult(ReportedResult, Population):
         return lines
 
     def took(self) -> list[str]:
-        n = len(self.members)
-        each = f"{self.training_s / n:.2g} s each"
-        logging = f"logging them took {self.logging_s:.2g} s"
-        return [f"Trained {n} networks in {self.training_s:.3g} s, {each}; {logging}."]
+        n, lines = len(self.members) - self.taken_over, []
+        if n:
+            each = f"{self.training_s / n:.2g} s each"
+            logging = f"logging them took {self.logging_s:.2g} s"
+            lines.append(f"Trained {n} networks in {self.training_s:.3g} s, {each}; {logging}.")
+        if self.taken_over:
+            lines.append(f"{counted(self.taken_over, 'network')} came from an interrupted command.")
+        return lines
 
     def closing_lines(self) -> list[str]:
         description = "The description of its run links these, and all networks one by one."
