@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 
 from tests import warm
 
 ROOT = Path(__file__).parent.parent
+SAVE = Figure.savefig
 
 # How long an example takes says more of the machine than of it; fixtures are the same for all.
 settings.register_profile(
@@ -67,6 +69,30 @@ def _initflow_is_not_installed():
 def _workers_start_warm():
     """Those of tests/core/test_workers.py start as a user's do."""
     with warm.start_workers():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _figures_are_drawn_lightly():
+    """Small and not laid out, which takes most of the time, where a test looks at what is around.
+
+    Commands draw them as they are, and so do the tests that ask for :func:`whole_figures`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", _save_lightly)
+        yield
+
+
+def _save_lightly(figure, *args, **options):
+    figure.set_layout_engine("none")
+    return SAVE(figure, *args, **options | {"dpi": 30})
+
+
+@pytest.fixture(scope="module")
+def whole_figures():
+    """They are drawn as users see them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", SAVE)
         yield
 
 

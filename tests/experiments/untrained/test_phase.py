@@ -13,6 +13,8 @@ import initflow as inf
 from initflow.reporting.pictures.planes import Mark
 from initflow.theory.infinite_width import MeanField, mean_field
 
+pytestmark = pytest.mark.usefixtures("whole_figures")
+
 ACTIVATIONS = inf.initializers.ACTIVATIONS
 
 

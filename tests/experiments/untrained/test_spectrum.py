@@ -10,6 +10,8 @@ import initflow as inf
 from initflow.core.configurations import DiagnoseConfig
 from initflow.errors import SettingError
 
+pytestmark = pytest.mark.usefixtures("whole_figures")
+
 SETTINGS = {
     "inits": "he,orthogonal,identity",
     "activations": "linear,relu",
