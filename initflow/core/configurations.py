@@ -116,6 +116,7 @@ ADDED = {
     "updates": "all",
     "parametrization": "standard",
     "base_width": "100",
+    "tf32": "false",
 }
 
 
@@ -182,6 +183,9 @@ class _Machine(Settings):
     """On what machine networks are trained."""
 
     device: str = setting("auto", DEVICE, "where to train (auto: CUDA when there is one)")
+    tf32: bool = setting(
+        False, BOOLEAN, "on CUDA: products round their factors to TF32's 10 bits, which is faster"
+    )
     threads: int | None = setting(
         None, or_word("auto", integer(1, 1024)), "CPU threads (auto: as many as PyTorch takes)"
     )

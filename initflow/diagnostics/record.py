@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from initflow.core import machine
+from initflow.core import machine, precision
 from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics import measure, networks
@@ -102,7 +102,8 @@ def train_together(
     momentum or activation only, and neighbours of one seed share their batches. Others train one
     after the other. What is measured of one at a step is in its record before ``on_measured`` is
     called; a network that is still running and that ``should_stop`` says true of then trains no
-    further. Whatever is raised, the records hold what was measured until then.
+    further. Whatever is raised, the records hold what was measured until then. On CUDA, TF32 is
+    used where the setting says so and nowhere else, whatever the process has set.
     """
     config = records[0].config
     together = [_in_order(records, splits)] if config.model == MLP else [[one] for one in records]
@@ -112,8 +113,9 @@ def train_together(
         done = sum(record.step for record in records)
         progress("training", done, updates * len(records))
 
-    for some in together:
-        _train(some, splits, on_measured, should_stop, told)
+    with precision.tf32(str(splits.train.images.device), allowed=config.tf32):
+        for some in together:
+            _train(some, splits, on_measured, should_stop, told)
 
 
 def _in_order(records: Sequence[Record], splits: Splits) -> list[Record]:

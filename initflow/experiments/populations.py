@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 
 import torch
 
-from initflow.core import machine, workers
+from initflow.core import machine, precision, workers
 from initflow.core.configurations import MLP, Many, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
@@ -244,6 +244,7 @@ def trained_population(
     :mod:`initflow.errors` before a run is made.
     """
     device = machine.device(settings.device)
+    precision.check(device, tf32=settings.tf32)
     connection.check_backend(settings.backend)
     if settings.backend != "local":  # elsewhere nobody would know of what waits there
         outages.check_reachable()

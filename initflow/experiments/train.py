@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from initflow.core import machine
+from initflow.core import machine, precision
 from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics.record import Record, start, train_together
@@ -62,6 +62,7 @@ def train(config: TrainConfig, *, experiment: str | None = None, progress: Progr
     """
     scheme = cache.scheme(config.init, config.plugins_dir)
     device = machine.device(config.device)
+    precision.check(device, tf32=config.tf32)
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = datasets.load(config)
 

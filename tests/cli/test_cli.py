@@ -218,6 +218,11 @@ ERRORS = [
     (["compare", "--seeds", "0"], 2, "Error: seeds must be a whole number, at least 1 and at most"),
     (["compare", "--activations", "swish"], 2, "names between commas, none twice, of sigmoid"),
     (["compare", "--stack", "0"], 2, "Error: stack must be 'auto' or a whole number, at least 1"),
+    *(
+        ([command, "--tf32", "true", *DIGITS], 2, "tf32 must be false with device=cpu, not 'true'")
+        for command in ("train", "compare", "tune", "diagnose", "rates", "trainability")
+    ),
+    (["reproduce", "--tf32", "true", "--device", "cpu"], 2, "by device=cuda where there is one"),
     (["compare", "--device", "cuda:99", *DIGITS], 2, "device must be auto or cpu, not 'cuda:99'"),
     (["compare", "--validation", "1430", *DIGITS], 2, "not '1430'"),
     (["compare", "--experiment", " ", *DIGITS], 2, "Error: experiment must be a name, not ' '"),

@@ -60,6 +60,7 @@ TRAINED = {
     "probe": "1000",
     "seed": "0",
     "device": "auto",
+    "tf32": "false",
     "threads": "auto",
     "log_model": "true",
 }  # what all that train share, whatever sets the rest

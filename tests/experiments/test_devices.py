@@ -1,5 +1,7 @@
 """Every command on a device that is not the CPU: nothing is mixed, and the numbers are as near."""
 
+import json
+
 import mlflow
 import pytest
 import torch
@@ -13,11 +15,14 @@ from initflow.core.configurations import (
     TuneConfig,
     VerifyConfig,
 )
+from initflow.diagnostics import record
 from initflow.experiments import train
 from initflow.experiments.comparisons.compare import compare
+from initflow.experiments.replay import retraining
 from initflow.experiments.tuning.tune import tune
 from initflow.experiments.untrained.diagnose import diagnose
 from initflow.experiments.verify import verify
+from initflow.tracking import runs
 from tests import elsewhere
 
 SMALL = {"dataset": "digits", "hidden": "12,8", "epochs": 1, "eval_every": 10, "threads": 1}
@@ -97,6 +102,37 @@ def test_a_run_is_verified_there_and_from_there(device, init):
     run = train.train(TrainConfig(**SMALL, init=init, probe=0))
     assert verify(run.run_id, VerifyConfig()).replay.verdict == "identical"
     assert verify(run.run_id, VerifyConfig(device="cpu")).replay.verdict != "different"
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_recorded_and_used_again(device, monkeypatch, tf32):
+    """Param, configuration and facts say what was used, whatever the process has set."""
+    used = []
+
+    def train_together(*args, **options):
+        record.train_together(
+            *args,
+            **options
+            | {"on_measured": lambda *_: used.append(torch.backends.cuda.matmul.fp32_precision)},
+        )
+
+    monkeypatch.setattr(retraining, "train_together", train_together)
+    expected = "tf32" if tf32 else "ieee"
+    try:
+        torch.set_float32_matmul_precision("highest" if tf32 else "high")
+        run = train.train(TrainConfig(**SMALL, tf32=tf32, probe=0))
+        assert mlflow.get_run(run.run_id).data.params["tf32"] == str(tf32).lower()
+        kept = json.loads(runs.read_artifact(run.run_id, "replay.json", 2**20))
+        assert kept["config"]["tf32"] == str(tf32).lower()
+        fact = f"matmul {expected}, conv {expected}"
+        assert kept["environment"]["facts"]["cuda_float32"] == fact
+        replay = verify(run.run_id, VerifyConfig()).replay
+        assert (replay.verdict, replay.differences) == ("identical", [])
+        assert used
+        assert set(used) == {expected}
+        verify(run.run_id, VerifyConfig(device="cpu"))  # which has none, and is not refused
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.gpu

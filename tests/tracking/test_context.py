@@ -101,8 +101,8 @@ def test_a_process_that_only_has_mlflow_is_left_alone(monkeypatch):
         assert EnvironmentTags().in_context()
 
 
-# They load torch to tell of the machine, to keep its state, or for one of its generators.
-TOOLS = ("environment", "isolation", "importing", "machine", "seeds", "workers")
+# They load torch to tell of the machine, to keep its state, for its generators or its switches.
+TOOLS = ("environment", "isolation", "importing", "machine", "precision", "seeds", "workers")
 SETTINGS = [f"core.{name}" for name in ("configurations", "kinds", "settings", "paths")]
 NO_WORK = ["tracking.context", *(f"core.{name}" for name in TOOLS)]
 read = functools.cache(lambda name: list(imports(MODULES[name])))

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 
+from initflow.core import precision
 from initflow.core.configurations import RatesConfig, TrainConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics import coordinates, curvature, measure, networks
@@ -183,11 +184,13 @@ def rates(config: RatesConfig, *, experiment: str | None = None, progress: Progr
         resumable="rates",
     ) as population:
         there = {(plan.group(one.config), one.config.seed) for one in population.members}
-        starts = list(plan.starts(there, population.device, progress))
+        with precision.tf32(population.device, allowed=config.tf32):
+            starts = list(plan.starts(there, population.device, progress))
         tried = [plan.tried(member, starts) for member in population.members]
         rows = rates_statistics.rows(tried, starts)
         slopes = [] if config.over == "none" else rates_statistics.slopes(tried, starts)
-        found = list(plan.coordinates(tried, population.device, progress))
+        with precision.tf32(population.device, allowed=config.tf32):
+            found = list(plan.coordinates(tried, population.device, progress))
         of_layers = rates_statistics.coordinate_slopes(found)
         result = Rates(
             **vars(population),

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from initflow.core import environment
+from initflow.core import environment, precision
 from initflow.core.configurations import TrainConfig
 from initflow.core.machine import Resolved
 from initflow.diagnostics.networks import Untrained
@@ -164,6 +164,8 @@ class Evidence:
 
 def of(record: Record, splits: Splits, resolved: Resolved) -> Evidence:
     """That of a trained network."""
+    with precision.tf32(resolved.device, allowed=record.config.tf32):  # as it trained
+        computed_with = environment.current(resolved.device)
     initial, final = record.initial.state(), record.trained
     losses = torch.tensor(record.losses, dtype=torch.float32)
     provenance = Provenance(
@@ -185,7 +187,7 @@ def of(record: Record, splits: Splits, resolved: Resolved) -> Evidence:
         initial=model.weights_sha256(initial),
         final=model.weights_sha256(final),
         losses=losses_sha256(record.losses),
-        environment=environment.current(resolved.device).as_json(),
+        environment=computed_with.as_json(),
         model=of_model(record.initial),
     )
     kept = record.config.log_model

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from initflow.core import environment, machine
+from initflow.core import environment, machine, precision
 from initflow.core.environment import Change
 from initflow.core.progress import Progress, silent
 from initflow.core.seeds import generator
@@ -130,7 +130,8 @@ def replay(
     with machine.threads(past.threads):
         record = start(config, scheme, splits)
         _train(record, past, splits, progress)
-        found = environment.differences(past.environment, environment.current(device))
+        with precision.tf32(device, allowed=config.tf32):  # as it trained
+            found = environment.differences(past.environment, environment.current(device))
         causes = _causes(past, found)
         rounding = None
         if causes and not _is_identical(evidence, record):

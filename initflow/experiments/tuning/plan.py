@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from initflow.core import machine
+from initflow.core import machine, precision
 from initflow.core.configurations import ADDED, TrainConfig, TuneConfig
 from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.searches import PendingTrial, Search
@@ -52,6 +52,7 @@ OBJECTIVE = (
     "normalize",
     "eval_every",
     "seed",
+    "tf32",
 )
 NOT_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")  # letters that a study's name has not
 STUDY_ID = "initflow.study_id"  # a tag: names may be the same elsewhere, these are not
@@ -142,6 +143,8 @@ class Plan:
 
 def of(config: TuneConfig) -> Plan:
     """The plan of ``config``, for which its data is loaded."""
+    device = machine.device(config.device)
+    precision.check(device, tf32=config.tf32)
     anyone = config.inits[0]
     every = len(cache.splits(config.final(anyone, config.lr, config.gamma, 0)).train)
     validation = config.validation or every // SHARE
@@ -161,7 +164,7 @@ def of(config: TuneConfig) -> Plan:
         validation,
         study,
         config.storage or storages.journal(connection.folder() / "studies", study),
-        machine.device(config.device),
+        device,
         splits.pixels,
         splits.classes,
         trainer.iterations(trial, len(splits.train)),
