@@ -30,16 +30,16 @@ class Work:
     reads: int = 0
 
 
-_done = Work()
+DONE = Work()  # until now
 
 
 @contextlib.contextmanager
 def work():
     """What is done there meanwhile."""
-    before, seen = replace(_done), Work()
+    before, seen = replace(DONE), Work()
     yield seen
-    seen.operations = _done.operations - before.operations
-    seen.reads = _done.reads - before.reads
+    seen.operations = DONE.operations - before.operations
+    seen.reads = DONE.reads - before.reads
 
 
 class Elsewhere(torch.Tensor):
@@ -60,8 +60,8 @@ class Elsewhere(torch.Tensor):
         self.inner = inner
 
     def tolist(self):
-        _done.operations += 1
-        _done.reads += 1
+        DONE.operations += 1
+        DONE.reads += 1
         return self.inner.tolist()
 
     @classmethod
@@ -81,9 +81,9 @@ class Elsewhere(torch.Tensor):
             *tree_map_only(cls, lambda one: one.inner, args),
             **tree_map_only(cls, lambda one: one.inner, kwargs),
         )
-        _done.operations += 1
+        DONE.operations += 1
         if (there and not stays) or operation in NO_TENSORS:
-            _done.reads += 1
+            DONE.reads += 1
         if not stays or operation in NO_TENSORS:
             return result
         # What was written into is the same tensor as before.

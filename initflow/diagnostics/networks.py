@@ -25,7 +25,7 @@ from initflow.training.model import Parameters
 from initflow.training.module_trainer import ModuleTrainer
 from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Split, Splits
-from initflow.training.trainer import Recipe, Trainer
+from initflow.training.trainer import Recipe, Trainer, batch_order
 
 Untrained = Parameters | ModuleNetwork  # what a training starts from
 
@@ -124,6 +124,10 @@ class Networks(ABC):
 
     trainer: Trainer | GpuTrainer | ModuleTrainer
 
+    def __init__(self, configs: Sequence[TrainConfig], data: Split) -> None:
+        self._configs = configs
+        self._data = data
+
     @abstractmethod
     def network(self, member: int) -> Network:
         """The one at this place, as it is now."""
@@ -138,6 +142,19 @@ class Networks(ABC):
             for member, network in networks
         }
 
+    def first_losses(self) -> list[float]:
+        """The loss of each over its first batch, as it is now."""
+        found = []
+        for member, config in enumerate(self._configs):
+            order = batch_order(len(self._data), config.seed, 0)
+            first = self._data.take(order[: config.batch_size])
+            found.append(self.network(member).evaluate(first).loss)
+        return found
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """The tensors of each by name, on the CPU."""
+        return [dict(self.network(member).state()) for member in range(len(self._configs))]
+
 
 class Stack(Networks):
     """Feed-forward networks that train as one."""
@@ -149,6 +166,7 @@ class Stack(Networks):
         schemes: Sequence[Scheme],
         data: Split,
     ) -> None:
+        super().__init__(configs, data)
         self._stack = Parameters.stack(starts, str(data.images.device))
         self._of = list(zip(configs, schemes, strict=True))
         recipes = [Recipe.of(config, self._stack.widths) for config in configs]
@@ -169,6 +187,15 @@ class Stack(Networks):
         }
         return {member: {name: of[member] for name, of in found.items()} for member in members}
 
+    def first_losses(self) -> list[float]:
+        if isinstance(self.trainer, GpuTrainer):
+            return self.trainer.first_losses(self._configs[0].batch_size)
+        return super().first_losses()
+
+    def states(self) -> list[dict[str, Tensor]]:
+        here = self._stack.copy_to("cpu") if self._is_on_gpu else self._stack
+        return [here.member(member).state() for member in range(here.members)]
+
 
 class OneModule(Networks):
     """A module that trains by itself."""
@@ -176,6 +203,7 @@ class OneModule(Networks):
     def __init__(
         self, start: ModuleNetwork, config: TrainConfig, scheme: Scheme, data: Split
     ) -> None:
+        super().__init__([config], data)
         self.trainer = ModuleTrainer(start, Recipe.of(config), data)
         self._network = Module(self.trainer.network, config, scheme)
 

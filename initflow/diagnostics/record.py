@@ -146,6 +146,7 @@ def _train(
             record.add(0, predicted)
             on_measured(record, 0, predicted)
     updates = trainer.iterations(config, len(splits.train))
+    first_losses = training.first_losses()
     lap = time.perf_counter()
     for checkpoint in training.trainer.train(
         batch_size=config.batch_size, eval_every=config.eval_every, updates=config.updates
@@ -155,7 +156,13 @@ def _train(
         for member, evaluations in training.evaluate(checkpoint.rates, over).items():
             record = records[member]
             values = _measure(
-                record, training, checkpoint, member, evaluations, splits=splits, probe=probe
+                record,
+                training,
+                checkpoint,
+                member,
+                evaluations,
+                first_loss=first_losses[member],
+                probe=probe,
             )
             if record.diverged_at is not None and member in running:
                 training.trainer.stop(member)
@@ -172,8 +179,8 @@ def _train(
         for record in records:
             record.seconds += (now - lap - logging) / len(records)
         lap = now
-    for member, record in enumerate(records):
-        record.trained = dict(training.network(member).state())
+    for record, state in zip(records, training.states(), strict=True):
+        record.trained = state
 
 
 def _networks(records: Sequence[Record], data: Split) -> Networks:
@@ -193,13 +200,13 @@ def _measure(
     member: int,
     evaluations: Mapping[str, Evaluation],
     *,
-    splits: Splits,
+    first_loss: float,
     probe: Split | None,
 ) -> dict[str, float]:
     """What there is to say of one network at a checkpoint, finite values only.
 
-    ``evaluations`` are its own over what :func:`_evaluated_over` names, ``probe`` are the images
-    for its signals.
+    ``evaluations`` are its own over what :func:`_evaluated_over` names, ``first_loss`` is that of
+    the untrained network over its first batch, ``probe`` are the images for its signals.
     """
     record.step = step = checkpoint.step
     values = {} if checkpoint.diverged else {"lr": checkpoint.rates[member]}
@@ -213,10 +220,8 @@ def _measure(
         values["loss/train"] = statistics.fmean(recent)
         values["loss/peak"] = _peak(record, recent)
         record.losses += recent
-    elif step == 0:  # no batch was trained on yet: the first one, untrained
-        order = trainer.batch_order(len(splits.train), record.config.seed, 0)
-        first = splits.train.take(order[: record.config.batch_size])
-        values["loss/train"] = values["loss/peak"] = training.network(member).evaluate(first).loss
+    elif step == 0:  # no batch was trained on yet
+        values["loss/train"] = values["loss/peak"] = first_loss
     if probe:
         untrained = record.reading if step == 0 else None  # which has been observed
         seen = untrained or training.network(member).observe(probe)

@@ -51,6 +51,7 @@ class GpuTrainer:
         self._number = torch.zeros((), dtype=torch.float64, device=self._device)  # of the update
         self._step = self._seen = 0  # updates launched, and those until the last checkpoint
         self._of_epoch = 0  # updates
+        self._by_size: dict[int, _Batches] = {}
 
     def stop(self, member: int) -> None:
         """Train ``member`` no further."""
@@ -60,6 +61,14 @@ class GpuTrainer:
     def exact(self, _batch_size: int) -> list[bool]:
         """Whether each network has the bits that it has alone: such a device promises none."""
         return [False] * len(self._recipes)
+
+    def first_losses(self, batch_size: int) -> list[float]:
+        """That of each network over its first batch, as the networks are."""
+        orders = [batch_order(len(self._data), seed, 0)[:batch_size] for seed in self._seeds]
+        batches = self._batches(len(orders[0]))
+        batches.indices.copy_(torch.stack(orders).to(self._device))
+        found: list[float] = batches.losses().tolist()
+        return found
 
     def train(
         self, *, batch_size: int, eval_every: int, updates: int | None = None
@@ -97,31 +106,37 @@ class GpuTrainer:
 
     def _record(self, batch: int, losses: Tensor) -> _Update:
         """An update on batches of this size, whose losses go into the next row of ``losses``."""
-        members, pixels = self.parameters.members, self._data.images.shape[1]
-        indices = torch.zeros(len(self._seeds), batch, dtype=torch.int64, device=self._device)
-        images = self._data.images.new_empty(members, batch, pixels)
-        labels = self._data.labels.new_empty(members, batch)
-        both = Pass(
-            self.parameters,
-            [recipe.activation for recipe in self._recipes],
-            batch,
-            sources=range(members),
-        )
+        batches = self._batches(batch)
 
         def update() -> None:
-            chosen = indices.index_select(0, self._source_of_each).flatten()
-            torch.index_select(self._data.images, 0, chosen, out=images.view(-1, pixels))
-            torch.index_select(self._data.labels, 0, chosen, out=labels.view(-1))
-            both.forward(images)
-            found = both.losses(labels)
+            found = batches.losses()
             self._stopped.logical_or_(found.isfinite().logical_not_().unsqueeze(1))
             row = self._number.remainder(len(losses)).to(torch.int64).unsqueeze(0)
             losses.index_copy_(0, row, found.unsqueeze(0))
-            both.backward(labels, self._gradient)
+            batches.both.backward(batches.labels, self._gradient)
             self._number.add_(1)
             self._optimizer.step(self._stopped, self._number)
 
-        return _Update(indices, machine.recorded(update, self._device))
+        return _Update(batches.indices, machine.recorded(update, self._device))
+
+    def _batches(self, size: int) -> _Batches:
+        """Those of this size, whose buffers are made once."""
+        if size not in self._by_size:
+            members, pixels = self.parameters.members, self._data.images.shape[1]
+            self._by_size[size] = _Batches(
+                self._data,
+                self._source_of_each,
+                torch.zeros(len(self._seeds), size, dtype=torch.int64, device=self._device),
+                self._data.images.new_empty(members, size, pixels),
+                self._data.labels.new_empty(members, size),
+                Pass(
+                    self.parameters,
+                    [recipe.activation for recipe in self._recipes],
+                    size,
+                    sources=range(members),
+                ),
+            )
+        return self._by_size[size]
 
     def _checkpoints(self, losses: Tensor) -> Iterator[Checkpoint]:
         """Those of networks that diverged since the last, in the order of their steps; the rest's.
@@ -154,6 +169,27 @@ class GpuTrainer:
 
 def _first_not_finite(losses: Sequence[float]) -> int | None:
     return next((at for at, loss in enumerate(losses) if not math.isfinite(loss)), None)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """A batch for each network: the images of its seed's row of ``indices``, (seeds, batch)."""
+
+    data: Split
+    source_of_each: Tensor
+    indices: Tensor
+    images: Tensor  # (members, batch, pixels)
+    labels: Tensor  # (members, batch)
+    both: Pass
+
+    def losses(self) -> Tensor:
+        """Those of a forward pass over the images, gathered first: (members,)."""
+        chosen = self.indices.index_select(0, self.source_of_each).flatten()
+        images = self.images.view(-1, self.images.shape[2])
+        torch.index_select(self.data.images, 0, chosen, out=images)
+        torch.index_select(self.data.labels, 0, chosen, out=self.labels.view(-1))
+        self.both.forward(self.images)
+        return self.both.losses(self.labels)
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,13 @@ class Parameters:
     @classmethod
     def stack(cls, networks: Sequence[Parameters], device: str) -> Parameters:
         """A copy of ``networks`` of one shape, each a stack of one, in their order."""
-        stacked = cls(networks[0].widths, len(networks), device)
+        first = networks[0]
+        own = str(first.flat.device)  # where many small copies are no matter
+        stacked = cls(first.widths, len(networks), own)
         for member, network in enumerate(networks):
             for part, original in zip(stacked._parts, network._parts, strict=True):  # noqa: SLF001
                 part[member].copy_(original[0])
-        return stacked
+        return stacked if device == own else stacked.copy_to(device)
 
     def state(self, member: int = 0) -> dict[str, Tensor]:
         """One network's tensors by name, ``fc1.weight``, ``fc1.bias``, …, as views."""

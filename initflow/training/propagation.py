@@ -188,6 +188,7 @@ class Pass:
         self._images: Tensor | None = None
         self._labels: Tensor | None = None
         self._gradient: Parameters | None = None
+        self._is_launch_bound = machine.is_launch_bound(parameters.flat.device)
         self._taking_part = torch.tensor(self.members, device=parameters.flat.device)
         self._source_of_each = torch.tensor(self._sources, device=parameters.flat.device)
         # The mean over the batch, divided in float32 as autograd does.
@@ -239,7 +240,7 @@ class Pass:
 
         Written over by the next call.
         """
-        if not machine.is_launch_bound(self.parameters.flat.device):
+        if not self._is_launch_bound:
             self._plan_for(labels)
             run(self._loss_plan)
             return self._losses
@@ -265,13 +266,14 @@ class Pass:
         if labels is self._labels:
             return
         self._labels = labels
-        self._losses = self.parameters.flat.new_empty(len(self.members))
-        self._loss_plan: Plan = [
-            functools.partial(
-                _nll_loss, self._log_probabilities[m], labels[self._sources[m]], None, 1, out=loss
-            )
-            for m, loss in zip(self.members, self._losses.unbind(), strict=True)
-        ]
+        if not self._is_launch_bound:  # where they are one by one
+            self._losses = self.parameters.flat.new_empty(len(self.members))
+            self._loss_plan: Plan = [
+                functools.partial(
+                    _nll_loss, self._log_probabilities[m], labels[self._sources[m]], None, 1, out=x
+                )
+                for m, x in zip(self.members, self._losses.unbind(), strict=True)
+            ]
         own = labels
         self._by_loss_plan: Plan = []
         if list(self._sources) != list(range(len(labels))):

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from initflow.diagnostics.signals import QUANTITIES
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.training import datasets, model, propagation, trainer
+from tests import elsewhere
 
 SETTINGS = {
     "dataset": "digits",
@@ -332,6 +334,81 @@ def test_asking_whether_it_is_exact_changes_nothing():
 def test_networks_that_are_not_finite_are_exact_all_the_same():
     """What is not a number has bits too."""
     assert all(one.is_exact for one in trained(configs(DIVERGING, probe=0)))
+
+
+def work_there(config, members, seeds):
+    """What a device that is not the CPU does in a training of networks of two activations."""
+    splits = datasets.load(config)
+    chosen = [
+        replace(config, activation=("relu", "tanh")[at % 2], seed=at % seeds)
+        for at in range(members)
+    ]
+    records = [record.start(one, find("he"), splits) for one in chosen]
+    there, done = splits.to(torch.device(elsewhere.DEVICE)), []
+    with elsewhere.work() as work:
+        record.train_together(
+            records, there, on_measured=lambda *_: done.append(replace(elsewhere.DONE))
+        )
+    looks = sorted({(one.operations, one.reads) for one in done})
+    between = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(looks)]
+    return work, between
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"momentum": 0.0, "weight_decay": 0.01},
+        {"optimizer": "adam", "lr": 0.001, "clip": 1.0},
+        {"validation": 100},
+    ],
+    ids=str,
+)
+def test_a_whole_training_is_as_many_operations_for_many_networks(monkeypatch, own):
+    """From the stacking over each evaluation to the end; what is read is so at evaluations."""
+    elsewhere.be_found(monkeypatch)
+    config = TrainConfig(**SETTINGS | {"probe": 0} | own)
+    few, between = work_there(config, 2, 1)
+    for members, seeds in ((2, 2), (8, 2), (40, 10)):
+        many, same = work_there(config, members, 1 if config.validation else seeds)
+        assert (many, same) == (few, between)
+    # The losses since the last one and two evaluated sets; or three, with images held out.
+    reads = {reads for _, reads in between}
+    assert reads == {3 + bool(config.validation)}
+    # The untrained losses, the first evaluation, and the trained networks.
+    assert few.reads == (len(between) + 1) * reads.pop() + 2
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("of_process", ["high", "highest"])
+def test_tf32_is_used_where_the_setting_says_so_alone(monkeypatch, tf32, of_process):
+    """On a device that is not the CPU, at each look; whatever it was, it is that again."""
+
+    def used():
+        backends = torch.backends
+        modules = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+        return [one.fp32_precision for one in modules]
+
+    elsewhere.be_found(monkeypatch)
+    seen = []
+    config = TrainConfig(dataset="digits", hidden=8, tf32=tf32, updates=2)
+    splits = datasets.load(config)
+    try:
+        torch.set_float32_matmul_precision(of_process)
+        before = used()
+        for device in (elsewhere.DEVICE, "cpu"):
+            one = record.start(config, find("he"), splits)
+            record.train_together(
+                [one],
+                splits.to(torch.device(device)),
+                on_measured=lambda *_: seen.append(used()),
+            )
+            expected = ["tf32" if tf32 else "ieee"] * 3 if device != "cpu" else before
+            assert seen.pop(0) == seen.pop() == expected
+            assert used() == before
+            seen.clear()
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_on_a_device_bound_by_launching_nothing_is_called_exact(monkeypatch):
