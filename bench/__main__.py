@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench import cnn, populations, study, training, watching
+from bench import cnn, gpu, populations, study, training, watching
 from initflow.initializers.finder import INITIALIZERS
 from initflow.training import datasets
 
@@ -33,6 +33,7 @@ def main() -> None:
         *_products(),
         *_populations(),
         *_comparing(),
+        *_on_gpu(),
         *_tuning(),
         *_workers(),
         *_cnn(),
@@ -119,6 +120,29 @@ def _comparing() -> Iterator[str]:
         yield "compare 12 times faster than scripts"
     if share >= 1 / 3:
         yield "logging less than a third of training"
+
+
+def _on_gpu() -> Iterator[str]:
+    """In seconds, which are of the device that is named; without one there is nothing to hold."""
+    where = gpu.device()
+    if where is None:
+        print("on a GPU: PyTorch finds no CUDA device here, so nothing was measured on one\n")
+        return
+    print(f"many trainings on a GPU, {torch.cuda.get_device_name(where)}")
+    for found in gpu.rounds(datasets.load(training.CONFIG), where):
+        name, bound = f"{found.networks:,} of the tutorial's", gpu.OF_LOOP[found.networks]
+        print(f"  {name:36s} {found.training:6.1f} s   (to hold: at most {bound:g})")
+        print(f"  {'making their weights, on the CPU':36s} {found.making:6.1f} s")
+        if found.training > bound:
+            yield f"{found.networks:,} trainings on a GPU within {bound:g} s"
+    whole = gpu.compared(_environment())
+    name, bound = f"initflow compare, {whole.networks:,} networks", gpu.OF_COMMAND
+    print(f"  {name:36s} {whole.command:6.1f} s   (to hold: at most {bound:g})")
+    print(
+        f"  of which training and logging        {whole.training:.1f} and {whole.logging:.1f} s\n"
+    )
+    if whole.command > bound:
+        yield f"compare with {whole.networks:,} networks on a GPU within {bound:g} s"
 
 
 def _tuning() -> Iterator[str]:

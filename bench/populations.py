@@ -92,15 +92,21 @@ class Whole(NamedTuple):
 def whole(environment: Mapping[str, str]) -> Whole:
     """`initflow compare` with fifty networks, between runs of the usual script."""
     scripts = [_seconds([sys.executable, "-m", "bench.script"], environment)[0]]
+    found = command(environment, SEEDS)
+    scripts += [_seconds([sys.executable, "-m", "bench.script"], environment)[0] for _ in range(2)]
+    return found._replace(scripts=scripts)
+
+
+def command(environment: Mapping[str, str], seeds: int, *options: str) -> Whole:
+    """`initflow compare` of :data:`COMPARED` under so many ``seeds``, in a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["initflow", "compare", "--inits", COMPARED, "--activations", "relu"]
-        seeds = ["--seeds", str(SEEDS)]
         store = {"MLFLOW_TRACKING_URI": f"sqlite:///{Path(folder)}/mlflow.db"}
-        seconds, said = _seconds([*command, *seeds], {**environment, **store}, folder)
-    scripts += [_seconds([sys.executable, "-m", "bench.script"], environment)[0] for _ in range(2)]
+        words = [*command, "--seeds", str(seeds), *options]
+        seconds, said = _seconds(words, {**environment, **store}, folder)
     found = re.search(r"Trained (\d+) networks in ([\d.e+]+) s,.* took ([\d.e+]+) s", said)
     assert found, said
-    return Whole(seconds, float(found[2]), float(found[3]), scripts, int(found[1]))
+    return Whole(seconds, float(found[2]), float(found[3]), [], int(found[1]))
 
 
 def _seconds(
