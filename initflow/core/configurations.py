@@ -42,6 +42,7 @@ from initflow.core.kinds import (
     or_word,
     parse_widths,
     several_whole,
+    true_false_or,
 )
 from initflow.core.settings import Settings, check_range, invalid, setting, shared
 from initflow.errors import SettingError
@@ -101,6 +102,7 @@ ADAM = ("optimizer", ("adam", "adamw"))
 STEPS = ("schedule", ("step",))
 MAXIMAL = ("parametrization", ("mup",))
 OVER = ("none", "depth", "width")
+BEST = "best"  # of the networks of a scheme with an activation
 # Settings that files and studies of earlier versions do not have: theirs had these values.
 ADDED = {
     "model": MLP,
@@ -201,7 +203,7 @@ class _Measured(_Machine):
     )
 
 
-class _Training(_Untrained):
+class _Loop(_Untrained):
     """How networks are trained."""
 
     hidden: tuple[int, ...] = setting(
@@ -247,7 +249,23 @@ class _Training(_Untrained):
         100, integer(1, MAX_WIDTH), "of mup: the width at which it is the standard", only=MAXIMAL
     )
     eval_every: int = setting(500, integer(1), "iterations between evaluations")
+
+
+class _Training(_Loop):
+    """The same, and whether a network is logged as a model."""
+
     log_model: bool = setting(True, BOOLEAN, "log the trained model")
+
+
+class _Models(Settings):
+    """Which of many networks are logged as models."""
+
+    log_model: str = setting(
+        "true",
+        true_false_or(BEST),
+        "log the trained models; best: of each scheme with each activation that of the highest"
+        " accuracy at the end, on images held out or, without any, on the test images",
+    )
 
 
 class _One(Settings):
@@ -433,7 +451,7 @@ class PhaseConfig(PluginsConfig):
             check_range(self, name)
 
 
-class CompareConfig(Many, _Measured, _Training, _Seeds, _ModelGrid):
+class CompareConfig(Many, _Measured, _Models, _Loop, _Seeds, _ModelGrid):
     """The settings of one comparison: every scheme with every activation under every seed."""
 
     validation: int = shared(TrainConfig, "validation")
@@ -443,7 +461,8 @@ class CompareConfig(Many, _Measured, _Training, _Seeds, _ModelGrid):
 
     def network(self, init: str, activation: str, seed: int) -> TrainConfig:
         """The settings of one of the networks."""
-        return training(self, init=init, activation=activation, seed=seed)
+        log = self.log_model == "true"
+        return training(self, init=init, activation=activation, seed=seed, log_model=log)
 
 
 class _Table(Settings):

@@ -231,6 +231,18 @@ def elementwise(published: tuple[str, ...]) -> Kind:
 
 
 BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
+
+
+def true_false_or(word: str) -> Kind:
+    """As text: ``true``, ``false`` or ``word``."""
+    valid = ("true", "false", word)
+
+    def parse(value: object) -> str:
+        return word if value == word else BOOLEAN.format(BOOLEAN.parse(value))
+
+    return Kind("|".join(valid), f"one of {', '.join(valid)}", parse)
+
+
 TEXT = Kind("TEXT", "a name", _parse_text)
 STORAGE = Kind("PATH|URL", "a journal's path or a database's URL", _parse_storage, without_password)
 # Of a study or a registered model: it becomes a part of files' names and of searches.

@@ -184,24 +184,25 @@ def log_trained(
         run.log_json("signals", as_json(record.reading, record.signals))
     if record.config.log_model and record.outcome == "finished":
         with noted(failed, "model"):
-            if isinstance(record.initial, ModuleNetwork):
-                module = modules.to_module(
-                    record.initial, record.trained, mean=splits.mean, std=splits.std
-                )
-                content = modules.program(module, splits.pixels)
-                return run.log_program(
-                    content, pixels=splits.pixels, step=record.step, takes=splits.takes
-                )
-            return run.log_model(
-                record.trained,
-                record.config.activation,
-                mean=splits.mean,
-                std=splits.std,
-                pixels=splits.pixels,
-                takes=splits.takes,
-                step=record.step,
-            )
+            return log_model(run, record, splits)
     return None
+
+
+def log_model(run: runs.Run, record: Record, splits: Splits) -> str:
+    """The id of a trained network as a model."""
+    if isinstance(record.initial, ModuleNetwork):
+        module = modules.to_module(record.initial, record.trained, mean=splits.mean, std=splits.std)
+        content = modules.program(module, splits.pixels)
+        return run.log_program(content, pixels=splits.pixels, step=record.step, takes=splits.takes)
+    return run.log_model(
+        record.trained,
+        record.config.activation,
+        mean=splits.mean,
+        std=splits.std,
+        pixels=splits.pixels,
+        takes=splits.takes,
+        step=record.step,
+    )
 
 
 def result_tags(record: Record) -> dict[str, object]:

@@ -20,7 +20,7 @@ from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
-from initflow.experiments import command_run, network_run, resuming
+from initflow.experiments import best_networks, command_run, network_run, resuming
 from initflow.experiments.failures import Failures
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
@@ -94,12 +94,14 @@ class Trained:
     """What came of networks: those that are there, and why others failed, by their runs' names.
 
     ``failures`` is what could not be made of those that are there, such as a figure.
-    ``training_s`` and ``logging_s``: seconds, of all workers together.
+    ``best`` has the best one of each cell, where that is asked for. ``training_s`` and
+    ``logging_s``: seconds, of all workers together.
     """
 
     members: list[Member] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     failures: Failures = field(default_factory=dict)
+    best: dict[Cell, best_networks.Best] = field(default_factory=dict)
     training_s: float = 0.0
     logging_s: float = 0.0
 
@@ -107,6 +109,7 @@ class Trained:
         self.members += other.members
         self.failed |= other.failed
         self.failures |= other.failures
+        best_networks.take(self.best, other.best)
         self.training_s += other.training_s
         self.logging_s += other.logging_s
 
@@ -196,6 +199,7 @@ class Stack:
     ``label`` begins their names, and by ``id`` they are found if a worker dies. ``has_models``:
     those below the run are of several models, which their cells name; ``varied`` are other settings
     in which they differ, which their names tell. Without ``tested`` the test images stay closed.
+    The weights of the best of each cell come back where the stack ``keeps_best``.
     """
 
     run: runs.Run
@@ -208,6 +212,7 @@ class Stack:
     has_models: bool = False
     varied: Sequence[str] = ()
     tested: bool = True
+    keeps_best: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def cell(self, config: TrainConfig) -> Cell:
@@ -234,12 +239,14 @@ def trained_population(
     run_figures: bool = False,
     tested: bool = True,
     resumable: str | None = None,
+    keeps_best: bool = False,
 ) -> Iterator[Population]:
     """The network of each of ``configs``, trained, each in a run below one that is open.
 
     ``configs`` begin with one of each shape, all under the first seed. Where they are of a command
     that is ``resumable``, which is named, those that an interrupted one of the same settings has
-    trained are taken over. Without ``tested`` the test images stay closed. A wrong setting,
+    trained are taken over. Without ``tested`` the test images stay closed. Of the best new network
+    of each cell the weights are kept where that is asked for by ``keeps_best``. A wrong setting,
     missing data or a scheme that cannot fill the first networks is an error of
     :mod:`initflow.errors` before a run is made.
     """
@@ -287,6 +294,7 @@ def trained_population(
                     has_models=_has_models(configs),
                     varied=_varied(configs),
                     tested=tested,
+                    keeps_best=keeps_best,
                 )
                 for together in stacks(left, splits.pixels, splits.classes, device, settings.stack)
             ]
@@ -366,6 +374,7 @@ def train_all(
                 left.append(part)
                 continue
             trained[at] = result
+            best_networks.take(population.best, result.best)
             on_result(part, result)
             if not pool.is_here:  # else it tells by itself
                 told("training", sum(len(some.members) for some in trained.values()), networks)
@@ -480,6 +489,8 @@ class _Writer:
             run_figures=self._stack.run_figures,
         )
         self.trained.failures |= logged.failures
+        if self._stack.keeps_best:
+            best_networks.keep(self.trained.best, cell, record)
         curve = record.history.get("accuracy/test", [])
         return Member(
             record.config,

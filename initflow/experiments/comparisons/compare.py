@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from initflow.core.configurations import CompareConfig
+from initflow.core.configurations import BEST, CompareConfig
 from initflow.core.progress import Progress
+from initflow.experiments.comparisons import best_models
 from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
 from initflow.experiments.populations import trained_population
@@ -96,7 +97,10 @@ def compare(
         progress=progress,
         run_figures=config.run_figures,
         resumable="compare",
+        keeps_best=config.log_model == BEST,
     ) as population:
+        if config.log_model == BEST:
+            best_models.log(population, progress)
         outcomes = population.outcomes()
         result = Comparison(
             **vars(population),
