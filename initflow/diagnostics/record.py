@@ -146,8 +146,8 @@ def _train(
             record.add(0, predicted)
             on_measured(record, 0, predicted)
     updates = trainer.iterations(config, len(splits.train))
-    first_losses = training.first_losses()
     lap = time.perf_counter()
+    first_losses = training.first_losses()
     for checkpoint in training.trainer.train(
         batch_size=config.batch_size, eval_every=config.eval_every, updates=config.updates
     ):

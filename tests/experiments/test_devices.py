@@ -11,15 +11,18 @@ import initflow
 from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
+    RatesConfig,
     TrainConfig,
     TuneConfig,
     VerifyConfig,
 )
-from initflow.diagnostics import record
+from initflow.diagnostics import coordinates, curvature, record
 from initflow.experiments import train
 from initflow.experiments.comparisons.compare import compare
+from initflow.experiments.comparisons.rates import rates
 from initflow.experiments.replay import retraining
 from initflow.experiments.tuning.tune import tune
+from initflow.experiments.untrained import diagnose as diagnosing
 from initflow.experiments.untrained.diagnose import diagnose
 from initflow.experiments.verify import verify
 from initflow.tracking import runs
@@ -133,6 +136,29 @@ def test_tf32_is_recorded_and_used_again(device, monkeypatch, tf32):
         verify(run.run_id, VerifyConfig(device="cpu"))  # which has none, and is not refused
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_what_is_measured_without_training_goes_by_the_setting_too(store, monkeypatch, tf32):
+    """In a diagnosis, and what a range of learning rates is held against."""
+    elsewhere.be_found(monkeypatch)
+    used = []
+
+    def use(result):
+        used.append(torch.backends.cuda.matmul.fp32_precision)
+        return result
+
+    read = diagnosing.read
+    monkeypatch.setattr(diagnosing, "read", lambda *args: use(read(*args)))
+    diagnose(DiagnoseConfig(dataset="digits", inits="he", depth=2, width=9, tf32=tf32))
+    assert used
+    before = len(used)
+    monkeypatch.setattr(curvature, "largest_eigenvalue", lambda *_: use(1.0))
+    monkeypatch.setattr(coordinates, "changes", lambda *_: use([]))
+    small = {"dataset": "digits", "inits": "he", "rates": 2, "seeds": 1, "updates": 2}
+    rates(RatesConfig(**small, over="width", widths="8,12", hidden=8, tf32=tf32))
+    assert len(used) == before + 4  # both of two widths
+    assert set(used) == {"tf32" if tf32 else "ieee"}
 
 
 @pytest.mark.gpu
