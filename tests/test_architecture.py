@@ -210,7 +210,11 @@ def test_importing_is_light(statement):
     assert not HEAVY & {name.split(".")[0] for name in loaded}
 
 
-def test_importing_starts_no_work_of_torchvision():
-    """The training needs neither torchvision nor what it drags in."""
-    loaded = python("import initflow.experiments.train; import sys; print(*sys.modules)").split()
-    assert not {"torchvision", "torch._dynamo", "optuna"} & set(loaded)
+def test_commands_import_what_they_train_with():
+    """Neither torchvision nor what it drags in, nor what only figures or exports take."""
+    code = "import sys, initflow.experiments.{}; print(*sys.modules)".format
+    loaded = python(code("train, initflow.experiments.comparisons.compare")).split()
+    slow = {"torchvision", "torch._dynamo", "mlflow.pytorch", "sklearn", "scipy.stats"}
+    slow |= {"matplotlib.pyplot", "optuna.visualization"}
+    assert not {*slow, "optuna"} & set(loaded)
+    assert not slow & set(python(code("tuning.tune")).split())

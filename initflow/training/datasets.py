@@ -7,8 +7,10 @@ without it.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.client
+import importlib.util
 import io
 import math
 import os
@@ -17,7 +19,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import platformdirs
 import torch
 from filelock import FileLock
@@ -36,6 +41,7 @@ from initflow.training.splits import (
     UNCHECKED,
     Split,
     Splits,
+    parted,
 )
 
 # The class in torchvision.datasets that downloads each set, the folder that it makes, and what else
@@ -79,6 +85,8 @@ DIGITS_TEST_IMAGES = 360
 DOWNLOAD_TIMEOUT_S = 30.0
 LONGEST_TITLE = 100  # characters
 
+Numbers = npt.NDArray[Any]
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -115,14 +123,15 @@ def load(config: TrainConfig) -> Splits:
     def split(images: Tensor, labels: Tensor) -> Split:
         return Split(scaling.scaled(images, white, mean, std), labels.to(torch.int64))
 
-    train = split(tensors["train_images"], tensors["train_labels"])
+    images, labels = tensors["train_images"], tensors["train_labels"]
     validation = None
-    if config.validation:
-        kept, held_out = _hold_out(train.labels, loaded.classes, config)
-        train, validation = train.take(kept), train.take(held_out)
+    if config.validation:  # before pixels become numbers of four bytes
+        kept, held_out = _hold_out(labels, loaded.classes, config)
+        validation = split(images[held_out], labels[held_out])
+        images, labels = images[kept], labels[kept]
     return Splits(
         name=title(config.dataset),
-        train=train,
+        train=split(images, labels),
         validation=validation,
         test=split(tensors["test_images"], tensors["test_labels"]),
         mean=mean,
@@ -134,6 +143,11 @@ def load(config: TrainConfig) -> Splits:
         edition=loaded.edition,
         takes=FEATURES if white is None else PIXELS,
     )
+
+
+def examples(config: TrainConfig) -> int:
+    """How many there are to train on and to hold out for validation."""
+    return len(_loaded(config).tensors["train_labels"])
 
 
 def published(dataset: str) -> tuple[tuple[int, ...], int] | None:
@@ -180,8 +194,6 @@ def _cache() -> Path:
 
 def _hold_out(labels: Tensor, classes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Indices to train on and to hold out, each class in its share, in the set's own order."""
-    from sklearn.model_selection import train_test_split
-
     validation = config.validation
     if len(labels) < 2 * classes:
         raise SettingError(
@@ -194,17 +206,14 @@ def _hold_out(labels: Tensor, classes: int, config: TrainConfig) -> tuple[Tensor
             f"{len(labels)} training images, not '{validation}'"
         )
     try:
-        kept, held_out = train_test_split(
-            range(len(labels)),
-            test_size=validation,
-            stratify=labels.numpy(),
-            random_state=stream_seed(config.seed, "validation") % 2**32,
+        kept, held_out = parted(
+            labels.numpy(), validation, stream_seed(config.seed, "validation") % 2**32
         )
     except ValueError as error:
         raise SettingError(
             f"validation must be 0 for these training images, not '{validation}': {error}"
         ) from error
-    return torch.tensor(sorted(kept)), torch.tensor(sorted(held_out))
+    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held_out))
 
 
 def _loaded(config: TrainConfig) -> _Loaded:
@@ -223,20 +232,30 @@ def _loaded(config: TrainConfig) -> _Loaded:
 
 def _digits() -> _Loaded:
     """scikit-learn's 1,797 digits of 8x8 pixels; which of them are the test is fixed."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    split = train_test_split(
-        images, labels, test_size=DIGITS_TEST_IMAGES, stratify=labels, random_state=0
-    )
-    names = ("train_images", "test_images", "train_labels", "test_labels")
+    images, labels = _digits_as_they_come()
+    train, test = parted(labels, DIGITS_TEST_IMAGES, seed=0)
     tensors = {
-        name: torch.from_numpy(array.astype("uint8"))
-        for name, array in zip(names, split, strict=True)
+        f"{part}_{name}": torch.from_numpy(array[rows].astype("uint8"))
+        for name, array in (("images", images), ("labels", labels))
+        for part, rows in (("train", train), ("test", test))
     }
     digest, source = _content_digest(tensors), "sklearn.datasets.load_digits"
     return _Loaded(tensors, 16, *SIZES["digits"], digest, source, PUBLISHED)
+
+
+def _digits_as_they_come() -> tuple[Numbers, Numbers]:
+    """Those of ``load_digits``, out of its file: importing it would take most of a second."""
+    package = importlib.util.find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package else ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            with gzip.open(file, "rt") as lines:
+                table = np.loadtxt(lines, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(int)
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return images, labels
 
 
 def _cifar(folder: Path) -> _Loaded:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from initflow.core.configurations import DATASET_NAMES
 
 PUBLISHED, OWN, UNCHECKED = "published", "own", "unchecked"  # editions
 Scale = float | tuple[float, ...]  # one for all features, or one for each
+Integers = npt.NDArray[np.int64]
 PIXELS, FEATURES = "pixels in [0, 1]", "features as the data has them"
 
 
@@ -103,3 +106,43 @@ class Splits:
     def untested(self) -> Splits:
         """The same without the test images, for choices that must not see them."""
         return replace(self, test=self.test.take(torch.tensor([], dtype=torch.int64)))
+
+
+def parted(labels: Integers, held_out: int, seed: int) -> tuple[Integers, Integers]:
+    """Indices of the examples that are kept, and of those ``held_out``, each class in its share.
+
+    They are those of scikit-learn's ``train_test_split(..., test_size=held_out, stratify=labels,
+    random_state=seed)``, in its order: splits are to stay as they are, and importing that takes
+    most of a second. Raises a :class:`ValueError` for a class with a single example. Both parts
+    must have room for an example of each class.
+    """
+    present, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if counts.min() < 2:
+        single = present[counts < 2].tolist()
+        raise ValueError(f"there is only one example of {single}")
+    random = np.random.RandomState(seed)  # whose numbers NumPy never changes
+    kept = _shares(counts, len(labels) - held_out, random)
+    others = _shares(counts - kept, held_out, random)
+    of_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    parts: tuple[list[Integers], list[Integers]] = [], []
+    for indices, n, m in zip(of_class, kept, others, strict=True):
+        drawn = indices[random.permutation(len(indices))]
+        parts[0].append(drawn[:n])
+        parts[1].append(drawn[n : n + m])
+    first, second = (random.permutation(np.concatenate(part)) for part in parts)
+    return first, second
+
+
+def _shares(counts: Integers, n: int, random: np.random.RandomState) -> Integers:
+    """How many of each class are among ``n`` that are drawn, as most likely; of ties, some."""
+    expected = counts / counts.sum() * n
+    shares = np.floor(expected)
+    missing, rest = int(n - shares.sum()), expected - shares
+    for value in np.unique(rest)[::-1]:
+        if missing <= 0:
+            break
+        (tied,) = np.where(rest == value)
+        more = min(len(tied), missing)
+        shares[random.choice(tied, size=more, replace=False)] += 1
+        missing -= more
+    return np.asarray(shares, dtype=np.int64)

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import html
 import http.server
+import importlib.util
 import os
 import pickle
 import re
@@ -23,6 +24,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 from torchvision import datasets as torchvision_sets
 from torchvision import transforms
 
@@ -82,6 +84,16 @@ def test_digits_need_nothing_and_never_change():
     assert splits.train.images.max() == 1
     assert splits.digest == load(dataset="digits", seed=5).digest
     assert splits.digest.startswith("70cb8757d0f949aa0caa4eee7609d20e")
+
+
+def test_digits_are_scikit_learns_whether_its_file_is_found(monkeypatch):
+    """They come out of the package's own file or, where that lies elsewhere, by its function."""
+    images, labels = load_digits(return_X_y=True)
+    read = datasets._digits_as_they_come()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    for found in (read, datasets._digits_as_they_come()):
+        assert np.array_equal(found[0], images)
+        assert np.array_equal(found[1], labels)
 
 
 def test_half_normalization_is_the_assignments(folder):

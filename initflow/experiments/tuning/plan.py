@@ -146,8 +146,8 @@ def of(config: TuneConfig) -> Plan:
     device = machine.device(config.device)
     precision.check(device, tf32=config.tf32)
     anyone = config.inits[0]
-    every = len(cache.splits(config.final(anyone, config.lr, config.gamma, 0)).train)
-    validation = config.validation or every // SHARE
+    every = config.final(anyone, config.lr, config.gamma, 0)
+    validation = config.validation or datasets.examples(every) // SHARE
     trial = config.trial(anyone, config.lr, config.gamma, validation)
     splits = cache.splits(trial)
     text = config.as_text()

@@ -20,7 +20,6 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as plots
 from sqlalchemy import text
 
 from initflow.core.configurations import ADDED
@@ -249,6 +248,8 @@ class Study:
 
     def figures(self) -> dict[str, bytes]:
         """Optuna's own figures as PNG files' contents, those that these trials are enough for."""
+        from optuna.visualization import matplotlib as plots  # noqa: PLC0415 - slow
+
         finished = [t for t in self._all(TrialState.COMPLETE) if not t.user_attrs.get(DIVERGED)]
         drawn: dict[str, Callable[[], Any]] = {
             "history": lambda: plots.plot_optimization_history(self._study)
