@@ -22,9 +22,10 @@ and, for the band, ``orthogonal``), what is measured may lie elsewhere.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ BAND = (0.025, 0.975)
 MEDIAN = 0.5
 LEAST_EXCESS = 0.1  # with few units, one direction is a large part of them all
 CEILING = 1e300  # what grows beyond is as good as infinite
+WAYS = 4  # kept of the last ones: in ten layers some 3 MB each
 PREDICTED = ("preactivation_second_moment", "activation_second_moment", "gradient_second_moment")
 
 
@@ -79,26 +81,56 @@ class Ends:
     @classmethod
     def of(cls, images: Tensor, output_gradient: Tensor) -> Ends:
         """Of ``images`` (n, pixels) and the loss's gradient by their logits (n, classes)."""
+        return cls.of_images(images).with_gradient(*Products.of(output_gradient).end())
+
+    @classmethod
+    def of_images(cls, images: Tensor) -> Ends:
+        """Of ``images`` (n, pixels), without a gradient so far."""
         moments = images.double().square().mean(1).sort().values
         groups = moments.tensor_split(min(IMAGE_GROUPS, len(moments)))
-        return cls(
-            len(images),
-            torch.stack([group.mean() for group in groups]),
-            _alignment(images),
-            output_gradient.double().square().mean().item(),
-            _alignment(output_gradient),
-        )
+        _, aligned = Products.of(images).end()
+        return cls(len(images), torch.stack([group.mean() for group in groups]), aligned, 0.0, 1.0)
+
+    def with_gradient(self, moment: float, alignment: float) -> Ends:
+        """The same images, and another gradient."""
+        return replace(self, gradient_moment=moment, gradient_alignment=alignment)
 
 
-def _alignment(rows: Tensor) -> float:
-    """√(mean (x·y)²) / mean(x·x) over all pairs of two of ``rows`` (n, k); 1 for a single one."""
-    rows = rows.double()
-    n, power = len(rows), rows.square().sum(1)
-    gram = rows.T @ rows if n > rows.shape[1] else rows @ rows.T
-    pairs = gram.square().sum() - power.square().sum()
-    if n < 2 or not power.sum():
+@dataclass(frozen=True)
+class Products:
+    """Of the ``n`` rows of (…, n, k): their mean square, mean x·x, and the sum of (x·y)².
+
+    Each is (…); the sum is over all pairs of two different rows.
+    """
+
+    n: int
+    moment: Tensor
+    power: Tensor
+    pairs: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Products:
+        rows = rows.double()
+        n, k = rows.shape[-2:]
+        power = rows.square().sum(-1)
+        gram = rows.mT @ rows if n > k else rows @ rows.mT
+        pairs = gram.square().sum((-2, -1)) - power.square().sum(-1)
+        return cls(n, rows.square().mean((-2, -1)), power.mean(-1), pairs)
+
+    def end(self) -> tuple[float, float]:
+        """The mean square, and the alignment, of rows (n, k)."""
+        moment, power, pairs = (of.item() for of in (self.moment, self.power, self.pairs))
+        return moment, alignment(self.n, power, pairs)
+
+
+def alignment(n: int, power: float, pairs: float) -> float:
+    """√(mean (x·y)²) / mean(x·x) over all pairs of two of ``n`` rows; 1 for a single one.
+
+    From what :class:`Products` has of them.
+    """
+    if n < 2 or not power:
         return 1.0
-    return min(1.0, math.sqrt(max(pairs.item(), 0.0) / (n * (n - 1))) / power.mean().item())
+    return min(1.0, math.sqrt(max(pairs, 0.0) / (n * (n - 1))) / power)
 
 
 @dataclass(frozen=True)
@@ -175,21 +207,62 @@ def predict(layers: Sequence[LayerStatistics], activation: Activation, ends: End
 
 def predicted(layers: Sequence[LayerStatistics], activation: Activation, ends: Ends) -> Predicted:
     """As :func:`predict`, with what changes from the first to the last hidden layer."""
+    way = _way(
+        tuple(layers),
+        activation,
+        ends.images,
+        tuple(ends.image_moments.tolist()),
+        ends.image_alignment,
+    )
+    gradients = _backward(way, ends)
+    changes = {}
+    if way.change is not None:
+        back = gradients[0].over(gradients[-2]).interval()
+        changes = {PREDICTED[0]: way.change, PREDICTED[2]: back}
+    intervals = (list(way.preactivations), list(way.activations), [g.interval() for g in gradients])
+    return Predicted(dict(zip(PREDICTED, intervals, strict=True)), changes)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The way of the images, and what the gradient finds on its way back: alike for all networks
+
+    that differ in their draws alone. ``change`` is that of the pre-activations, from the first
+    to the last hidden layer; None without one. ``slopes`` are those of the hidden layers.
+    """
+
+    preactivations: tuple[Interval, ...]
+    activations: tuple[Interval, ...]
+    change: Interval | None
+    slopes: tuple[_Slopes, ...]
+    draws: Tensor  # of the gradient, (layers, networks) from N(0, 1)
+
+
+@functools.lru_cache(maxsize=WAYS)
+def _way(
+    layers: tuple[LayerStatistics, ...],
+    activation: Activation,
+    images: int,
+    image_moments: tuple[float, ...],
+    image_alignment: float,
+) -> _Way:
+    """Through ``layers``, of ``images`` as :class:`Ends` has them."""
     draws = finite_width.network_draws(2 * len(layers))
+    moments = torch.tensor(image_moments, dtype=torch.float64)
+    ends = Ends(images, moments, image_alignment, 0.0, 1.0)
     forward = _forward(layers, activation, ends, draws[: len(layers)])
     hidden = forward[:-1]
-    gradients = _backward(layers, activation, ends, hidden, draws[len(layers) :])
     signals = [at.preactivation for at in forward]
-    chances = (signals, [at.activation for at in hidden], gradients)
-    changes = {}
-    if hidden:
-        ends_of_way = ((signals[len(hidden) - 1], signals[0]), (gradients[0], gradients[-2]))
-        for quantity, (after, before) in zip(
-            (PREDICTED[0], PREDICTED[2]), ends_of_way, strict=True
-        ):
-            changes[quantity] = after.over(before).interval()
-    intervals = ([at.interval() for at in of] for of in chances)
-    return Predicted(dict(zip(PREDICTED, intervals, strict=True)), changes)
+    return _Way(
+        tuple(at.interval() for at in signals),
+        tuple(at.activation.interval() for at in hidden),
+        signals[len(hidden) - 1].over(signals[0]).interval() if hidden else None,
+        tuple(
+            _slopes(layer, after, activation, at)
+            for layer, after, at in zip(layers[:-1], layers[1:], hidden, strict=True)
+        ),
+        draws[len(layers) :],
+    )
 
 
 @dataclass(frozen=True)
@@ -248,41 +321,78 @@ def _forward(
     return found
 
 
-def _backward(
-    layers: Sequence[LayerStatistics],
-    activation: Activation,
-    ends: Ends,
-    hidden: Sequence[_Layer],
-    draws: Tensor,
-) -> list[_Chances]:
-    """The gradient from the logits to the first layer; ``draws``: (layers, networks)."""
+@dataclass(frozen=True)
+class _Slopes:
+    """What a hidden layer does to any gradient: it multiplies by its slopes.
+
+    ``factor``: (k,), of the gradient's second moment for each group of images, by the slopes, and
+    ``of_weights`` and ``fan_out`` by the weights after them. ``unevenness`` is that of two images,
+    ``of_one`` that of one; ``product`` is the correlation of the slopes of two. By network are
+    the logarithm of what chance before multiplies the slopes by, and what
+    :func:`initflow.theory.finite_width.along_activations` says.
+    """
+
+    units: int
+    factor: Tensor
+    of_weights: float
+    fan_out: int
+    unevenness: float
+    of_one: float
+    product: float
+    log_slopes: Tensor
+    kept: Tensor
+    received: Tensor
+    weight: Tensor
+
+
+def _slopes(
+    layer: LayerStatistics, after: LayerStatistics, activation: Activation, at: _Layer
+) -> _Slopes:
+    """Those of the activations between ``layer``, which is ``at``, and the one ``after`` it."""
+    slopes = slope_moment(activation, at.mean)
+    unevenness, of_one = (
+        _unevenness(activation, activation.derivative, slopes, at.mean, c)
+        for c in (at.alignment, 1.0)
+    )
+    possible, by_network = finite_width.grid(at.mean, at.log_factors)
+    kept, received, weight = map(by_network, finite_width.along_activations(activation, possible))
+    c = at.mean.new_tensor(at.alignment)
+    return _Slopes(
+        layer.fan_out,
+        slope_moment(activation, at.q),
+        after.weight_variance,
+        after.fan_out,
+        unevenness,
+        of_one,
+        (slope_product_moment(activation, at.mean, c) / slopes).item(),
+        by_network((slope_moment(activation, possible) / slopes).log()),
+        kept,
+        received,
+        weight,
+    )
+
+
+def _backward(way: _Way, ends: Ends) -> list[_Chances]:
+    """The gradient from the logits to the first layer, in forward order."""
     gradient = torch.full_like(ends.image_moments, ends.gradient_moment)
-    alignment = ends.gradient_alignment
-    log_factors, own = torch.zeros_like(draws[0]), 0.0
+    aligned = ends.gradient_alignment
+    log_factors, own = torch.zeros_like(way.draws[0]), 0.0
     # The gradient's squared length along the activations themselves, in units of that along another
     # direction: 1 in n of the whole, but more where a layer's scale feeds on itself.
-    along = log_factor(2 * alignment**2, draws[-1]).exp()
+    along = log_factor(2 * aligned**2, way.draws[-1]).exp()
     found = [_Chances(ends.gradient_moment, log_factors, own, ends.images)]
-    backward = zip(layers[:-1], layers[1:], hidden, draws[:-1], strict=True)
-    for layer, after, at, draw in reversed(list(backward)):
-        slopes = slope_moment(activation, at.mean)
-        gradient = gradient * slope_moment(activation, at.q) * after.fan_out * after.weight_variance
-        unevenness = _unevenness(activation, activation.derivative, slopes, at.mean, at.alignment)
-        unevenness *= 1 + 2 * alignment**2
-        possible, by_network = finite_width.grid(at.mean, at.log_factors)
-        parts = finite_width.along_activations(activation, possible)
-        kept, received, weight = map(by_network, parts)
-        excess = (1 + (along - 1) * weight / layer.fan_out).clamp(min=LEAST_EXCESS)
-        log_factors = log_factors + by_network((slope_moment(activation, possible) / slopes).log())
+    for at, draw in reversed(list(zip(way.slopes, way.draws[:-1], strict=True))):
+        gradient = gradient * at.factor * at.fan_out * at.of_weights
+        unevenness = at.unevenness * (1 + 2 * aligned**2)
+        excess = (1 + (along - 1) * at.weight / at.units).clamp(min=LEAST_EXCESS)
+        log_factors = log_factors + at.log_slopes
         log_factors = log_factors + excess.log()
-        log_factors = log_factors + log_factor((unevenness - 1) / layer.fan_out, draw)
-        of_one = _unevenness(activation, activation.derivative, slopes, at.mean, 1.0)
-        own += own_variance(3 * of_one - 1, unevenness - 1, layer.fan_out)
+        log_factors = log_factors + log_factor((unevenness - 1) / at.units, draw)
+        own += own_variance(3 * at.of_one - 1, unevenness - 1, at.units)
         found.append(_Chances(gradient.mean().item(), log_factors, own, ends.images))
-        along = (along * kept + received) / excess
-        c = at.mean.new_tensor(at.alignment)
-        product = (slope_product_moment(activation, at.mean, c) / slopes).item() * alignment
-        alignment = finite_width.alignment(product**2, unevenness, layer.fan_out)
+        along = (along * at.kept + at.received) / excess
+        product = at.product * aligned
+        aligned = finite_width.alignment(product**2, unevenness, at.units)
     return found[::-1]
 
 
