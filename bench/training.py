@@ -71,7 +71,7 @@ def measured(initial: model.Parameters, splits: Splits) -> tuple[float, float, l
         measure.evaluate(parameters, [activation], splits.test)
         losses += checkpoint.losses[0]
         paused = time.perf_counter()
-        measure.observe(parameters, activation, probe)
+        measure.observe(parameters, [activation], probe)
         measuring += time.perf_counter() - paused
     return time.perf_counter() - started - measuring, measuring, losses
 

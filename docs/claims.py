@@ -111,7 +111,7 @@ def observe(
     """What passes through ``parameters``, by default the untrained network, on the probe."""
     probe = measure.probe(images.train, config.probe)
     parameters = parameters or network(config, images)
-    (seen,) = measure.observe(parameters, ACTIVATIONS[config.activation], probe)
+    (seen,) = measure.observe(parameters, [ACTIVATIONS[config.activation]], probe, keeping=True)
     return seen
 
 

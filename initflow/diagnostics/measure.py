@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from initflow.core import machine
-from initflow.diagnostics.signals import Cosine, Firing, Layer, Moments, Signals, signals
+from initflow.diagnostics.signals import SATURATED_SLOPE, Signals, Size
+from initflow.diagnostics.stack_signals import StackLayer, signals_of
 from initflow.initializers.activations import Activation
+from initflow.theory.prediction import Products, alignment
 from initflow.training.model import Parameters, layer_names
-from initflow.training.propagation import Pass
+from initflow.training.propagation import Pass, blocks
 from initflow.training.splits import Split
 
 CHUNK = 1_000  # images evaluated at once: their activations stay in the cache
 BUFFERS = 3  # numbers for each unit and image, at most, that a forward pass keeps
+END = "end"  # of the network, beside its layers
 SHARE = 0.5  # of what is free of a GPU's memory, for these
 
 
@@ -73,47 +76,103 @@ def probe(split: Split, images: int) -> Split:
 class Observation:
     """One network on some images.
 
-    ``preactivations``: for each layer (n, units), the last being the logits;
-    ``output_gradient``: (n, classes), of the mean loss by the logits. Both are on the CPU.
+    ``gradient_moment`` and ``gradient_alignment`` are those of the mean loss's gradient by the
+    logits, as :class:`initflow.theory.prediction.Ends` has them. ``preactivations``, where they
+    were asked for, are for each layer (n, units) on the CPU, the last being the logits.
     """
 
     signals: Signals
-    preactivations: list[Tensor]
-    output_gradient: Tensor
+    gradient_moment: float
+    gradient_alignment: float
+    preactivations: Sequence[Tensor] = ()
 
 
-def observe(parameters: Parameters, activation: Activation, split: Split) -> list[Observation]:
+def observe(
+    parameters: Parameters,
+    activations: Sequence[Activation],
+    split: Split,
+    *,
+    keeping: bool = False,
+) -> list[Observation]:
     """What passes through each network on ``split``, layers being ``fc1``, ``fc2`` and so on.
 
-    Gradients are those of the mean cross-entropy over the split.
+    Gradients are those of the mean cross-entropy over the split. ``keeping`` says that the
+    pre-activations are asked for; all else is one read from their device.
     """
-    both = Pass(parameters, [activation] * parameters.members, len(split))
+    both = Pass(parameters, activations, len(split))
     gradient = parameters.zeros_like()
     images, labels = split.images.unsqueeze(0), split.labels.unsqueeze(0)
     both.forward(images)
     both.backward(labels, gradient)
-
-    def layer(at: int, member: int) -> Layer:
-        preactivations = both.preactivations[at][member]
-        measured = Layer(
-            weight=parameters.weights[at][member],
-            preactivation=Moments.of(preactivations),
-            gradient=Moments.of(both.gradients[at][member]),
-            weight_gradient=gradient.weights[at][member],
-            cosine=Cosine.of(preactivations),
-        )
-        if at == len(both.outputs):  # the last layer has no activation
-            return measured
-        activations, slopes = both.outputs[at][member], activation.derivative(preactivations)
-        firing = Firing.of(activations, slopes, activation.steepest)
-        return replace(measured, activation=Moments.of(activations), firing=firing)
-
     names = layer_names(parameters.depth)
-    return [
-        Observation(
-            signals({name: layer(at, member) for at, name in enumerate(names)}),
-            [preactivations[member].cpu() for preactivations in both.preactivations],
-            both.gradients[-1][member].cpu(),
+    whole = slice(0, parameters.members)
+    alone = [slice(member, member + 1) for member in range(parameters.members)]
+    # On the CPU one by one, to the bit as alone.
+    parts = [whole] if machine.is_launch_bound(parameters.flat.device) else alone
+    found = [_measured(both, gradient, activations, part) for part in parts]
+    keys, rows = list(found[0]), torch.cat([torch.stack([*of.values()], 1) for of in found])
+    sizes = {
+        name: Size(units, units * len(split))
+        for name, units in zip(names, parameters.widths[1:], strict=True)
+    }
+    kept = [of_layer.cpu() for of_layer in both.preactivations] if keeping else []
+    observations = []
+    for member, values in enumerate(rows.tolist()):
+        by_key = dict(zip(keys, values, strict=True))
+        moment, power, pairs = (by_key.pop((END, name)) for name in Products.NAMES)
+        observations.append(
+            Observation(
+                signals_of(by_key, sizes),
+                moment,
+                alignment(len(split), power, pairs),
+                [of_layer[member] for of_layer in kept],
+            )
         )
-        for member in range(parameters.members)
-    ]
+    return observations
+
+
+def _measured(
+    both: Pass, gradient: Parameters, activations: Sequence[Activation], part: slice
+) -> dict[tuple[str, str], Tensor]:
+    """What is measured of a ``part`` of the networks, each (members,), by layer and quantity.
+
+    And, of the :data:`END`, what there is to know of the gradient by the logits.
+    """
+    found: dict[tuple[str, str], Tensor] = {}
+    for at, name in enumerate(layer_names(both.parameters.depth)):
+        layer = StackLayer(
+            both.parameters.weights[at][part],
+            gradient.weights[at][part],
+            both.preactivations[at][part],
+            both.gradients[at][part],
+        )
+        if at < len(both.outputs):  # the last layer has no activation
+            flat = _saturated(layer.preactivation, activations[part])
+            layer = replace(layer, activation=both.outputs[at][part], saturated=flat)
+        found |= {(name, quantity): of for quantity, of in layer.quantities().items()}
+    last = both.gradients[-1][part]
+    products = Products.of(last[0] if len(last) == 1 else last)
+    return found | {(END, name): getattr(products, name).reshape(-1) for name in Products.NAMES}
+
+
+def _saturated(preactivations: Tensor, activations: Sequence[Activation]) -> Tensor:
+    """How many of each network's slopes are nearly flat, (members,)."""
+    counts = []
+    for some in blocks([one.name for one in activations], range(len(activations))):
+        activation = activations[some.start]
+        slopes = activation.derivative(preactivations[some])
+        flat = slopes.abs() < SATURATED_SLOPE * activation.steepest
+        counts.append(flat.sum((1, 2)))
+    return torch.cat(counts)
+
+
+def members_at_once(parameters: Parameters, images: int, members: Sequence[int]) -> list[list[int]]:
+    """``members`` in as few parts as have room, when so many ``images`` go through them.
+
+    Counted is what a pass keeps, and what is looked at in double precision.
+    """
+    units, weights = parameters.widths[1:], parameters.flat.numel() // parameters.members
+    numbers = images * (parameters.widths[0] + 4 * sum(units) + 6 * max(units)) + 8 * weights
+    free = SHARE * machine.working_memory(str(parameters.flat.device))
+    at_once = max(1, int(free / (4 * numbers)))
+    return [list(members[at : at + at_once]) for at in range(0, len(members), at_once)]

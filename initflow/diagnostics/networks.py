@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,9 @@ from initflow.core.configurations import MLP, TrainConfig
 from initflow.diagnostics import inspection, measure, model_reading
 from initflow.diagnostics.measure import Evaluation, Observation
 from initflow.diagnostics.model_reading import Draw
-from initflow.diagnostics.reading import Reading, read
+from initflow.diagnostics.reading import Given, Reading, read
 from initflow.errors import SettingError
-from initflow.initializers.activations import ACTIVATIONS
+from initflow.initializers.activations import ACTIVATIONS, Activation
 from initflow.initializers.scheme import Scheme
 from initflow.training import datasets, model, modules, parametrization
 from initflow.training.gpu_trainer import GpuTrainer
@@ -63,12 +64,23 @@ class FeedForward(Network):
         return measure.evaluate(self.parameters, activations, split)[0]
 
     def observe(self, probe: Split) -> Observation:
-        return measure.observe(self.parameters, ACTIVATIONS[self.config.activation], probe)[0]
+        activations = [ACTIVATIONS[self.config.activation]]
+        return measure.observe(self.parameters, activations, probe, keeping=True)[0]
 
     def read(self, probe: Split) -> Reading:
-        activation, bias_init = ACTIVATIONS[self.config.activation], self.config.bias_init
-        scale = parametrization.output_scale(self.config, self.parameters.widths)
-        return read(self.parameters, self.scheme, activation, bias_init, probe, output_scale=scale)
+        return self.read_as(self.observe(probe), Given.of(probe.images.cpu()))
+
+    def read_as(self, seen: Observation, given: Given) -> Reading:
+        """As :meth:`read`, once it has been ``seen`` on the images that ``given`` is of."""
+        return read(
+            self.parameters,
+            self.scheme,
+            ACTIVATIONS[self.config.activation],
+            self.config.bias_init,
+            seen=seen,
+            given=given,
+            output_scale=parametrization.output_scale(self.config, self.parameters.widths),
+        )
 
     def state(self) -> Mapping[str, Tensor]:
         return self.parameters.copy_to("cpu").state()
@@ -98,7 +110,7 @@ class Module(Network):
         signals = inspection.inspect(
             self.network.module, self._batch(probe), functional.cross_entropy
         )
-        return Observation(signals, [], torch.empty(0))
+        return Observation(signals, math.nan, math.nan)
 
     def read(self, probe: Split) -> Reading:
         """Without a band, which further draws would take: a diagnosis has it."""
@@ -133,7 +145,7 @@ class Networks(ABC):
         """The one at this place, as it is now."""
 
     def evaluate(
-        self, members: Iterable[int], over: Mapping[str, Split]
+        self, members: Sequence[int], over: Mapping[str, Split]
     ) -> dict[int, dict[str, Evaluation]]:
         """Loss and accuracy of those at these places, by the names of what they are ``over``."""
         networks = ((member, self.network(member)) for member in members)
@@ -141,6 +153,15 @@ class Networks(ABC):
             member: {name: network.evaluate(split) for name, split in over.items()}
             for member, network in networks
         }
+
+    def observe(self, members: Sequence[int], probe: Split) -> Iterator[Observation]:
+        """What passes through each of those at these places on ``probe``."""
+        for member in members:
+            yield self.network(member).observe(probe)
+
+    def read(self, probe: Split) -> Iterator[tuple[int, Reading]]:
+        """What was measured of each, untrained, beside what theory predicts, with its place."""
+        yield 0, self.network(0).read(probe)
 
     def first_losses(self) -> list[float]:
         """The loss of each over its first batch, as it is now."""
@@ -151,9 +172,9 @@ class Networks(ABC):
             found.append(self.network(member).evaluate(first).loss)
         return found
 
-    def states(self) -> list[dict[str, Tensor]]:
+    def states(self) -> Iterator[Mapping[str, Tensor]]:
         """The tensors of each by name, on the CPU."""
-        return [dict(self.network(member).state()) for member in range(len(self._configs))]
+        yield self.network(0).state()
 
 
 class Stack(Networks):
@@ -167,6 +188,7 @@ class Stack(Networks):
         data: Split,
     ) -> None:
         super().__init__(configs, data)
+        self._starts = starts
         self._stack = Parameters.stack(starts, str(data.images.device))
         self._of = list(zip(configs, schemes, strict=True))
         recipes = [Recipe.of(config, self._stack.widths) for config in configs]
@@ -177,24 +199,49 @@ class Stack(Networks):
         return FeedForward(self._stack.member(member), *self._of[member])
 
     def evaluate(
-        self, members: Iterable[int], over: Mapping[str, Split]
+        self, members: Sequence[int], over: Mapping[str, Split]
     ) -> dict[int, dict[str, Evaluation]]:
         if not self._is_on_gpu:  # one by one, to the bit as alone
             return super().evaluate(members, over)
-        activations = [ACTIVATIONS[config.activation] for config, _ in self._of]
-        found = {
-            name: measure.evaluate(self._stack, activations, split) for name, split in over.items()
+        some, activations = self._stack.select(members), self._activations(members)
+        found = {name: measure.evaluate(some, activations, split) for name, split in over.items()}
+        return {
+            member: {name: of[at] for name, of in found.items()}
+            for at, member in enumerate(members)
         }
-        return {member: {name: of[member] for name, of in found.items()} for member in members}
+
+    def observe(self, members: Sequence[int], probe: Split) -> Iterator[Observation]:
+        if not self._is_on_gpu or self._stack.members == 1:
+            yield from super().observe(members, probe)
+            return
+        for some in measure.members_at_once(self._stack, len(probe), members):
+            stack, activations = self._stack.select(some), self._activations(some)
+            yield from measure.observe(stack, activations, probe)
+
+    def read(self, probe: Split) -> Iterator[tuple[int, Reading]]:
+        """Those of one scheme and activation one after the other, as they share their theory."""
+        given = Given.of(probe.images.cpu())
+        members = sorted(range(self._stack.members), key=self._cell)
+        for member, seen in zip(members, self.observe(members, probe), strict=True):
+            start = FeedForward(self._starts[member], *self._of[member])
+            yield member, start.read_as(seen, given)
+
+    def _cell(self, member: int) -> tuple[str, str]:
+        config, scheme = self._of[member]
+        return config.activation, scheme.spec
+
+    def _activations(self, members: Sequence[int]) -> list[Activation]:
+        return [ACTIVATIONS[self._of[member][0].activation] for member in members]
 
     def first_losses(self) -> list[float]:
         if isinstance(self.trainer, GpuTrainer):
             return self.trainer.first_losses(self._configs[0].batch_size)
         return super().first_losses()
 
-    def states(self) -> list[dict[str, Tensor]]:
-        here = self._stack.copy_to("cpu") if self._is_on_gpu else self._stack
-        return [here.member(member).state() for member in range(here.members)]
+    def states(self) -> Iterator[Mapping[str, Tensor]]:
+        whole = self._stack.copy_to("cpu") if self._is_on_gpu else self._stack
+        for member in range(whole.members):
+            yield whole.member(member).state()
 
 
 class OneModule(Networks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from initflow.core import machine
-from initflow.diagnostics import measure
+from initflow.diagnostics.measure import Observation
 from initflow.diagnostics.signals import BY_TIME, QUANTITIES, Signals, some_times
 from initflow.diagnostics.verdict import Inputs, Verdict, advice, judge, margin
 from initflow.initializers.activations import Activation
@@ -27,7 +28,6 @@ from initflow.theory.prediction import (
     predicted,
 )
 from initflow.training.model import Parameters, bias_bound
-from initflow.training.splits import Split
 
 T = TypeVar("T")
 FORWARD, BACKWARD = "preactivation_second_moment", "gradient_second_moment"
@@ -113,28 +113,42 @@ class Reading:
         }
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is known of the images that networks are read on, whatever the networks are."""
+
+    ends: Ends
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, images: Tensor) -> Given:
+        """Of (n, pixels), on the CPU, where theory is worked out."""
+        return cls(Ends.of_images(images), Inputs.of(images))
+
+
 def read(
     parameters: Parameters,
     scheme: Scheme,
     activation: Activation,
     bias_init: str,
-    probe: Split,
     *,
+    seen: Observation,
+    given: Given,
     output_scale: float = 1.0,
 ) -> Reading:
-    """The network of ``parameters`` (a stack of one), drawn by ``scheme``, on ``probe``.
+    """The network of ``parameters`` (a stack of one), drawn by ``scheme``, as it was ``seen``.
 
-    The last layer's weights were multiplied by ``output_scale`` after they were drawn.
+    That was on the images that ``given`` is of. The last layer's weights were multiplied by
+    ``output_scale`` after they were drawn.
     """
-    (seen,) = measure.observe(parameters, activation, probe)
-    images = probe.images.cpu()  # as what is seen is: theory is worked out there
     layers = layers_of(scheme, parameters, activation, bias_init, output_scale=output_scale)
     middle = layers[(len(layers) - 1) // 2]
-    inputs = Inputs.of(images)
-    verdict = judge(seen.signals, inputs, seen.signals.layers if activation.saturates else ())
+    verdict = judge(seen.signals, given.inputs, seen.signals.layers if activation.saturates else ())
     with machine.threads(1):  # theory is many small steps, which only wait for a second one
-        theory = predicted(layers, activation, Ends.of(images, seen.output_gradient))
-        field = mean_field(activation, middle.fan_in * middle.weight_variance, middle.bias_variance)
+        ends = given.ends.with_gradient(seen.gradient_moment, seen.gradient_alignment)
+        theory = predicted(layers, activation, ends)
+        sigma_w2 = middle.fan_in * middle.weight_variance
+        field = _mean_field(activation, sigma_w2, middle.bias_variance)
     *hidden, _ = seen.signals.layers
     ways = {FORWARD: (hidden[0], hidden[-1]), BACKWARD: (hidden[-1], hidden[0])} if hidden else {}
     return Reading(
@@ -142,13 +156,19 @@ def read(
         theory.by_layer,
         field,
         verdict,
-        advice(verdict, activation, scheme.name) or margin(verdict, seen.signals, inputs),
+        advice(verdict, activation, scheme.name) or margin(verdict, seen.signals, given.inputs),
         seen.preactivations,
         changes={
             quantity: Growth.of(seen.signals, quantity, way, theory.changes[quantity])
             for quantity, way in ways.items()
         },
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _mean_field(activation: Activation, sigma_w2: float, sigma_b2: float) -> MeanField:
+    """Worked out once for all networks of a scheme."""
+    return mean_field(activation, sigma_w2, sigma_b2)
 
 
 def layers_of(

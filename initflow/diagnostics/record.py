@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -134,17 +134,17 @@ def _train(
 ) -> None:
     config = records[0].config
     probe = measure.probe(splits.train, config.probe) if config.probe else None
-    sample = measure.probe(splits.train, TRAINED)
     training = _networks(records, splits.train)
     running = training.trainer.running
     exact = training.trainer.exact(config.batch_size)
     for member, record in enumerate(records):
         record.is_exact = exact[member]
-        if probe:
-            record.reading = training.network(member).read(probe)
-            predicted = record.reading.metrics()
-            record.add(0, predicted)
-            on_measured(record, 0, predicted)
+    for member, reading in training.read(probe) if probe else ():
+        record = records[member]
+        record.reading, predicted = reading, reading.metrics()
+        record.add(0, predicted)
+        on_measured(record, 0, predicted)
+    over = _evaluated_over(splits)
     updates = trainer.iterations(config, len(splits.train))
     lap = time.perf_counter()
     first_losses = training.first_losses()
@@ -152,18 +152,9 @@ def _train(
         batch_size=config.batch_size, eval_every=config.eval_every, updates=config.updates
     ):
         logging = 0.0
-        over = {} if checkpoint.diverged else _evaluated_over(splits, sample)
-        for member, evaluations in training.evaluate(checkpoint.rates, over).items():
+        for member, seen in _seen(records, training, checkpoint, over, probe):
             record = records[member]
-            values = _measure(
-                record,
-                training,
-                checkpoint,
-                member,
-                evaluations,
-                first_loss=first_losses[member],
-                probe=probe,
-            )
+            values = _measure(record, checkpoint, member, seen, first_losses[member])
             if record.diverged_at is not None and member in running:
                 training.trainer.stop(member)
             record.add(checkpoint.step, values)
@@ -180,7 +171,7 @@ def _train(
             record.seconds += (now - lap - logging) / len(records)
         lap = now
     for record, state in zip(records, training.states(), strict=True):
-        record.trained = state
+        record.trained = dict(state)
 
 
 def _networks(records: Sequence[Record], data: Split) -> Networks:
@@ -193,24 +184,49 @@ def _networks(records: Sequence[Record], data: Split) -> Networks:
     return networks.Stack(stack, configs, schemes, data)
 
 
-def _measure(
-    record: Record,
+@dataclass(frozen=True)
+class _Seen:
+    """One network at a checkpoint: its ``evaluations`` by the names of :func:`_evaluated_over`.
+
+    Without a probe there are no ``signals``.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    signals: Signals | None
+    preactivations: Sequence[torch.Tensor]
+
+
+def _seen(
+    records: Sequence[Record],
     training: Networks,
     checkpoint: trainer.Checkpoint,
-    member: int,
-    evaluations: Mapping[str, Evaluation],
-    *,
-    first_loss: float,
+    over: Mapping[str, Split],
     probe: Split | None,
+) -> Iterator[tuple[int, _Seen]]:
+    """Those of ``checkpoint`` by their place, each with its signals measured when it is asked for.
+
+    They are evaluated ``over`` what is given by name. ``probe`` are the images for the signals;
+    an untrained network has been read on them.
+    """
+    members = list(checkpoint.rates)
+    observed = training.observe(members, probe) if probe and checkpoint.step else None
+    evaluated = training.evaluate(members, {} if checkpoint.diverged else over)
+    for member, evaluations in evaluated.items():
+        found = next(observed) if observed else records[member].reading
+        signals, received = (found.signals, found.preactivations) if found else (None, ())
+        yield member, _Seen(evaluations, signals, received)
+
+
+def _measure(
+    record: Record, checkpoint: trainer.Checkpoint, member: int, seen: _Seen, first_loss: float
 ) -> dict[str, float]:
     """What there is to say of one network at a checkpoint, finite values only.
 
-    ``evaluations`` are its own over what :func:`_evaluated_over` names, ``first_loss`` is that of
-    the untrained network over its first batch, ``probe`` are the images for its signals.
+    ``first_loss`` is that of the untrained network over its first batch.
     """
     record.step = step = checkpoint.step
     values = {} if checkpoint.diverged else {"lr": checkpoint.rates[member]}
-    for name, found in evaluations.items():
+    for name, found in seen.evaluations.items():
         if name == TRAIN:  # of its loss, that over the batches is told
             values[f"accuracy/{name}"] = found.accuracy if math.isfinite(found.loss) else math.nan
         else:
@@ -222,9 +238,7 @@ def _measure(
         record.losses += recent
     elif step == 0:  # no batch was trained on yet
         values["loss/train"] = values["loss/peak"] = first_loss
-    if probe:
-        untrained = record.reading if step == 0 else None  # which has been observed
-        seen = untrained or training.network(member).observe(probe)
+    if seen.signals:
         if not record.signals or record.signals[-1][0] != step:  # it may diverge where it was seen
             record.signals.append((step, seen.signals))
         record.received = seen.preactivations[:-1]
@@ -248,7 +262,8 @@ def _peak(record: Record, recent: Sequence[float]) -> float:
     return max([*means, *([] if before is None else [before])], default=statistics.fmean(latest))
 
 
-def _evaluated_over(splits: Splits, sample: Split) -> dict[str, Split]:
-    """The images that are not trained on and, as ``train``, the ``sample`` of those that are."""
+def _evaluated_over(splits: Splits) -> dict[str, Split]:
+    """The images that are not trained on and, as ``train``, a sample of those that are."""
+    sample = measure.probe(splits.train, TRAINED)
     over = {"validation": splits.validation, "test": splits.test, TRAIN: sample}
     return {name: split for name, split in over.items() if split}

@@ -428,17 +428,22 @@ def signals(layers: Mapping[str, Layer], hidden: Mapping[str, Hidden] | None = N
             values[f"{tensor}_second_moment"] = of.second_moment
             if of.nonfinite:
                 nonfinite[f"{tensor}/{name}"] = of.nonfinite
-        found[name] = {
-            quantity: values[quantity]
-            for quantity in QUANTITIES
-            if quantity in values and math.isfinite(values[quantity])
-        }
+        found[name] = named_finite(values)
     sizes = {
         name: Size(units := len(layer.preactivation.mean), units * layer.preactivation.count)
         for name, layer in layers.items()
     }
     by_time = {name: _by_time(of) for name, of in (hidden or {}).items()}
     return Signals(found, nonfinite, sizes, by_time=by_time)
+
+
+def named_finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Those of the :data:`QUANTITIES`, in their order, that are finite numbers."""
+    return {
+        quantity: values[quantity]
+        for quantity in QUANTITIES
+        if quantity in values and math.isfinite(values[quantity])
+    }
 
 
 def update_ratio(before: Tensor, after: Tensor) -> float:

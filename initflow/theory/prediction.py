@@ -26,6 +26,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -102,6 +103,8 @@ class Products:
 
     Each is (…); the sum is over all pairs of two different rows.
     """
+
+    NAMES: ClassVar = ("moment", "power", "pairs")
 
     n: int
     moment: Tensor
@@ -225,10 +228,11 @@ def predicted(layers: Sequence[LayerStatistics], activation: Activation, ends: E
 
 @dataclass(frozen=True)
 class _Way:
-    """The way of the images, and what the gradient finds on its way back: alike for all networks
+    """The way of the images, and what a gradient finds on its way back.
 
-    that differ in their draws alone. ``change`` is that of the pre-activations, from the first
-    to the last hidden layer; None without one. ``slopes`` are those of the hidden layers.
+    Networks that differ in their draws alone have it in common. ``change`` is that of the
+    pre-activations, from the first to the last hidden layer; None without one. ``slopes`` are
+    those of the hidden layers.
     """
 
     preactivations: tuple[Interval, ...]

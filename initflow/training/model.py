@@ -104,6 +104,16 @@ class Parameters:
             part.copy_(originals[member])
         return one
 
+    def select(self, members: Sequence[int]) -> Parameters:
+        """A copy of ``members`` in their order; of all of them, it is the stack itself."""
+        if list(members) == list(range(self.members)):
+            return self
+        some = Parameters(self.widths, len(members), str(self.flat.device))
+        at = torch.tensor(members).to(self.flat.device)
+        for part, originals in zip(some._parts, self._parts, strict=True):
+            torch.index_select(originals, 0, at, out=part)
+        return some
+
     @classmethod
     def stack(cls, networks: Sequence[Parameters], device: str) -> Parameters:
         """A copy of ``networks`` of one shape, each a stack of one, in their order."""

@@ -387,7 +387,7 @@ def test_our_own_networks(name):
         (30, 20, 15, 10), find("he"), ACTIVATIONS["relu"], bias_init="pytorch", seed=0
     )
     split = Split(normal(200, 30), torch.arange(200) % 10)
-    (expected,) = measure.observe(parameters, activation, split)
+    (expected,) = measure.observe(parameters, [activation], split)
     module = model.to_module(parameters.state(), activation)
     found = initflow.inspect(module, (split.images, split.labels), F.cross_entropy)
     assert matches(found.layers, **expected.signals.layers)

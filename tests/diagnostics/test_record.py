@@ -158,7 +158,7 @@ def test_the_history_is_what_measuring_the_network_gives():
     probe = measure.probe(splits.train, 50)
     for at, step in ((0, 0), (-1, 30)):
         (evaluation,) = measure.evaluate(parameters, [ACTIVATIONS["tanh"]], splits.test)
-        (seen,) = measure.observe(parameters, ACTIVATIONS["tanh"], probe)
+        (seen,) = measure.observe(parameters, [ACTIVATIONS["tanh"]], probe, keeping=True)
         assert one.history["accuracy/test"][at] == (step, evaluation.accuracy)
         assert one.history["loss/test"][at] == (step, evaluation.loss)
         for key, value in seen.signals.metrics().items():

@@ -93,7 +93,7 @@ def test_every_quantity_is_its_slow_twins(activation, init):
     """For each activation, under usual, large and symmetric weights, key by key."""
     parameters, phi = network(init, activation)
     data = images(40, pixels=12)
-    (seen,) = measure.observe(parameters, phi, data)
+    (seen,) = measure.observe(parameters, [phi], data)
     expected = slow_twin(parameters, phi, data)
     assert seen.signals.nonfinite == {}
     assert list(seen.signals.layers) == list(expected)
@@ -111,15 +111,17 @@ def test_each_member_of_a_stack_is_measured_as_if_alone():
         single, phi = network("xavier", "tanh", seed=member)
         for name, tensor in stack.state(member).items():
             tensor.copy_(single.state()[name])
-        alone += measure.observe(single, phi, data)
-    for one, of_stack in zip(alone, measure.observe(stack, phi, data), strict=True):
+        alone += measure.observe(single, [phi], data)
+    for one, of_stack in zip(
+        alone, measure.observe(stack, [phi] * stack.members, data), strict=True
+    ):
         assert one.signals == of_stack.signals
 
 
 def test_the_output_layer_has_no_activation():
     """Its keys end there; the hidden layers have them all."""
     parameters, phi = network()
-    (seen,) = measure.observe(parameters, phi, images(40, pixels=12))
+    (seen,) = measure.observe(parameters, [phi], images(40, pixels=12))
     hidden, output = set(seen.signals.layers["fc1"]), set(seen.signals.layers["fc3"])
     assert hidden == set(QUANTITIES) - {"branch_ratio", "update_ratio"}
     assert hidden - output == {
@@ -183,7 +185,7 @@ def test_zero_weights_leave_one_units_worth():
     """Whatever the biases are: all units are copies, and zeros are exactly 0."""
     for bias_init in ("pytorch", "zeros"):
         parameters, phi = network("zero", "tanh", bias_init)
-        (seen,) = measure.observe(parameters, phi, images(40, pixels=12))
+        (seen,) = measure.observe(parameters, [phi], images(40, pixels=12))
         assert seen.signals.layers["fc1"]["distinct_fraction"] == 1 / 9
         assert seen.signals.layers["fc2"]["distinct_fraction"] == 1 / 7
         assert seen.signals.layers["fc1"]["weight_variance"] == 0.0
@@ -209,7 +211,7 @@ def test_what_is_not_finite_is_counted_and_left_out(bad):
     """Layer by layer; what is finite stays."""
     parameters, phi = network()
     parameters.weights[1][0, 2, 3] = bad
-    (seen,) = measure.observe(parameters, phi, images(40, pixels=12))
+    (seen,) = measure.observe(parameters, [phi], images(40, pixels=12))
     assert seen.signals.nonfinite["weight/fc2"] == 1
     assert "weight_variance" not in seen.signals.layers["fc2"]
     assert "preactivation_variance" in seen.signals.layers["fc1"]
@@ -265,6 +267,6 @@ def test_measuring_leaves_parameters_and_random_stream_alone():
     """It only looks."""
     parameters, phi = network()
     before, stream = parameters.flat.clone(), torch.get_rng_state()
-    measure.observe(parameters, phi, images(40, pixels=12))
+    measure.observe(parameters, [phi], images(40, pixels=12))
     assert torch.equal(before, parameters.flat)
     assert torch.equal(stream, torch.get_rng_state())

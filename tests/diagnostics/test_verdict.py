@@ -20,7 +20,7 @@ def seen(init, activation, hidden, bias_init="pytorch"):
     parameters = model.initialize(
         widths, find(init), ACTIVATIONS["relu"], bias_init=bias_init, seed=0
     )
-    (found,) = measure.observe(parameters, ACTIVATIONS[activation], probe)
+    (found,) = measure.observe(parameters, [ACTIVATIONS[activation]], probe)
     saturating = found.signals.layers if ACTIVATIONS[activation].saturates else ()
     return found.signals, Inputs.of(probe.images), saturating
 

@@ -188,9 +188,12 @@ def test_a_wide_network_meets_the_expected_values():
         widths = (splits.pixels, *([2_000] * 4), 2_000)
         phi, scheme = ACTIVATIONS[activation], find(init)
         parameters = model.initialize(widths, scheme, phi, bias_init="pytorch", seed=1)
-        (seen,) = measure.observe(parameters, phi, probe)
+        (seen,) = measure.observe(parameters, [phi], probe)
         layers = layers_of(scheme, parameters, phi, "pytorch")
-        predicted = predict(layers, phi, Ends.of(probe.images, seen.output_gradient))
+        ends = Ends.of_images(probe.images).with_gradient(
+            seen.gradient_moment, seen.gradient_alignment
+        )
+        predicted = predict(layers, phi, ends)
         for quantity, intervals in predicted.items():
             for interval, value in zip(intervals, seen.signals.by_layer(quantity), strict=False):
                 assert value == pytest.approx(interval.expected, rel=0.08), (activation, quantity)

@@ -9,7 +9,7 @@ from initflow.core.configurations import MLP, DiagnoseConfig
 from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
 from initflow.diagnostics import measure, spectrum
-from initflow.diagnostics.reading import read
+from initflow.diagnostics.reading import Given, read
 from initflow.experiments.network_run import start_tags
 from initflow.experiments.public import public
 from initflow.experiments.untrained import own_model
@@ -48,7 +48,8 @@ def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
     cells = [Cell(init, activation) for init in schemes for activation in config.activations]
     splits = datasets.load(config.network(*cells[0]))
     shape = format_shape(datasets.widths(splits.pixels, config.widths, splits.classes))
-    probe = measure.probe(splits.train, config.probe).to(torch.device(device))
+    on_cpu = measure.probe(splits.train, config.probe)
+    probe, given = on_cpu.to(torch.device(device)), Given.of(on_cpu.images)
 
     def initialized(cell: Cell) -> model.Parameters:
         return model.initialize(
@@ -62,15 +63,13 @@ def _feed_forward(config: DiagnoseConfig, device: str) -> Subject:
 
     def network(cell: Cell) -> Network:
         scheme, initial = schemes[cell.init], initialized(cell)
-        reading = read(
-            initial.copy_to(device), scheme, ACTIVATIONS[cell.activation], config.bias_init, probe
-        )
+        activation = ACTIVATIONS[cell.activation]
+        (seen,) = measure.observe(initial.copy_to(device), [activation], probe)
+        reading = read(initial, scheme, activation, config.bias_init, seen=seen, given=given)
         params = config.network(*cell).as_text()
         of_jacobian = None
         if config.spectrum:
-            of_jacobian = spectrum.read(
-                initial, scheme, ACTIVATIONS[cell.activation], config.bias_init, probe.images
-            )
+            of_jacobian = spectrum.read(initial, scheme, activation, config.bias_init, probe.images)
         return Network(reading, params, start_tags(scheme, initial, splits), of_jacobian)
 
     for cell in cells:  # a scheme that fails, does so before a run is made

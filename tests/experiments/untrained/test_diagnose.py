@@ -77,7 +77,7 @@ def test_a_nested_run_has_the_networks_signals_and_verdict(diagnosed):
         widths, find("lecun"), ACTIVATIONS["relu"], bias_init="pytorch", seed=4
     )
     probe = measure.probe(splits.train, 200)
-    (seen,) = measure.observe(parameters, ACTIVATIONS["relu"], probe)
+    (seen,) = measure.observe(parameters, [ACTIVATIONS["relu"]], probe)
     logged = run.data.metrics
     expected = seen.signals.metrics()
     assert {k for k in logged if not k.startswith("predicted_")} == set(expected)
