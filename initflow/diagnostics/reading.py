@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -240,9 +240,26 @@ def untrained_signals(content: bytes) -> Signals:
     """
     try:
         first = json.loads(content)["measured"][0]
-        return Signals(first["layers"], first["nonfinite"], by_time=first.get("by_time", {}))
-    except (KeyError, IndexError, TypeError, RecursionError) as error:
+        layers, nonfinite, by_time = (first.get(name, {}) for name in _TABLES)
+        for values in [*layers.values(), nonfinite]:
+            _check_numbers(values.values())
+        for series in by_time.values():
+            for its in series.values():
+                _check_numbers(value for value in its if value is not None)
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no table of signals: {error!r}") from error
+    if not layers:
+        raise ValueError("no table of signals: it has no layers")
+    return Signals(layers, nonfinite, by_time=by_time)
+
+
+_TABLES = ("layers", "nonfinite", "by_time")
+
+
+def _check_numbers(values: Iterable[object]) -> None:
+    for value in values:
+        if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+            raise ValueError(f"no table of signals: {value!r} is no finite number")
 
 
 def _by_time(

@@ -21,7 +21,7 @@ from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
 from initflow.experiments import best_networks, command_run, network_run, resuming
-from initflow.experiments.failures import Failures
+from initflow.experiments.members import Member, Trained, kept_signals, told_metrics
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
 from initflow.training import cache, datasets, optimizers
@@ -44,74 +44,8 @@ OWN = (
     "parametrization",
     "base_width",
 )
-TOLD = ("accuracy/", "loss/")  # metrics of which each network's last value is kept
 LOSSES = 3  # of its worker, after which a stack is given up
 STACK_SHARE = 0.5  # of the last cache, or of CUDA's memory: the images need some too
-
-
-@dataclass(frozen=True)
-class Member:
-    """One network after its training: what is kept of it beside its run.
-
-    ``last`` has the last value of each metric that is an accuracy or a loss.
-    """
-
-    config: TrainConfig
-    cell: Cell
-    run_id: str
-    model_id: str | None
-    outcome: Outcome
-    signals: Signals | None  # untrained
-    metrics: frozenset[str]
-    last: Mapping[str, float]
-    is_exact: bool
-
-    @classmethod
-    def found(cls, config: TrainConfig, cell: Cell, left: resuming.Left, tested: int) -> Member:
-        """One that another command has trained; ``tested`` on so many images."""
-        run, tags = left.run, left.run.tags
-        diverged = tags.get("initflow.diverged_at_step")
-        return cls(
-            config,
-            cell,
-            run.id,
-            None,
-            Outcome(
-                config.seed,
-                left.curve,
-                None if diverged is None else int(diverged),
-                tested,
-            ),
-            left.signals,
-            frozenset(run.metrics),
-            {key: value for key, value in run.metrics.items() if key.startswith(TOLD)},
-            tags.get("initflow.bit_identical_to_alone") == "true",
-        )
-
-
-@dataclass
-class Trained:
-    """What came of networks: those that are there, and why others failed, by their runs' names.
-
-    ``failures`` is what could not be made of those that are there, such as a figure.
-    ``best`` has the best one of each cell, where that is asked for. ``training_s`` and
-    ``logging_s``: seconds, of all workers together.
-    """
-
-    members: list[Member] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    failures: Failures = field(default_factory=dict)
-    best: dict[Cell, best_networks.Best] = field(default_factory=dict)
-    training_s: float = 0.0
-    logging_s: float = 0.0
-
-    def add(self, other: Trained) -> None:
-        self.members += other.members
-        self.failed |= other.failed
-        self.failures |= other.failures
-        best_networks.take(self.best, other.best)
-        self.training_s += other.training_s
-        self.logging_s += other.logging_s
 
 
 @dataclass(kw_only=True)
@@ -280,7 +214,10 @@ def trained_population(
             population = Population(run=run, device=device, cells=cells, remark=remark)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
-            found = resuming.taken_over(run, digest, configs) if digest else {}
+            if digest:
+                tested_on = len(splits.test)
+                population.add(resuming.taken_over(run, digest, by_config, tested_on))
+            found = {member.config for member in population.members}
             population.taken_over = len(found)
             left = [config for config in configs if config not in found]
             parts = [
@@ -297,10 +234,6 @@ def trained_population(
                     keeps_best=keeps_best,
                 )
                 for together in stacks(left, splits.pixels, splits.classes, device, settings.stack)
-            ]
-            population.members += [
-                Member.found(config, by_config[config], one, len(splits.test))
-                for config, one in found.items()
             ]
             if parts:
                 train_all(population, parts, pool, progress)
@@ -359,6 +292,7 @@ def train_all(
     networks = sum(len(part.configs) for part in parts)
     left, lost = deque(parts), Counter[int]()
     trained: dict[int, Trained] = {}
+    place = {part.id: at for at, part in enumerate(parts)}
 
     def told(what: str, done: int, of: int) -> None:
         before = sum(len(some.members) for some in trained.values())
@@ -367,7 +301,7 @@ def train_all(
     train = functools.partial(train_stack, progress=told) if pool.is_here else train_stack
     try:
         for part, result in unsent.results(pool, train, lambda: left.popleft() if left else None):
-            at = parts.index(part)
+            at = place[part.id]
             if isinstance(result, workers.WorkerLostError):
                 lost[at] += 1
                 _train_again(part, lost[at], result)
@@ -460,16 +394,19 @@ class _Writer:
             raise
         self.trained.training_s += time.perf_counter() - started
 
-    def write_all(self, records: Sequence[Record]) -> None:
+    def write_all(self, records: list[Record]) -> None:
+        """Write each, and forget it then: it holds all that was measured."""
         started = time.perf_counter()
-        for at, record in enumerate(records):
+        records.reverse()
+        while records:
+            record = records.pop()
             try:
                 self.trained.members.append(self.write(record))
             except InitflowError as error:
                 name = self._stack.name(record.config)
                 self.trained.failed[name] = cause(error)
             except BaseException as error:
-                for rest in records[at + 1 :]:
+                for rest in reversed(records):
                     self._write_cut_off(rest, error)
                 raise
         self.trained.logging_s += time.perf_counter() - started
@@ -491,6 +428,7 @@ class _Writer:
         self.trained.failures |= logged.failures
         if self._stack.keeps_best:
             best_networks.keep(self.trained.best, cell, record)
+        self.trained.metrics |= record.history.keys() | history.keys()
         curve = record.history.get("accuracy/test", [])
         return Member(
             record.config,
@@ -498,9 +436,8 @@ class _Writer:
             logged.run_id,
             logged.model_id,
             Outcome(record.config.seed, curve, record.diverged_at, len(self._splits.test)),
-            record.signals[0][1] if record.signals else None,
-            frozenset(record.history | history),
-            {k: points[-1][1] for k, points in record.history.items() if k.startswith(TOLD)},
+            kept_signals(record.signals[0][1]) if record.signals else None,
+            told_metrics({key: points[-1][1] for key, points in record.history.items()}),
             record.is_exact,
         )
 

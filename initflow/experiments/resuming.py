@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -20,8 +19,10 @@ from initflow.core.configurations import TrainConfig
 from initflow.core.settings import Settings
 from initflow.diagnostics.reading import untrained_signals
 from initflow.diagnostics.signals import Signals
-from initflow.errors import TrackingError
+from initflow.errors import OutageError, TrackingError
+from initflow.experiments.members import Member, Trained, kept_signals, told_metrics
 from initflow.experiments.replay.provenance import source_sha256
+from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import runs
 from initflow.tracking.runs import Found
 from initflow.training import cache
@@ -29,7 +30,12 @@ from initflow.training.splits import Splits
 
 CURVE = "accuracy/test"
 LARGEST = 1 << 26  # bytes of a table of signals
+AT_ONCE = 100  # runs that are asked for at once, with all their metrics
+OUTAGES = 3  # in which MLflow does not answer, after which it is asked no more
+DIVERGED_AT = "initflow.diverged_at_step"
+IS_EXACT = "initflow.bit_identical_to_alone"
 RESUMED_BY = "initflow.resumed_by"  # a tag: the digest, or the run that has taken over
+CLAIM = "initflow.claimed_by."  # a tag: of a run whose networks are being taken over, by whom
 # How the work is shared out: of another number of threads only the last bits are others.
 BESIDE = ("workers", "backend", "stack", "threads", "device")
 
@@ -55,53 +61,125 @@ def tag(
     return {RESUMED_BY: digest}
 
 
-@dataclass(frozen=True)
-class Left:
-    """A network that an earlier command has trained: its run, and what a comparison shows of it.
-
-    ``curve`` is its accuracy on the test images, as (step, value); ``signals`` are those of the
-    untrained network, None where none were measured.
-    """
-
-    run: Found
-    curve: Sequence[tuple[int, float]]
-    signals: Signals | None
-
-
 def taken_over(
-    run: runs.Run, tags: Mapping[str, object], configs: Sequence[TrainConfig]
-) -> dict[TrainConfig, Left]:
-    """The finished networks of ``configs`` that earlier runs with these ``tags`` left.
+    run: runs.Run, tags: Mapping[str, object], cells: Mapping[TrainConfig, Cell], tested: int
+) -> Trained:
+    """The finished networks of these configurations that earlier runs with the ``tags`` left.
 
-    From now on they are below ``run``. Nothing where MLflow does not answer; a network whose run
-    is not whole is left where it is.
+    Each belongs to its cell and was ``tested`` on so many images; from now on it is below ``run``.
+    Nothing where MLflow does not answer; a network whose run is not whole, or cannot be read, is
+    left where it is, and so is what another command is taking over.
     """
-    by_params = {_told(config.as_text()): config for config in configs}
-    found: dict[TrainConfig, Left] = {}
+    taken = Trained()
     with contextlib.suppress(TrackingError):
         for earlier in run.found(tags):
-            if earlier.status not in ("KILLED", "FAILED"):
-                continue  # whole, or of a process that lives
-            for network in run.found({runs.PARENT: earlier.id}):
-                config = by_params.get(_told(network.params))
-                if not config or config in found or network.status != "FINISHED":
-                    continue
-                if left := _read(network, config):
-                    run.take_over(network)
-                    found[config] = left
-            run.same_experiment(earlier.id).set_tags({RESUMED_BY: runs.with_ids(run.id)})
-    return found
+            # Else it is whole, or of a process that lives.
+            if earlier.status in ("KILLED", "FAILED") and _is_claimed(run, earlier):
+                there = {member.config for member in taken.members}
+                rest = {config: cell for config, cell in cells.items() if config not in there}
+                its = _Reading(rest, tested)
+                its.read(run, earlier)
+                for member in its.whole.members:
+                    with contextlib.suppress(TrackingError):  # of a run that is gone by now
+                        run.take_over(member.run_id)
+                        taken.members.append(member)
+                taken.metrics |= its.whole.metrics
+                if not its.is_cut_short:
+                    run.same_experiment(earlier.id).set_tags({RESUMED_BY: runs.with_ids(run.id)})
+    return taken
 
 
-def _read(network: Found, config: TrainConfig) -> Left | None:
-    """What is to be known of it; None where that is not all there."""
-    curve = runs.read_history(network.id, [CURVE]).get(CURVE, [])
-    if not config.probe:
-        return Left(network, curve, None)
-    content = runs.read_artifact(network.id, "signals.json", LARGEST)
+def _is_claimed(run: runs.Run, earlier: Found) -> bool:
+    """Whether ``run`` is the only one that is taking over what is below an ``earlier`` one.
+
+    Who comes second sees the tag of who came first. Of two at the same moment each sees the
+    other's, and both train anew what they could have had.
+    """
+    own = runs.with_ids(run.id)
+    run.same_experiment(earlier.id).set_tags({CLAIM + own: "true"})
+    seen = runs.read_run(earlier.id)
+    claims = [key.removeprefix(CLAIM) for key in (seen.tags if seen else ()) if CLAIM in key]
+    others = [runs.read_run(claim) for claim in claims if claim != own]
+    return not any(other and other.status == "RUNNING" for other in others)
+
+
+class _Reading:
+    """What is ``whole`` below an earlier run, of the networks in ``cells``.
+
+    It ``is_cut_short`` where MLflow did not answer in between.
+    """
+
+    def __init__(self, cells: Mapping[TrainConfig, Cell], tested: int) -> None:
+        self.whole = Trained()
+        self.is_cut_short = False
+        self._cells = cells
+        self._tested = tested
+
+    def read(self, run: runs.Run, earlier: Found) -> None:
+        by_params = {_told(config.as_text()): config for config in self._cells}
+        there: dict[TrainConfig, Found] = {}
+        for network in run.each_found({runs.PARENT: earlier.id}, at_once=AT_ONCE):
+            config = by_params.get(_told(network.params))
+            if config and network.status == "FINISHED":
+                self.whole.metrics |= network.metrics.keys()
+                there.setdefault(config, _slim(network))
+        curves = runs.read_histories([network.id for network in there.values()], CURVE)
+        outages = 0
+        for config, network in there.items():
+            try:
+                signals = _signals(network) if config.probe else None
+            except OutageError:
+                outages += 1
+                self.is_cut_short = True
+                if outages == OUTAGES:
+                    return
+                continue
+            is_read = network.id in curves or CURVE not in network.metrics
+            if is_read and (signals or not config.probe):
+                curve = curves.get(network.id, [])
+                with contextlib.suppress(ValueError):  # of a tag that is no number
+                    self.whole.members.append(self._member(config, network, curve, signals))
+
+    def _member(
+        self,
+        config: TrainConfig,
+        network: Found,
+        curve: Sequence[tuple[int, float]],
+        signals: Signals | None,
+    ) -> Member:
+        diverged_at = network.tags.get(DIVERGED_AT)
+        outcome = Outcome(
+            config.seed, curve, None if diverged_at is None else int(diverged_at), self._tested
+        )
+        return Member(
+            config,
+            self._cells[config],
+            network.id,
+            None,
+            outcome,
+            signals and kept_signals(signals),
+            network.metrics,
+            network.tags.get(IS_EXACT) == "true",
+        )
+
+
+def _slim(network: Found) -> Found:
+    """What is needed of it, as there may be thousands."""
+    return network._replace(
+        tags={key: network.tags[key] for key in (DIVERGED_AT, IS_EXACT) if key in network.tags},
+        params={},
+        metrics=told_metrics(network.metrics),
+    )
+
+
+def _signals(network: Found) -> Signals | None:
+    """Those of the untrained network; None where they cannot be read, for good."""
     try:
-        return Left(network, curve, untrained_signals(content)) if content else None
-    except ValueError:
+        content = runs.read_file(network, "signals.json", LARGEST)
+        return untrained_signals(content) if content else None
+    except OutageError:
+        raise
+    except (TrackingError, ValueError):
         return None
 
 

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import mlflow
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils import get_results_from_paginated_fn
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
@@ -30,9 +29,17 @@ from torch import Tensor
 from initflow.core import environment, paths
 from initflow.core.secrets import without_credentials
 from initflow.errors import OutageError, SettingError, TrackingError
-from initflow.tracking import connection, delivery, mlflow_page, open_runs, outbox, unsent
+from initflow.tracking import (
+    connection,
+    delivery,
+    histories,
+    mlflow_page,
+    open_runs,
+    outbox,
+    unsent,
+)
 from initflow.tracking.delivery import KEY_TAG, OPENER, ORPHANED, PAGE
-from initflow.tracking.logged_models import model_files
+from initflow.tracking.logged_models import artifacts, model_files
 from initflow.tracking.outages import translated
 from initflow.tracking.outbox import Entry
 from initflow.training.splits import PIXELS, Scale, Splits
@@ -231,30 +238,39 @@ class Run:
         described = {PARENT: self.id, DESCRIPTION: mlflow_page.plain(description)}
         return {**described, **_context_tags(), **tags}
 
-    @reading()
     def found(self, tags: Mapping[str, object], experiments: Iterable[str] = ()) -> list[Found]:
         """The runs of this experiment and ``experiments``, but for this one, with these ``tags``.
 
         In a tag's value ``%`` stands for any letters.
         """
-        client, own = connection.client(), with_ids(self.id)
-        where = list(map(with_ids, {self.experiment_id, *experiments}))
-        comparisons = ((key, "LIKE" if "%" in str(v) else "=", v) for key, v in tags.items())
-        condition = " AND ".join(f"tags.`{key}` {how} '{v}'" for key, how, v in comparisons)
-        condition = with_ids(condition)
-        found = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
-            lambda n, page: client.search_runs(where, condition, max_results=n, page_token=page),
-            PAGE,
-        )
-        return [Found.of(run) for run in found if run.info.run_id != own]
+        return list(self.each_found(tags, experiments))
+
+    def each_found(
+        self, tags: Mapping[str, object], experiments: Iterable[str] = (), at_once: int = PAGE
+    ) -> Iterator[Found]:
+        """The same one by one, of which so many are asked for ``at_once``.
+
+        What they have of these ``tags`` is not to be changed meanwhile.
+        """
+        page = None
+        while True:
+            with reading():
+                client, own = connection.client(), with_ids(self.id)
+                where = list(map(with_ids, {self.experiment_id, *experiments}))
+                condition = with_ids(_condition(tags))
+                some = client.search_runs(where, condition, max_results=at_once, page_token=page)
+            yield from (Found.of(run) for run in some if run.info.run_id != own)
+            page = some.token
+            if not page:
+                return
 
     def below(self) -> list[Found]:
         """The runs directly below it."""
         return self.found({PARENT: self.id})
 
-    def take_over(self, one: Found) -> None:
+    def take_over(self, run_id: str) -> None:
         """Let a closed run of this experiment be one below this run."""
-        self.same_experiment(one.id).set_tags({PARENT: self.id})
+        self.same_experiment(run_id).set_tags({PARENT: self.id})
 
     def same_experiment(self, run_id: str) -> Run:
         """The run with this id, to be written to."""
@@ -266,6 +282,12 @@ class Run:
         lost.set_tags({ORPHANED: "true"})
         if one.status != "KILLED":
             lost.end("KILLED")
+
+
+def _condition(tags: Mapping[str, object]) -> str:
+    """In MLflow's words, that a run has these ``tags``, of which ``%`` stands for any letters."""
+    comparisons = ((key, "LIKE" if "%" in str(v) else "=", v) for key, v in tags.items())
+    return " AND ".join(f"tags.`{key}` {how} '{v}'" for key, how, v in comparisons)
 
 
 @dataclass(frozen=True)
@@ -310,7 +332,8 @@ class Draft(Run):
 class Found(NamedTuple):
     """A run as MLflow keeps it: its tags by key; ``lifecycle`` is active or deleted.
 
-    ``params`` are as they were logged, and ``metrics`` have the last value of each.
+    ``params`` are as they were logged, and ``metrics`` have the last value of each; ``files`` is
+    the address of its artifacts.
     """
 
     id: str
@@ -320,6 +343,7 @@ class Found(NamedTuple):
     lifecycle: str = "active"
     params: Mapping[str, str] = {}
     metrics: Mapping[str, float] = {}
+    files: str = ""
 
     @classmethod
     def of(cls, run: mlflow.entities.Run) -> Found:
@@ -332,6 +356,7 @@ class Found(NamedTuple):
             its.lifecycle_stage,
             data.params,
             data.metrics,
+            str(its.artifact_uri),
         )
 
     @property
@@ -357,10 +382,49 @@ def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, 
     """The (step, value) pairs of those metrics that the run has."""
     client = connection.client()
     with reading():
-        found = {key: client.get_metric_history(run_id, key) for key in keys}
-    return {
-        key: sorted((m.step, m.value) for m in points) for key, points in found.items() if points
-    }
+        found = {key: histories.of_run(client, run_id, key) for key in keys}
+    return {key: points for key, points in found.items() if points}
+
+
+def read_histories(run_ids: Sequence[str], key: str) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) pairs of the metric ``key`` in those runs that have it.
+
+    A run of which they cannot be read is left out.
+    """
+    client, found = connection.client(), dict[str, list[tuple[int, float]]]()
+    for part in histories.parts(run_ids):
+        try:
+            with reading():
+                found |= histories.of_runs(client, part, key)
+        except OutageError:
+            raise
+        except TrackingError:  # which of them it is shows one by one
+            for run_id in part:
+                with _left_out(), reading():
+                    found[run_id] = histories.of_run(client, run_id, key)
+    return found
+
+
+@contextlib.contextmanager
+def _left_out() -> Iterator[None]:
+    """Around what may be refused; no outage is hidden."""
+    try:
+        yield
+    except OutageError:
+        raise
+    except TrackingError:
+        return
+
+
+def read_file(one: Found, name: str, limit: int) -> bytes | None:
+    """As :func:`read_artifact`, by one request at most where that is possible."""
+    if not artifacts.can_get(one.files):
+        return read_artifact(one.id, name, limit)
+    with reading():
+        content = artifacts.get(connection.uri(), one.files, name, limit)
+    if content is not None and len(content) > limit:
+        raise TrackingError(f"{name} of run {one.id} has more than {limit:,} bytes")
+    return content
 
 
 def read_artifact(run_id: str, name: str, limit: int) -> bytes | None:

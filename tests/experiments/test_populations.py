@@ -460,7 +460,8 @@ def test_gradients_by_layer_are_relative_to_the_last_layers(gradients, relative)
 def test_no_figure_and_no_model_unless_asked(tracked):
     """They take longer than training it; more than MLflow takes at once of metrics is logged."""
     (config,) = configs(["he"], epochs=3, eval_every=1, probe=50, hidden="8x3")
-    (member,) = train_all([config], "long").members
+    population = train_all([config], "long")
+    (member,) = population.members
     run = mlflow.get_run(member.run_id)
     assert artifacts(run) == {"config.json", "replay.json", "signals.json", "trace.safetensors"}
     assert run.outputs is None or not run.outputs.model_outputs
@@ -469,7 +470,7 @@ def test_no_figure_and_no_model_unless_asked(tracked):
     updates = trainer.iterations(TrainConfig(epochs=3), 1_437)
     for points in found.values():
         assert [step for step, _ in points] == list(range(updates + 1))
-    assert member.metrics == set(run.data.metrics)
+    assert population.metrics == set(run.data.metrics)
     assert member.outcome.curve == found["accuracy/test"]
 
 

@@ -117,7 +117,7 @@ class PopulationResult(ReportedResult, Population):
             group_tag=mlflow_page.group_tag(groups),
             groups=groups,
             sections=SECTIONS,
-            metrics=set().union(*(member.metrics for member in self.members)),
+            metrics=self.metrics,
             runs=len(self.members),
             now_ms=runs.now_ms(),
         )

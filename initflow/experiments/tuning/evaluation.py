@@ -11,7 +11,8 @@ from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
 from initflow.errors import OutageError
 from initflow.experiments import populations
-from initflow.experiments.populations import Member, Stack, Trained
+from initflow.experiments.members import Member, Trained
+from initflow.experiments.populations import Stack
 from initflow.experiments.tuning.plan import Plan
 from initflow.experiments.tuning.scheme_study import SchemeStudy
 from initflow.experiments.tuning.studies import Study

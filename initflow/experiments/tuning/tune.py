@@ -15,7 +15,7 @@ from initflow.diagnostics.record import start
 from initflow.errors import InitflowError, SettingError, WorkError
 from initflow.experiments import command_run
 from initflow.experiments.failures import noted
-from initflow.experiments.populations import Trained
+from initflow.experiments.members import Trained
 from initflow.experiments.public import public
 from initflow.experiments.tuning import batches, evaluation, running, samplers, storages, studies
 from initflow.experiments.tuning import plan as plans

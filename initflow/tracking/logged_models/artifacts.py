@@ -1,4 +1,4 @@
-"""Files into the place where MLflow keeps those of a run or of a model."""
+"""Files into the place where MLflow keeps those of a run or of a model, and out of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.request_utils import augmented_raise_for_status
+from mlflow.utils.rest_utils import http_request
 
 FILES = "file://"
 PROXIED = "mlflow-artifacts:"  # a place that the tracking server itself gives and takes files of
+NOT_FOUND = 404
 Upload = Callable[[str], None]
 
 
@@ -42,6 +45,36 @@ def put(uri: str, place: str, files: Mapping[str, bytes], upload: Upload) -> Non
             get_artifact_repository(place, tracking_uri=uri).log_artifacts(scratch)  # type: ignore[no-untyped-call]
         else:
             upload(scratch)
+
+
+def can_get(place: str) -> bool:
+    """Whether :func:`get` knows the way to files at the address ``place``."""
+    return folder_of(place) is not None or place.startswith(PROXIED)
+
+
+def get(uri: str, place: str, name: str, limit: int) -> bytes | None:
+    """The file ``name`` at the address ``place`` of the store at ``uri``; None if it is not there.
+
+    No more than one byte beyond the ``limit`` is read. It takes one request to the server, or none.
+    """
+    folder = folder_of(place)
+    if folder:
+        try:
+            with (folder / name).open("rb") as file:
+                return file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+    server = get_artifact_repository(place, tracking_uri=uri)._host_creds  # type: ignore[attr-defined]  # noqa: SLF001 - which has no method without a listing
+    with http_request(server, f"/{name}", "GET", stream=True) as answer:  # type: ignore[no-untyped-call]
+        if answer.status_code == NOT_FOUND:
+            return None
+        augmented_raise_for_status(answer)  # type: ignore[no-untyped-call]
+        content = bytearray()
+        for part in answer.iter_content(1 << 20):
+            content += part
+            if len(content) > limit:
+                break
+        return bytes(content[: limit + 1])
 
 
 def _put_here(folder: Path, files: Mapping[str, bytes]) -> None:
