@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from initflow.diagnostics.signals import Signals
-from initflow.reporting import drawing
+from initflow.reporting import drawing, thinning
 from initflow.reporting.drawing import Axes, Figure, Look, Values
 from initflow.reporting.seed_statistics import (
     Cell,
@@ -20,6 +20,7 @@ from initflow.reporting.seed_statistics import (
     by_activation,
     common_curves,
     finished,
+    rows,
 )
 
 VARIANCES = {
@@ -27,6 +28,7 @@ VARIANCES = {
     "gradient_variance": "gradient: variance\nby the pre-activations",
 }
 SEEDS_KEY = "line: mean over the seeds; shaded: from the lowest to the highest"
+LOST = 10  # seeds of a scheme that diverged which are drawn
 
 
 def comparison_curves(outcomes: Outcomes, title: str) -> Figure:
@@ -34,31 +36,37 @@ def comparison_curves(outcomes: Outcomes, title: str) -> Figure:
 
     A line is the mean over the seeds that finished, at the iterations where all of them were
     measured, and its band goes from the lowest to the highest. Each seed that diverged is a thin
-    line that ends in a cross.
+    line that ends in a cross. Of many schemes some are drawn, and the others' means in grey.
     """
-    looks = drawing.looks(outcomes)
+    table = rows(outcomes)
+    looks = _looks(outcomes, table)
     figure, panels = _panels(list(by_activation(outcomes)), title, sharey=True)
     for cell, of in outcomes.items():
-        _over_seeds(panels[cell.activation], of, looks[cell.init])
+        if cell.init in looks:
+            _over_seeds(panels[cell.activation], of, looks[cell.init])
+        else:
+            steps, curves = common_curves(of)
+            _in_grey(panels[cell.activation], steps, np.array(curves))
     part = drawing.range_of([a for of in outcomes.values() for a in _curves(of)])
     for axes in panels.values():
         drawing.accuracy_axis(axes, "y", part)
     labels = [f"{init}{_fewer(init, outcomes)}" for init in looks]
-    drawing.legend(figure, list(looks.values()), labels, _curves_key(outcomes.values()))
+    key = _with_others(_curves_key(outcomes.values()), table)
+    drawing.legend(figure, list(looks.values()), labels, key)
     return figure
 
 
-def comparison_accuracies(outcomes: Outcomes, rows: Sequence[Row], title: str) -> Figure:
+def comparison_accuracies(outcomes: Outcomes, table: Sequence[Row], title: str) -> Figure:
     """Final test accuracies: each seed a dot, above them the mean and its 95 % interval.
 
     Schemes are rows, in one block for each activation function. Where some are so far below the
     others that those could not be told apart, the axis is broken between them.
     """
-    looks = drawing.looks(outcomes)
-    parts = drawing.accuracy_parts([a for of in outcomes.values() for a in _accuracies(of)], rows)
+    looks = drawing.looks(outcomes, thinning.drawn(table))
+    parts = drawing.accuracy_parts([a for of in outcomes.values() for a in _accuracies(of)], table)
     key = "test accuracy; dots: seeds, above them their mean with its 95 % interval"
-    figure, lines = drawing.accuracy_lines([row.cell for row in rows], parts, title, key)
-    for row in rows:
+    figure, lines = drawing.accuracy_lines([row.cell for row in table], parts, title, key)
+    for row in table:
         at, across = lines[row.cell]
         for axes, (low, high) in zip(across, parts, strict=True):
             dots = [a for a in _accuracies(outcomes[row.cell]) if low <= a <= high]
@@ -67,13 +75,16 @@ def comparison_accuracies(outcomes: Outcomes, rows: Sequence[Row], title: str) -
     return figure
 
 
-def signals_by_layer(measured: Mapping[Cell, Sequence[Signals]], title: str) -> Figure:
+def signals_by_layer(
+    measured: Mapping[Cell, Sequence[Signals]], title: str, table: Sequence[Row] = ()
+) -> Figure:
     """Variances through the untrained layers: a row for each activation, a line each scheme.
 
     ``measured`` holds the signals of each seed; what is 0 or no number is left out of the means
-    and bands.
+    and bands. Of many schemes those are drawn that are in the learning curves, by the ``table`` of
+    their accuracies, and the others' means in grey.
     """
-    looks, activations = drawing.looks(measured), list(by_activation(measured))
+    looks, activations = _looks(measured, table), list(by_activation(measured))
     figure = drawing.wide_figure(0.9 + 2.2 * len(activations), title)
     grid = figure.subplots(len(activations), 2, squeeze=False)
     layers: dict[str, list[str]] = {name: [] for name in activations}
@@ -84,6 +95,9 @@ def signals_by_layer(measured: Mapping[Cell, Sequence[Signals]], title: str) -> 
         layers[activation] = list(seeds[0].layers)
         for axes, quantity in zip(grid[activations.index(activation)], VARIANCES, strict=True):
             values = np.array([drawing.positive(signals.by_layer(quantity)) for signals in seeds])
+            if init not in looks:
+                _in_grey(axes, range(values.shape[1]), values)
+                continue
             _mean_and_band(axes, range(values.shape[1]), values, looks[init])
             seen |= {init} if np.isfinite(values).any() else set()
     for across, activation in zip(grid, activations, strict=True):
@@ -95,7 +109,8 @@ def signals_by_layer(measured: Mapping[Cell, Sequence[Signals]], title: str) -> 
     for axes, name in zip(grid[0], VARIANCES.values(), strict=True):
         axes.set_title(name, fontsize=drawing.MIDDLE)
     labels = [init if init in seen else f"{init} (0 or no number)" for init in looks]
-    drawing.legend(figure, list(looks.values()), labels, f"layer; {SEEDS_KEY}")
+    key = _with_others(f"layer; {SEEDS_KEY}", table)
+    drawing.legend(figure, list(looks.values()), labels, key)
     return figure
 
 
@@ -154,20 +169,41 @@ def _over_seeds(axes: Axes, outcomes: Sequence[Outcome], look: Look) -> None:
     if curves:
         _mean_and_band(axes, steps, np.array(curves), look)
     thin = {**look, "linewidth": 0.8, "marker": "x", "markevery": [-1]}
-    for outcome in outcomes:
-        if outcome.diverged_at is not None and outcome.curve:
-            points = [*outcome.curve, (outcome.diverged_at, outcome.curve[-1][1])]
-            axes.plot(*zip(*points, strict=True), **thin)
+    lost = [outcome for outcome in outcomes if outcome.diverged_at is not None and outcome.curve]
+    for at in drawing.evenly(len(lost), LOST):
+        points = [*lost[at].curve, (lost[at].diverged_at, lost[at].curve[-1][1])]
+        axes.plot(*zip(*points, strict=True), **thin)
+
+
+def _looks(cells: Iterable[Cell], table: Sequence[Row]) -> dict[str, Look]:
+    """Of the schemes that are drawn: all, or those that the ``table`` of many lets be chosen."""
+    chosen = thinning.drawn(table)
+    looks = drawing.looks(cells, chosen)
+    return {init: look for init, look in looks.items() if init in chosen} if table else looks
+
+
+def _with_others(key: str, table: Sequence[Row]) -> str:
+    said = thinning.sentence(table)
+    return f"{key}; grey: means of the others. Shown are {said}" if said else key
+
+
+def _in_grey(axes: Axes, at: Sequence[int], values: Values) -> None:
+    if values.size:
+        axes.plot(at, _mean(values), color="0.8", linewidth=0.9, zorder=1)
+
+
+def _mean(values: Values) -> Values:
+    known = np.isfinite(values)
+    n = known.sum(0)
+    return np.where(n > 0, np.where(known, values / np.maximum(n, 1), 0).sum(0), np.nan)
 
 
 def _mean_and_band(axes: Axes, at: Sequence[int], values: Values, look: Look) -> None:
     """``values``: (seeds, len(at)), NaN where there is none."""
-    known = np.isfinite(values)
-    n = known.sum(0)
-    mean, low, high = (
-        np.where(n > 0, of, np.nan)
+    known, mean = np.isfinite(values), _mean(values)
+    low, high = (
+        np.where(known.any(0), of, np.nan)
         for of in (
-            np.where(known, values / np.maximum(n, 1), 0).sum(0),
             np.where(known, values, np.inf).min(0),
             np.where(known, values, -np.inf).max(0),
         )
@@ -180,8 +216,12 @@ def _mean_and_band(axes: Axes, at: Sequence[int], values: Values, look: Look) ->
 
 
 def _curves_key(drawn: Iterable[Sequence[Outcome]]) -> str:
-    lost = any(outcome.diverged_at is not None for outcomes in drawn for outcome in outcomes)
-    return f"{SEEDS_KEY}; ×: a seed diverged" if lost else SEEDS_KEY
+    counts = (sum(one.diverged_at is not None for one in outcomes) for outcomes in drawn)
+    lost = max(counts, default=0)
+    if not lost:
+        return SEEDS_KEY
+    some = f", of which up to {LOST} of a scheme are drawn" if lost > LOST else ""
+    return f"{SEEDS_KEY}; ×: a seed diverged{some}"
 
 
 def _fewer(init: str, outcomes: Outcomes) -> str:

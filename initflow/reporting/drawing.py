@@ -185,9 +185,15 @@ def png_by_pyplot(draw: Callable[[], Axes | npt.NDArray[np.object_]]) -> bytes:
     return file.getvalue()
 
 
-def looks(cells: Iterable[Cell]) -> dict[str, Look]:
-    """How each scheme is drawn, whatever the activation function."""
-    return {init: look(at) for at, init in enumerate(dict.fromkeys(cell.init for cell in cells))}
+def looks(cells: Iterable[Cell], first: Iterable[str] = ()) -> dict[str, Look]:
+    """How each scheme is drawn, whatever the activation function.
+
+    Those that are ``first`` have the first colours.
+    """
+    schemes = list(dict.fromkeys(cell.init for cell in cells))
+    order = dict.fromkeys([*first, *schemes])
+    found = {init: look(at) for at, init in enumerate(order)}
+    return {init: found[init] for init in schemes}
 
 
 def look(at: int) -> Look:

@@ -20,6 +20,8 @@ from initflow.reporting.seed_statistics import (
     rows,
 )
 
+MANY = 8  # schemes that a clause names; of more those at its ends
+
 
 def comparison_sentences(outcomes: Outcomes, opening: str = "") -> list[str]:
     """What the comparison says: for each activation a sentence, with what is most sure first.
@@ -140,13 +142,22 @@ def _compared(table: _Table, first: str, pairs: Sequence[Difference]) -> list[st
 def _by(table: _Table, won: Sequence[Difference], units: Iterator[str], *, bare: bool) -> str:
     """By how much each is beaten, and over how many seeds unless that is said elsewhere."""
     same = len({pair.n for pair in won}) == 1
-    text = _listed(
-        [
+
+    def told(pairs: Sequence[Difference]) -> list[str]:
+        return [
             f"{pair.worse} by {plus_minus(pair.effect, pair.high - pair.effect)}{next(units)}"
             f"{'' if same else f' ({table.number(pair.n)})'}"
-            for pair in won
+            for pair in pairs
         ]
-    )
+
+    if len(won) > MANY:
+        end = MANY // 2 - 1
+        largest, between, smallest = won[:end], won[end:-end], won[-end:]
+        low, high = (f"{100 * pair.effect:.1f}" for pair in (between[-1], between[0]))
+        others = f"{len(between)} others by {low} to {high}"
+        text = _listed([*told(largest), others, *told(smallest)])
+    else:
+        text = _listed(told(won))
     return f"{text} over {table.number(won[0].n)}" if same and not bare else text
 
 
@@ -157,6 +168,9 @@ def _level(
     bounded: list[str] = []
     unknown: list[str] = []
     before = None
+    rest: Sequence[Difference] = []
+    if len(level) > MANY and len({pair.n for pair in level}) == 1 and level[-1].largest < 1:
+        level, rest = level[: MANY - 2], level[MANY - 2 :]
     for pair in level:
         other = pair.worse if pair.better == first else pair.better
         seeds = table.number(pair.n)
@@ -170,6 +184,10 @@ def _level(
             bound = f"larger than {_upper(pair)}{next(units)}"
         bounded.append(f"between {first} and {other} {show}{none} {bound}")
         before = pair.n
+    if rest:
+        bounded.append(
+            f"between {first} and {len(rest)} others none larger than {_upper(rest[-1])}"
+        )
     return ([_listed(bounded)] if bounded else []) + unknown
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from initflow.core.configurations import kind_word
+from initflow.reporting import thinning
 from initflow.reporting.formats import NONE, interval, p_value, percent, whole
 from initflow.reporting.seed_statistics import ALPHA, Difference, Row
 
@@ -131,6 +132,7 @@ def comparison_sections(
     rows: Sequence[Row], differences: Sequence[Difference], pictures: Mapping[str, bytes]
 ) -> list[Section]:
     """Of schemes, activation functions and seeds; the figures, where there are, as PNG files."""
+    thinned = f" Shown are {said}" if (said := thinning.sentence(rows)) else ""
     accuracies = pictured(
         pictures.get("accuracies"),
         "For each scheme the final test accuracy of every seed as a dot, and their mean with its "
@@ -141,14 +143,14 @@ def comparison_sections(
         "Test accuracy over the iterations for each scheme, the mean over the seeds within a "
         "band from the lowest to the highest seed.",
         "Towards 100 % the axis is stretched: equal distances on it are equal factors of the "
-        "error.",
+        f"error.{thinned}",
     )
     signals = pictured(
         pictures.get("signals_by_layer"),
         "For each scheme the variances of the pre-activations and of the gradient, layer by "
         "layer, before training.",
         "Before training, on one and the same set of images: what reaches each layer on the "
-        "way forward, and on the way back. A level line is what most schemes aim at.",
+        f"way forward, and on the way back. A level line is what most schemes aim at.{thinned}",
     )
     sections = [Section("Accuracy", [*accuracies, accuracy_table(rows)])]
     if differences:

@@ -252,16 +252,36 @@ def group_tag(groups: Iterable[str]) -> str:
     """The tag to group by so that the page draws ``groups`` in colours that can be told apart.
 
     The page takes a group's colour from a checksum of the tag's name and value, and of eight
-    groups two often get the same. The name is ours to choose: of many, this is the one whose
-    colours keep the greatest distance from each other and from the background.
+    groups two often get the same. The name is ours to choose: of many, this is the one with the
+    most colours, and of these the one whose colours keep the greatest distance from each other and
+    from the background.
     """
-    tags = [f"{GROUP}.{n}" for n in range(1, GROUPINGS + 1)]
+    groups = list(groups)
 
-    def distance(tag: str) -> float:
-        pairs = itertools.combinations([*(colour(tag, group) for group in groups), BACKGROUND], 2)
-        return min((_distance(*pair) for pair in pairs), default=0.0)
+    def variety(tag: str) -> tuple[int, float]:
+        colours = {colour(tag, group) for group in groups}
+        pairs = itertools.combinations([*colours, BACKGROUND], 2)
+        return len(colours), min((_distance(*pair) for pair in pairs), default=0.0)
 
-    return max(tags, key=distance)
+    return max((f"{GROUP}.{n}" for n in range(1, GROUPINGS + 1)), key=variety)
+
+
+def limits(groups: Sequence[str], runs: int) -> str:
+    """Sentences on what of many ``runs`` in these ``groups`` the page cannot show; or nothing."""
+    tag = group_tag(groups)
+    n = len({colour(tag, group) for group in groups})
+    told = []
+    if n < len(groups):
+        told.append(
+            f"MLflow's page has {n} colours for these {len(groups)} groups; the figures of this "
+            "run tell them apart."
+        )
+    if runs > LOADED:
+        told.append(
+            f"It loads {LOADED} of the {runs:,} runs, those of the lowest seeds, and more at a "
+            "click; the means of all are metrics of this run."
+        )
+    return " ".join(told)
 
 
 def run_tags(groups: Sequence[str]) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from initflow.reporting import seed_statistics, sentences
+from initflow.reporting import seed_statistics, sentences, thinning
 from initflow.reporting.seed_statistics import (
     Cell,
     Difference,
@@ -680,3 +680,67 @@ def test_seeds_that_agree_by_chance_settle_nothing(seeds, images, settled):
     assert found.effect == pytest.approx(images / tested)
     assert found.low < found.effect < found.high
     assert found.significant == settled
+
+
+# Many schemes
+
+
+def test_a_clause_names_few_of_many_schemes():
+    """Those at its ends; between them the range, and every number is in the table."""
+    ends = {f"s{at:02}": around(0.9 - at / 100, 0.001) for at in range(20)}
+    text = sentence(ends)
+    assert text.startswith(
+        "s00 beats s19 by 19.0 ± 0.0 points, s18 by 18.0 ± 0.0, s17 by 17.0 ± 0.0, 13 others by "
+        "4.0 to 16.0, s03 by 3.0 ± 0.0, s02 by 2.0 ± 0.0 and s01 by 1.0 ± 0.0 over 10 seeds"
+    )
+
+
+def test_of_many_schemes_without_a_difference_the_largest_bound_is_told():
+    """It holds for all that are not named."""
+    draws = np.random.default_rng(0).normal(0.9, 0.01, (20, 10))
+    outcomes = with_relu({f"s{at:02}": ends for at, ends in enumerate(draws.tolist())})
+    (text,) = sentences.comparison_sentences(outcomes)
+    first = max(outcomes, key=lambda cell: np.mean(draws[list(outcomes).index(cell)])).init
+    level = [
+        pair.largest
+        for pair in differences(outcomes)
+        if first in (pair.better, pair.worse) and pair.p > 0.05
+    ]
+    assert len(level) > 8
+    found = re.search(rf"between {first} and (\d+) others none larger than (\d+\.\d+)", text)
+    assert int(found[1]) == len(level) - 6
+    assert 0 <= float(found[2]) - 100 * max(level) < 0.1
+    assert text.count(f"between {first} and") == 7
+
+
+@pytest.mark.parametrize("n", [1, 8, 9, 20, 200])
+@pytest.mark.parametrize("kinds", [1, 2, 12])
+def test_schemes_to_be_drawn_are_at_most_eight(n, kinds):
+    """In their order, the best with each function among them as far as there is room."""
+    accuracies = np.random.default_rng(n).random((kinds, n))
+    table = [
+        seed_statistics.Row(Cell(f"s{at}", f"f{kind}"), 1, accuracies[kind, at], *[None] * 5, 0)
+        for kind in range(kinds)
+        for at in range(n)
+    ]
+    drawn = thinning.drawn(table)
+    assert drawn == sorted(drawn, key=lambda name: int(name[1:]))
+    assert len(drawn) == len(set(drawn)) == min(n, 8)
+    best = list(dict.fromkeys(f"s{of.argmax()}" for of in accuracies))[:7]
+    assert set(best) <= set(drawn)
+    assert bool(thinning.sentence(table)) == (n > 8)
+    last = sorted(
+        set(range(n)) - {int(name[1:]) for name in best}, key=accuracies.mean(0).__getitem__
+    )
+    if n > 8:
+        assert f"s{last[0]}" in drawn
+        assert thinning.sentence(table).startswith(f"8 of {n} schemes")
+
+
+def test_a_scheme_that_never_finished_is_the_last():
+    """It has no accuracy to be ordered by."""
+    table = [
+        seed_statistics.Row(Cell(f"s{at}", "relu"), 1, None if at == 3 else at / 20, *[None] * 5, 0)
+        for at in range(20)
+    ]
+    assert {"s3", "s19"} <= set(thinning.drawn(table))

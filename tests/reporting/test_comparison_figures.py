@@ -278,3 +278,74 @@ def test_a_comparison_of_which_all_diverged_is_drawn():
         assert [text.get_text() for text in figure.axes[0].texts] == ["1 diverged"]
         assert saved(figure)
         assert saved(comparison_figures.comparison_curves(outcomes, "title"))
+
+
+MANY = {
+    Cell(f"scheme {at:02}", activation): [
+        outcome(seed, 0.1, (0.5 + at / 50) if activation == "relu" else 0.99 - at / 50)
+        for seed in range(2)
+    ]
+    for activation in ("relu", "tanh")
+    for at in range(20)
+}
+
+
+@pytest.mark.parametrize("activations", [("relu",), ("relu", "tanh")])
+def test_of_many_schemes_the_best_and_evenly_chosen_others_are_drawn(activations):
+    """In colours of their own, the means of all others in grey, and a sentence says so."""
+    outcomes = {cell: of for cell, of in MANY.items() if cell.activation in activations}
+    figure = comparison_figures.comparison_curves(outcomes, "title")
+    named = legend(figure)
+    assert len(named) == 8
+    assert {"scheme 19", "scheme 00"} <= set(named)  # the best with relu, and with tanh or the last
+    said = shown(figure.legends[0].get_title())
+    assert "Shown are 8 of 20 schemes" in said
+    for axes in figure.axes:
+        grey = [line for line in axes.lines if line.get_color() == "0.8"]
+        coloured = [line for line in axes.lines if line not in grey]
+        assert (len(grey), len(coloured)) == (12, 8)
+        assert len({line.get_color() for line in coloured}) == 8
+        assert len(axes.collections) == 8
+        ends = {line.get_ydata()[-1] for line in axes.lines}
+        assert ends == {
+            of[0].accuracy for cell, of in MANY.items() if cell.activation == axes.get_title()
+        }
+    assert saved(figure)
+
+
+def test_a_scheme_has_the_same_look_in_all_figures_of_many():
+    """In the accuracies, which show all of them, and in the signals by layer."""
+    outcomes = {cell: of for cell, of in MANY.items() if cell.activation == "relu"}
+    table = [row(cell, of) for cell, of in outcomes.items()]
+    curves = comparison_figures.comparison_curves(outcomes, "title")
+    measured = {cell: [of_variances([1.0, 2.0], 2)] for cell in outcomes}
+    signals = comparison_figures.signals_by_layer(measured, "title", table)
+    assert legend(curves) == legend(signals)
+    looks = [
+        {
+            name: (line.get_color(), line.get_marker(), line.get_linestyle())
+            for name, line in zip(legend(each), each.legends[0].get_lines(), strict=True)
+        }
+        for each in (curves, signals)
+    ]
+    assert looks[0] == looks[1]
+    all_of_them = accuracies(outcomes)
+    (axes,) = all_of_them.axes
+    marks = [line for line in axes.lines if line.get_markersize() == 8]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(names) == len(marks) == 20
+    drawn = {
+        name: (mark.get_color(), mark.get_marker()) for name, mark in zip(names, marks, strict=True)
+    }
+    assert all(drawn[name] == look[:2] for name, look in looks[0].items())
+    assert all(len(axes.lines) == 20 for axes in signals.axes)
+    assert saved(signals)
+
+
+def test_of_many_seeds_that_diverged_some_are_drawn():
+    """And the key says so."""
+    lost = [outcome(seed, 0.1, 0.2, diverged_at=150) for seed in range(40)]
+    figure = comparison_figures.comparison_curves({Cell("he", "relu"): lost + FINISHED}, "title")
+    (axes,) = figure.axes
+    assert len([line for line in axes.lines if line.get_marker() == "x"]) == 10
+    assert "of which up to 10 of a scheme are drawn" in shown(figure.legends[0].get_title())

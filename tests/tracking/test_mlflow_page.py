@@ -211,3 +211,26 @@ def test_more_groups_than_colours():
     """There is a tag all the same, and for none at all."""
     for count in (0, 2 * len(mlflow_page.PALETTE)):
         assert mlflow_page.group_tag([str(n) for n in range(count)]) == f"{mlflow_page.GROUP}.1"
+
+
+def test_many_groups_have_as_many_colours_as_there_can_be():
+    """More than the first tag gives them; and a sentence says how many it is."""
+    groups = [f"normal:std={0.01 * 1.6**at:.4g}" for at in range(20)]
+
+    def colours(tag):
+        return len({mlflow_page.colour(tag, group) for group in groups})
+
+    tags = [f"{mlflow_page.GROUP}.{n}" for n in range(1, mlflow_page.GROUPINGS + 1)]
+    most = max(map(colours, tags))
+    assert colours(mlflow_page.group_tag(groups)) == most > colours(tags[0])
+    told = mlflow_page.limits(groups, 60)
+    assert told.startswith(f"MLflow's page has {most} colours for these 20 groups;")
+    assert "loads" not in told
+
+
+@pytest.mark.parametrize(("runs", "told"), [(100, ""), (2_000, "It loads 100 of the 2,000 runs")])
+def test_what_the_page_shows_of_few_groups(runs, told):
+    """All of it, but for more runs than it loads."""
+    said = mlflow_page.limits(GROUPS, runs)
+    assert said.startswith(told)
+    assert bool(said) == bool(told)

@@ -52,7 +52,9 @@ class Comparison(PopulationResult):
             "learning_curves": draw(comparison_figures.comparison_curves, outcomes, title),
         }
         if signals:
-            drawn["signals_by_layer"] = draw(comparison_figures.signals_by_layer, signals, title)
+            drawn["signals_by_layer"] = draw(
+                comparison_figures.signals_by_layer, signals, title, self.rows
+            )
         return drawn
 
     def sections(self, pictures: Mapping[str, bytes]) -> list[webpage.Section]:

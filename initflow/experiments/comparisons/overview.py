@@ -24,6 +24,10 @@ SECTIONS = (
 MEAN_BY_LAYER = {"signal_by_layer": BY_LAYER[0], "relative_gradient_by_layer": BY_LAYER[1]}
 
 
+def _seconds(time: float) -> str:
+    return f"{time:.0f} s" if time >= 100 else f"{time:.2g} s"
+
+
 @dataclass(kw_only=True, repr=False)
 class PopulationResult(ReportedResult, Population):
     """What came of the networks of a population; ``sentences`` is that in words."""
@@ -62,8 +66,8 @@ class PopulationResult(ReportedResult, Population):
         n, lines = len(self.members) - self.taken_over, []
         if n:
             each = f"{self.training_s / n:.2g} s each"
-            logging = f"logging them took {self.logging_s:.2g} s"
-            lines.append(f"Trained {n} networks in {self.training_s:.3g} s, {each}; {logging}.")
+            logging = f"logging them took {_seconds(self.logging_s)}"
+            lines.append(f"Trained {n} networks in {_seconds(self.training_s)}, {each}; {logging}.")
         if self.taken_over:
             lines.append(f"{counted(self.taken_over, 'network')} came from an interrupted command.")
         return lines
@@ -79,7 +83,9 @@ class PopulationResult(ReportedResult, Population):
         with noted(self.failures, "the description"):
             # The links first: MLflow's page folds what is further down.
             links = mlflow_page.links(self.run.experiment_id, self.run.id, self.ids)
-            text = "\n\n".join([*self.sentences, *paragraphs, *self.warnings()])
+            limits = mlflow_page.limits(mlflow_page.group_names(self.cells), len(self.members))
+            told = [*self.sentences, *paragraphs, limits, *self.warnings()]
+            text = "\n\n".join(filter(None, told))
             self.run.describe(text, links)
         with noted(self.failures, "the view of MLflow's page"):
             self._log_view(name)
