@@ -79,10 +79,7 @@ def taken_over(
                 rest = {config: cell for config, cell in cells.items() if config not in there}
                 its = _Reading(rest, tested)
                 its.read(run, earlier)
-                for member in its.whole.members:
-                    with contextlib.suppress(TrackingError):  # of a run that is gone by now
-                        run.take_over(member.run_id)
-                        taken.members.append(member)
+                taken.members += _moved(run, its.whole.members)
                 taken.metrics |= its.whole.metrics
                 if not its.is_cut_short:
                     run.same_experiment(earlier.id).set_tags({RESUMED_BY: runs.with_ids(run.id)})
@@ -101,6 +98,24 @@ def _is_claimed(run: runs.Run, earlier: Found) -> bool:
     claims = [key.removeprefix(CLAIM) for key in (seen.tags if seen else ()) if CLAIM in key]
     others = [runs.read_run(claim) for claim in claims if claim != own]
     return not any(other and other.status == "RUNNING" for other in others)
+
+
+def _moved(run: runs.Run, members: Sequence[Member]) -> list[Member]:
+    """Those whose runs are below ``run`` from now on: all but what is gone by now."""
+    moved: list[Member] = []
+    for at in range(0, len(members), AT_ONCE):
+        together = members[at : at + AT_ONCE]
+        for some in (together, *([one] for one in together)):
+            try:
+                run.take_over([member.run_id for member in some])
+            except OutageError:
+                raise
+            except TrackingError:  # of one of them
+                continue
+            moved += some
+            if some is together:
+                break
+    return moved
 
 
 class _Reading:

@@ -254,6 +254,14 @@ def _tags(client: mlflow.MlflowClient, entry: Entry) -> None:
     client.log_batch(entry.run, tags=_tags_of(entry))
 
 
+def _tags_of_many(client: mlflow.MlflowClient, entry: Entry) -> None:
+    """The same tags of many runs; in a database all of them, or none."""
+    is_possible = transactions.is_possible(client)
+    with transactions.together(client) if is_possible else contextlib.nullcontext(client) as asked:
+        for run in entry.values["runs"]:
+            asked.log_batch(run, tags=_tags_of(entry))
+
+
 def _tags_of(entry: Entry) -> list[RunTag]:
     return [RunTag(*tag) for tag in entry.values["tags"].items()]
 
@@ -479,6 +487,7 @@ _KINDS: Mapping[str, Callable[[mlflow.MlflowClient, Entry], Known | None]] = {
     "params": _params,
     "metrics": _metrics,
     "tags": _tags,
+    "tags_of_many": _tags_of_many,
     "status": _status,
     "experiment_tag": lambda client, entry: client.set_experiment_tag(**entry.values),
     "file": _file,

@@ -268,9 +268,9 @@ class Run:
         """The runs directly below it."""
         return self.found({PARENT: self.id})
 
-    def take_over(self, run_id: str) -> None:
-        """Let a closed run of this experiment be one below this run."""
-        self.same_experiment(run_id).set_tags({PARENT: self.id})
+    def take_over(self, run_ids: Sequence[str]) -> None:
+        """Let closed runs of this experiment be below this run."""
+        self._write("tags_of_many", runs=list(run_ids), tags={PARENT: self.id})
 
     def same_experiment(self, run_id: str) -> Run:
         """The run with this id, to be written to."""

@@ -362,6 +362,25 @@ def test_a_history_that_cannot_be_read_costs_its_own_network(interrupted, monkey
     assert taken(train(interrupted), before) == before - {damaged}
 
 
+def test_a_run_that_is_gone_by_now_costs_its_own_network(interrupted, monkeypatch):
+    """Deleted after it was read: it is not moved, and its network is trained anew."""
+    before, read = finished(interrupted), runs.read_file
+    gone = min(before)
+
+    def then_gone(one, *rest):
+        found = read(one, *rest)
+        if one.id == gone:
+            mlflow.delete_run(gone)
+        return found
+
+    monkeypatch.setattr(runs, "read_file", then_gone)
+    again = train(interrupted)
+    assert [member.config for member in again.members] == NETWORKS
+    assert taken(again, before) == before - {gone}
+    for run_id in before - {gone}:
+        assert mlflow.get_run(run_id).data.tags["mlflow.parentRunId"] == again.run.id
+
+
 def test_after_some_outages_mlflow_is_asked_no_more(interrupted, monkeypatch):
     """What is left stays where a later command finds it."""
     before = finished(interrupted)
