@@ -220,7 +220,10 @@ def _run_many(
 
         if config.seeds == 1 and not as_json:
             say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
-        result = getattr(initflow, command)(config, experiment=experiment, progress=progress)
+        from initflow.core import workers
+
+        with workers.startable():
+            result = getattr(initflow, command)(config, experiment=experiment, progress=progress)
     error = None
     if result.failed:
         names = ", ".join(result.failed)

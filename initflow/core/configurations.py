@@ -189,7 +189,9 @@ class _Machine(Settings):
         False, BOOLEAN, "on CUDA: products round their factors to TF32's 10 bits, which is faster"
     )
     threads: int | None = setting(
-        None, or_word("auto", integer(1, 1024)), "CPU threads (auto: as many as PyTorch takes)"
+        None,
+        or_word("auto", integer(1, 1024)),
+        "CPU threads (auto: as many as PyTorch takes, or a single one where it is faster)",
     )
 
 
@@ -324,7 +326,11 @@ class Many(_Machine):
         or_word("auto", integer(1, 100_000)),
         "networks trained at once (auto: what the cache has room for; on CUDA, the memory)",
     )
-    workers: int = setting(1, integer(1, 1_000), "processes that share the work, and the threads")
+    workers: int | None = setting(
+        None,
+        or_word("auto", integer(1, 1_000)),
+        "processes that share the work, and the threads (auto: as many as are fastest)",
+    )
     backend: str = setting(
         "local", choice(BACKENDS), "where they work: on this machine, or on a Ray cluster"
     )

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -31,12 +32,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import initflow
+from initflow.core import capacity
 from initflow.core.configurations import BACKENDS
 from initflow.errors import LONGEST, SettingError, cause, first_line, unknown
 
 # The run that `mlflow run` made is this process's own; a worker has other runs.
 OWN = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
 PATIENCE_S = 5  # how long a Ray cluster's answer is waited for
+_STARTABLE = ContextVar("startable", default=False)
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -65,19 +68,39 @@ class WorkerPool:
     is_local: bool = False
 
 
-def worker_pool(backend: str, size: int, threads: int | None) -> AbstractContextManager[WorkerPool]:
+def worker_pool(
+    backend: str, size: int | None, threads: int | None
+) -> AbstractContextManager[WorkerPool]:
     """A pool of ``size`` workers, each with ``threads`` CPU threads, for as long as the ``with``.
 
     ``local`` is this process itself where ``size`` is 1, whose threads None leaves as they are;
     else as many processes, which by default share the CPUs. ``ray`` is the cluster at RAY_ADDRESS
-    or the one last started here, with a thread per task by default. Leaving the ``with`` waits for
-    the running tasks; leaving it by an error ends them at once.
+    or the one last started here, with a thread per task and as many tasks as it has CPUs by
+    default. Leaving the ``with`` waits for the running tasks; leaving it by an error ends them at
+    once.
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     if backend == "ray":
         return _cluster(size, threads or 1)
-    return _here(threads) if size == 1 else _processes(size, threads or max(1, _cpus() // size))
+    if not size or size == 1:
+        return _here(threads)
+    return _processes(size, threads or max(1, capacity.cpus() // size))
+
+
+@contextlib.contextmanager
+def startable() -> Iterator[None]:
+    """Where the process is one of ours, which a worker can import again without doing its work."""
+    token = _STARTABLE.set(True)
+    try:
+        yield
+    finally:
+        _STARTABLE.reset(token)
+
+
+def are_startable() -> bool:
+    """Whether worker processes may be started where nobody asked for them: see `startable`."""
+    return _STARTABLE.get()
 
 
 def results(
@@ -239,7 +262,7 @@ def _opened(outcome: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def _cluster(size: int, threads: int) -> Iterator[WorkerPool]:
+def _cluster(size: int | None, threads: int) -> Iterator[WorkerPool]:
     ray = _ray()
     is_ours = not ray.is_initialized()
     if is_ours:
@@ -266,8 +289,9 @@ def _cluster(size: int, threads: int) -> Iterator[WorkerPool]:
         wait(list(running), PATIENCE_S)
 
     try:
-        _check_room(ray, threads)
-        yield WorkerPool(size, threads, submit, stop)
+        nodes = _nodes(ray, threads)
+        at_once = size or sum(int(cpus) // threads for cpus in nodes)
+        yield WorkerPool(at_once, threads, submit, stop)
         wait(list(running))
     finally:
         stop()
@@ -316,14 +340,18 @@ def _last_started() -> str:
         return ""
 
 
-def _check_room(ray: Any, threads: int) -> None:
-    """Ray would wait for ever, and in silence, for a node that is large enough."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = max((resources.get("CPU", 0) for resources in alive), default=0)
+def _nodes(ray: Any, threads: int) -> list[float]:
+    """The CPUs of each node, or a :class:`SettingError` where none is large enough for a task.
+
+    Ray would wait for one for ever, and in silence.
+    """
+    cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    largest = max(cpus, default=0)
     if largest < threads:
         raise SettingError(
             f"threads={threads} is more than the {largest:g} CPUs of the Ray cluster's largest node"
         )
+    return cpus
 
 
 def _carry_out_on_node(
@@ -367,13 +395,6 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, errors.RayTaskError):
         return error.cause  # type: ignore[no-any-return]
     return error
-
-
-def _cpus() -> int:
-    """As many as this process may use, where that is known."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _thread_settings(threads: int) -> dict[str, str]:

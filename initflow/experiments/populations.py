@@ -20,7 +20,13 @@ from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
-from initflow.experiments import best_networks, command_run, network_run, resuming
+from initflow.experiments import (
+    arrangement,
+    best_networks,
+    command_run,
+    network_run,
+    resuming,
+)
 from initflow.experiments.members import Member, Trained, kept_signals, told_metrics
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
@@ -53,7 +59,7 @@ class Population(Trained):
     """What came of the networks below ``run``, one or more in each of ``cells``.
 
     ``remark`` is a sentence on the data, where there is something odd to say of it; so many of the
-    networks were ``taken_over`` from interrupted commands.
+    networks were ``taken_over`` from interrupted commands, the others trained ``by`` workers.
     """
 
     run: runs.Run
@@ -61,6 +67,7 @@ class Population(Trained):
     cells: Sequence[Cell]
     remark: str = ""
     taken_over: int = 0
+    by: str = ""
 
     def by_cell(self) -> dict[Cell, list[Member]]:
         """The networks of each scheme and activation, in the order of their seeds."""
@@ -193,13 +200,17 @@ def trained_population(
     cells = list(dict.fromkeys(by_config.values()))
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = cache.splits(configs[0]) if tested else cache.splits(configs[0]).untested()
-    with workers.worker_pool(settings.backend, settings.workers, settings.threads) as pool:
+    work = [
+        arrangement.Part.of(together[0], splits, len(together), len(together))
+        for together in stacks(configs, splits.pixels, splits.classes, device, settings.stack)
+    ]
+    with arrangement.pool(settings, work, arrangement.room(splits), device) as pool:
         cache.check_data_elsewhere(configs[0].dataset, pool)
         for config in {cell: config for config, cell in reversed(by_config.items())}.values():
             scheme = cache.scheme(config.init, config.plugins_dir)
             cache.check_elsewhere([scheme], pool, config.model)
             first = start(config, scheme, splits)
-        resolved = machine.Resolved(device, pool.threads).as_text()
+        resolved = arrangement.resolved(device, pool)
         digest = resuming.tag(resumable, settings, configs, splits, device) if resumable else {}
         with command_run.opened(
             settings,
@@ -211,7 +222,8 @@ def trained_population(
             tags=digest,
         ) as run:
             remark = network_run.remark(first.initial, splits)
-            population = Population(run=run, device=device, cells=cells, remark=remark)
+            by = arrangement.told(settings, pool)
+            population = Population(run=run, device=device, cells=cells, remark=remark, by=by)
             groups = mlflow_page.group_names(cells)
             tags = dict(zip(cells, mlflow_page.run_tags(groups), strict=True))
             if digest:

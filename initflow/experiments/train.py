@@ -11,7 +11,7 @@ from initflow.core import machine, precision
 from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics.record import Record, start, train_together
-from initflow.experiments import command_run, network_run
+from initflow.experiments import arrangement, command_run, network_run
 from initflow.experiments.failures import Failures
 from initflow.experiments.public import public
 from initflow.experiments.results import TrackedResult
@@ -66,7 +66,8 @@ def train(config: TrainConfig, *, experiment: str | None = None, progress: Progr
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = datasets.load(config)
 
-    with machine.threads(config.threads) as threads:  # around the drawing too: QR depends on them
+    chosen = arrangement.threads(config, splits, device)
+    with machine.threads(chosen) as threads:  # around the drawing too: QR depends on them
         record = start(config, scheme, splits)
         resolved = machine.Resolved(device, threads)
         with command_run.opened(

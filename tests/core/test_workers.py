@@ -14,7 +14,7 @@ from multiprocessing import spawn
 import pytest
 
 import initflow
-from initflow.core import workers
+from initflow.core import capacity, workers
 from initflow.core.workers import WorkerLostError, WorkerPool, results, worker_pool
 from initflow.errors import DataError, SettingError
 from tests.conftest import ROOT
@@ -329,7 +329,7 @@ def test_workers_have_their_number_of_threads(pair):
 @end_to_end
 def test_by_default_workers_share_the_processors(monkeypatch):
     """And are told what this process is, but for its run; here nothing changes."""
-    monkeypatch.setattr(workers, "_cpus", lambda: 7)
+    monkeypatch.setattr(capacity, "cpus", lambda: 7)
     monkeypatch.setenv("MLFLOW_RUN_ID", "ours")
     monkeypatch.setenv("INITFLOW_DATA_DIR", "there")
     before = dict(os.environ)
@@ -338,15 +338,6 @@ def test_by_default_workers_share_the_processors(monkeypatch):
         assert pool.submit(told, "MLFLOW_RUN_ID").result() is None
         assert pool.submit(told, "INITFLOW_DATA_DIR").result() == "there"
     assert dict(os.environ) == before
-
-
-def test_processors_are_those_that_may_be_used(monkeypatch):
-    """All of the machine's where that is not known."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
-    assert workers._cpus() == 2
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert workers._cpus() == 64
 
 
 @end_to_end

@@ -26,9 +26,9 @@ class Tuning(ReportedResult):
     """What came of the studies: a row for each scheme, in words too; ``trials`` are all of them.
 
     ``seconds`` is how long the trials of this time took, and ``spent`` what that was spent on by
-    all workers together; ``failed`` says of networks to be tested why they were not, ``failures``
-    of figures and the like why they could not be made. ``versions`` are the registered models, and
-    ``unregistered`` says why there are none.
+    all workers together, who ``by`` says; ``failed`` says of networks to be tested why they were
+    not, ``failures`` of figures and the like why they could not be made. ``versions`` are the
+    registered models, and ``unregistered`` says why there are none.
     """
 
     command: ClassVar = "tune"
@@ -40,6 +40,7 @@ class Tuning(ReportedResult):
     sentences: Sequence[str]
     seconds: float
     spent: Spent
+    by: str
     failed: dict[str, str]
     failures: Failures
     versions: Mapping[Cell, str] = field(default_factory=dict)
@@ -106,6 +107,7 @@ class Tuning(ReportedResult):
                 f"{spent.training:.3g} s went into training, {spent.studying:.2g} s into Optuna "
                 f"and {spent.logging:.2g} s into MLflow."
             )
+            lines.append(self.by)
         registered = ", ".join(f"{cell} is version {v}" for cell, v in self.versions.items())
         if registered:
             lines.append(f"In the registry as {self.config.register}: {registered}.")

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from initflow.core import workers
 from initflow.core.configurations import TuneConfig
-from initflow.core.machine import Resolved
 from initflow.core.progress import Progress
 from initflow.diagnostics.record import start
 from initflow.errors import InitflowError, SettingError, WorkError
-from initflow.experiments import command_run
+from initflow.experiments import arrangement, command_run, populations
 from initflow.experiments.failures import noted
 from initflow.experiments.members import Trained
 from initflow.experiments.public import public
@@ -54,7 +53,7 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
     plan = plans.of(config)
     _check_storage(plan)
     with (
-        workers.worker_pool(config.backend, config.workers, config.threads) as pool,
+        arrangement.pool(config, *_work(plan), plan.device) as pool,
         storages.locked(plan.storage, plan.study),
     ):
         cache.check_elsewhere(schemes.values(), pool, config.model)
@@ -96,7 +95,8 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
                         scheme.interrupt(list(scheme.running))
                 raise
             progress("drawing and logging", 1, 1)
-            return _logged(plan, run, studied, tests, trained, seconds=seconds, spent=spent)
+            by = arrangement.told(config, pool)
+            return _logged(plan, run, studied, tests, trained, seconds=seconds, spent=spent, by=by)
 
 
 def _logged(
@@ -108,6 +108,7 @@ def _logged(
     *,
     seconds: float,
     spent: Spent,
+    by: str,
 ) -> Tuning:
     """What came of the studies, in the run above them and in theirs: numbers first."""
     of_trials = {scheme.cell: scheme.study.trials(plan.config.trials) for scheme in studied}
@@ -125,6 +126,7 @@ def _logged(
         sentences=trials.tuning_sentences(tuned, untuned, plan.untuned),
         seconds=seconds,
         spent=spent,
+        by=by,
         failed=trained.failed,
         failures=trained.failures,
     )
@@ -169,10 +171,21 @@ def _opened(plan: Plan, schemes: Mapping[str, Scheme]) -> dict[Cell, Study]:
     return {cell: Study(plan.search(cell), of_cell, first) for cell, of_cell in settings.items()}
 
 
+def _work(plan: Plan) -> tuple[list[arrangement.Part], int]:
+    """Of each scheme the trials, with the networks to be tested; and for how many is room."""
+    config, trial = plan.config, plan.trial(plan.config.inits[0])
+    splits = cache.splits(trial)
+    widths = datasets.widths(plan.pixels, trial.hidden, plan.classes)
+    room = populations.room(widths, trial.batch_size, plan.device, trial.optimizer)
+    networks, together = config.trials + 2 * config.seeds, min(config.batch, config.stack or room)
+    part = arrangement.Part.of(trial, splits, networks, together)
+    return [part] * len(config.inits), arrangement.room(splits)
+
+
 def _resolved(plan: Plan, pool: workers.WorkerPool) -> dict[str, str]:
     """What ``auto`` became."""
     return {
-        **Resolved(plan.device, pool.threads).as_text(),
+        **arrangement.resolved(plan.device, pool),
         "resolved.validation": str(plan.validation),
         "resolved.study": plan.study,
         "resolved.storage": storages.shown(plan.storage),
