@@ -12,6 +12,7 @@ import initflow
 from initflow import __version__
 from initflow.cli import commands, process
 from initflow.cli.tables import next_command
+from initflow.core import workers
 from initflow.core.configurations import (
     SCHEME_NAMES,
     CompareConfig,
@@ -24,6 +25,7 @@ from initflow.core.configurations import (
     TuneConfig,
     VerifyConfig,
 )
+from initflow.errors import SettingError
 from tests.commands import SETTINGS, WITH_A_RUN, read
 from tests.conftest import ROOT
 from tests.initializers.test_finder import project
@@ -441,6 +443,20 @@ def test_an_interruption_is_told_with_the_run(capsys, store, monkeypatch):
         "",
         "Interrupted; what was measured so far is in run abc\n",
     )
+
+
+def test_a_command_that_trains_many_may_start_workers(capsys, store, monkeypatch):
+    """Its own process can be started again; others' may not be."""
+    seen = []
+
+    def compared(*_, **__):
+        seen.append(workers.are_startable())
+        raise SettingError("enough")
+
+    monkeypatch.setattr(initflow, "compare", compared)
+    assert run(capsys, "compare", *DIGITS)[::2] == (2, "Error: enough\n")
+    assert seen == [True]
+    assert not workers.are_startable()
 
 
 def test_a_diagnosis_prints_verdicts_theory_and_advice(capsys, store):

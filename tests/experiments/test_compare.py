@@ -15,10 +15,11 @@ import pytest
 from scipy import stats
 
 import initflow
-from initflow.core import machine
+from initflow.core import machine, workers
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics import record
 from initflow.errors import InitflowError, PluginError, SettingError
+from initflow.experiments import arrangement
 from initflow.experiments.comparisons import compare
 from initflow.initializers.plugins import find
 from initflow.reporting.seed_statistics import Cell
@@ -457,6 +458,31 @@ def test_where_they_do_not_nothing_is_said(compared):
     for told in (description(parent), text(parent, "report.html")):
         assert "bit-identical" not in told
         assert "failed" not in told
+
+
+@pytest.mark.end_to_end
+def test_workers_that_were_chosen_give_the_same_table(tracked, monkeypatch):
+    """Of one thread each, as here; which the run and its last lines say."""
+    monkeypatch.setattr(arrangement, "START_S", 0.0)
+    monkeypatch.setattr(arrangement, "cores", lambda: 2)
+    grid = {"inits": "he,xavier", "activations": "relu", "seeds": 2, "stack": 2, "threads": None}
+    with workers.startable():
+        chosen, parent, nested, _ = run_comparison("chosen", **grid)
+    assert parent.data.params["resolved.workers"] == "2"
+    assert parent.data.params["workers"] == "auto"
+    assert {run.data.params["resolved.threads"] for run in nested.values()} == {"1"}
+    assert "2 workers of 1 thread each (auto)" in " ".join(chosen.took())
+    alone, parent, others, _ = run_comparison("here", **grid | {"workers": 1, "threads": 1})
+    assert parent.data.params["resolved.workers"] == "1"
+    assert "this process, with 1 thread." in " ".join(alone.took())
+    assert chosen.rows == alone.rows
+    hashes = "initflow.weights_sha256"
+    assert len(nested) == 4
+    assert {name: run.data.tags[hashes] for name, run in nested.items()} == {
+        name: run.data.tags[hashes] for name, run in others.items()
+    }
+    network = next(iter(nested.values()))
+    assert initflow.verify(network.info.run_id).verdict == "identical"
 
 
 def test_threads_are_those_that_are_asked_for_and_put_back(tracked, monkeypatch):
