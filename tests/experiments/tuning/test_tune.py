@@ -15,7 +15,7 @@ from initflow.core import workers
 from initflow.core.configurations import TrainConfig, TuneConfig
 from initflow.errors import PluginError, SettingError, StudyError, TrackingError, WorkError
 from initflow.experiments import network_run, train
-from initflow.experiments.tuning import evaluation, searches, storages, studies, tune
+from initflow.experiments.tuning import evaluation, plan, searches, storages, studies, tune
 from initflow.reporting.seed_statistics import Cell
 from tests import test_end_to_end
 
@@ -279,6 +279,14 @@ def test_more_workers_try_the_same(peaceful, tracked):
         for name in ("peaceful", "by-two")
     ]
     assert tracks[0] == tracks[1]
+
+
+def test_a_study_is_the_work_of_one_worker(tracked):
+    """However much it is: with more workers than studies it would depend on who is faster."""
+    work, most = tune._work(plan.of(config(tracked, "work", "he,normal", batch=3, **PEACEFUL)))
+    assert len(work) == 2
+    assert {(part.networks, part.together) for part in work} == {(12 + 2 * 1, 3)}
+    assert most >= 1
 
 
 def test_a_worker_that_is_faster_tries_no_other(peaceful, tracked, monkeypatch):
