@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
@@ -29,9 +30,10 @@ SPEED = 5e10  # multiply-adds in a second, by one thread
 CALLS_S = 25e-6  # of a layer in an update beside its products, for each network
 MODULE_S = 1e-3  # of an update of a network that is any module, at the least; threads help little
 WAIT_S = 75e-6  # that threads wait for each other in a layer of an update
-WORTH = 0.9  # of the time in this process: what workers need at most where they are worth it
+ALONE = 1.1  # how much longer workers of one thread may take, who wait for nobody
 WORKER_BYTES = 1 << 30  # that a worker holds beside its images
 LIMIT = 1_000  # workers, of which there cannot be more
+Some = TypeVar("Some")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Part:
     """Work that one worker does, one thing after the other: a stack, or the trials of a study.
 
     So many ``networks``, of which ``together`` train at once, each with ``updates`` of ``layers``
-    and ``products`` (multiply-adds). Of networks that are any module these are not known.
+    and ``products`` (multiply-adds), which are not known where it ``is_module``. Where it
+    ``is_whole`` it is never cut.
     """
 
     networks: int
@@ -48,10 +51,16 @@ class Part:
     layers: int
     products: int
     is_module: bool = False
+    is_whole: bool = True
 
     @classmethod
-    def of(cls, config: TrainConfig, splits: Splits, networks: int, together: int) -> Part:
-        """That of networks that are all as large as that of ``config``, on ``splits``."""
+    def of(
+        cls, config: TrainConfig, splits: Splits, networks: int, together: int | None = None
+    ) -> Part:
+        """That of networks that are all as large as that of ``config``, on ``splits``.
+
+        Without ``together`` it is a stack that may be cut into smaller ones.
+        """
         updates = trainer.iterations(config, len(splits.train))
         if config.model != MLP:
             return cls(networks, 1, updates, 0, 0, is_module=True)
@@ -59,7 +68,10 @@ class Part:
         weights = [fan_in * fan_out for fan_in, fan_out in pairwise(widths)]
         # Forward, and the gradients of weights and inputs; the images need none.
         products = min(config.batch_size, len(splits.train)) * (3 * sum(weights) - weights[0])
-        return cls(networks, min(together, networks), updates, len(weights), products)
+        at_once = min(together or networks, networks)
+        return cls(
+            networks, at_once, updates, len(weights), products, is_whole=together is not None
+        )
 
     def seconds(self, threads: int) -> float:
         """What it takes by the model."""
@@ -69,6 +81,13 @@ class Part:
         waiting = self.layers * WAIT_S if threads > 1 else 0.0
         stacks = math.ceil(self.networks / self.together)
         return self.networks * (RUN_S + self.updates * each) + stacks * self.updates * waiting
+
+    def cut(self, pieces: int) -> list[Part]:
+        """It in as many pieces, where it may be cut."""
+        if self.is_whole:
+            return [self]
+        sizes = [end - begin for begin, end in _bounds(self.networks, pieces)]
+        return [replace(self, networks=size, together=size) for size in sizes]
 
 
 def choose(
@@ -84,25 +103,50 @@ def choose(
     ``size`` and ``threads`` are what is asked for, None where it is to be chosen. There are never
     more workers than ``most`` and than parts, nor more threads in all than ``cores``; a worker has
     its share of these, or one. Of arrangements that take as long it is that of fewer workers, and
-    of more threads. One worker is this process; others must be worth it.
+    of more threads. One worker is this process. Workers of one thread may take a little longer
+    than others: what else the machine does holds up threads that wait for each other.
     """
     sizes = [size] if size else range(1, max(1, min(most, len(parts), cores // (threads or 1))) + 1)
     found = []
     for workers_ in sizes:
         for each in [threads] if threads else {max(1, cores // workers_), 1}:
             seconds = _seconds(parts, workers_, each)
-            found.append((seconds if workers_ == 1 else seconds / WORTH, workers_, -each))
+            allowed = ALONE if workers_ > 1 and each == 1 else 1.0
+            found.append((seconds / allowed, workers_, -each))
     _, workers_, each = min(found)
     return workers_, -each
 
 
 def _seconds(parts: Sequence[Part], size: int, threads: int) -> float:
     """Of all ``parts``, each of which goes to the first of the workers that is free."""
-    each = {part: part.seconds(threads) for part in set(parts)}
+    cut = evened(parts, size, Part.cut)
+    each = {part: part.seconds(threads) for part in set(cut)}
     ends = [0.0 if size == 1 else START_S] * size
-    for part in parts:
+    for part in cut:
         heapq.heapreplace(ends, ends[0] + each[part])
     return max(ends)
+
+
+def evened(
+    parts: Sequence[Some], size: int, cut: Callable[[Some, int], Sequence[Some]]
+) -> list[Some]:
+    """``parts`` for so many workers, of which the last ones are cut so that none is idle then."""
+    begin = len(parts) - len(parts) % size
+    last = [piece for part in parts[begin:] for piece in cut(part, size // (len(parts) - begin))]
+    return [*parts[:begin], *last]
+
+
+def evened_stacks(stacks: Sequence[list[TrainConfig]], size: int) -> list[list[TrainConfig]]:
+    """The same of stacks, whose networks have the same numbers in a smaller one."""
+    return evened(
+        stacks, size, lambda one, n: [one[begin:end] for begin, end in _bounds(len(one), n)]
+    )
+
+
+def _bounds(networks: int, pieces: int) -> Iterator[tuple[int, int]]:
+    """Where each of as many pieces begins and ends, none of which is empty."""
+    pieces = min(pieces, networks)
+    return pairwise(networks * at // pieces for at in range(pieces + 1))
 
 
 def threads(config: TrainConfig, splits: Splits, device: str) -> int:

@@ -201,7 +201,7 @@ def trained_population(
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = cache.splits(configs[0]) if tested else cache.splits(configs[0]).untested()
     work = [
-        arrangement.Part.of(together[0], splits, len(together), len(together))
+        arrangement.Part.of(together[0], splits, len(together), settings.stack)
         for together in stacks(configs, splits.pixels, splits.classes, device, settings.stack)
     ]
     with arrangement.pool(settings, work, arrangement.room(splits), device) as pool:
@@ -232,6 +232,9 @@ def trained_population(
             found = {member.config for member in population.members}
             population.taken_over = len(found)
             left = [config for config in configs if config not in found]
+            of_left = list(stacks(left, splits.pixels, splits.classes, device, settings.stack))
+            if not settings.stack and device == "cpu":
+                of_left = arrangement.evened_stacks(of_left, pool.size)
             parts = [
                 Stack(
                     run,
@@ -245,7 +248,7 @@ def trained_population(
                     tested=tested,
                     keeps_best=keeps_best,
                 )
-                for together in stacks(left, splits.pixels, splits.classes, device, settings.stack)
+                for together in of_left
             ]
             if parts:
                 train_all(population, parts, pool, progress)

@@ -18,10 +18,11 @@ MNIST, DIGITS, WIDE = (784, 100, 10), (64, 100, 10), (784, 1000, 10)
 
 
 def part(widths, networks, together, updates=3000):
-    """With batches of 100."""
+    """With batches of 100; a stack where all are together."""
     weights = [a * b for a, b in itertools.pairwise(widths)]
     products = 100 * (sum(weights) + 2 * sum(weights) - weights[0])
-    return Part(networks, together, updates, len(weights), products)
+    is_whole = networks != together
+    return Part(networks, together, updates, len(weights), products, is_whole=is_whole)
 
 
 def modules(n, updates=3000):
@@ -37,18 +38,23 @@ def modules(n, updates=3000):
         ([part(WIDE, 1, 1)], 8, (1, 8)),
         ([part(DIGITS, 1, 1, 75)], 2, (1, 1)),
         ([part(DIGITS, 1, 1, 75_000)], 8, (1, 1)),
-        # Stacks: all threads in this process.
-        ([part(MNIST, 8, 8)] * 5, 2, (1, 2)),
-        ([part(MNIST, 10, 10)] * 5, 2, (1, 2)),
+        # Stacks: all threads in this process, but for long work, which workers share as fast.
+        ([part(MNIST, 5, 5)] * 2, 2, (1, 2)),
+        ([part(MNIST, 10, 10)], 2, (1, 2)),
+        ([part(MNIST, 10, 10)] * 2, 2, (1, 2)),
+        ([part(MNIST, 10, 10)] * 5, 2, (2, 1)),
+        ([part(MNIST, 10, 10)] * 100, 16, (16, 1)),
+        ([part(WIDE, 1, 1)] * 5, 2, (1, 2)),
         # One by one: a worker of one thread for each core, where there are enough of them.
         ([part(MNIST, 1, 1)] * 4, 2, (1, 2)),
         ([part(MNIST, 1, 1)] * 100, 2, (2, 1)),
         ([part(MNIST, 1, 1)] * 100, 8, (8, 1)),
         ([part(MNIST, 40, 1)] * 4, 2, (2, 1)),  # a tuning's studies, whose trials wait
         ([part(MNIST, 40, 1)], 2, (1, 2)),
-        (modules(3), 2, (1, 2)),
+        (modules(2), 2, (1, 2)),
         (modules(100), 2, (2, 1)),
         (modules(100), 16, (15, 1)),
+        (modules(1), 16, (1, 16)),
         # Little work stays here, however many parts it has.
         ([part(DIGITS, 8, 8, 75)] * 5, 8, (1, 8)),
         ([part(DIGITS, 10, 10, 75)] * 100, 2, (2, 1)),
@@ -104,8 +110,38 @@ def test_a_part_is_counted_from_the_settings():
     forward = [64 * 30, 30 * 20, 20 * 10]
     expected = sum(50 * n for n in [*forward, *forward, *forward[1:]])
     assert made == Part(7, 7, 31, 3, expected)
+    assert Part.of(config, splits, 7) == dataclasses.replace(made, is_whole=False)
+    assert Part.of(config, splits, 7, 2) == dataclasses.replace(made, together=2)
     lstm = dataclasses.replace(config, model="lstm", hidden=(8,))
     assert Part.of(lstm, splits, 7, 10) == Part(7, 1, 31, 0, 0, is_module=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "workers_", "expected"),
+    [
+        ([10] * 5, 1, [10] * 5),
+        ([10] * 4, 2, [10] * 4),
+        ([10] * 5, 2, [10] * 4 + [5, 5]),
+        ([10, 10, 7], 2, [10, 10, 3, 4]),
+        ([10] * 5, 4, [10] * 4 + [2, 3, 2, 3]),
+        ([10] * 7, 4, [10] * 7),  # three for four: halves would not end sooner
+        ([10] * 6, 4, [10] * 4 + [5] * 4),
+        ([1] * 5, 2, [1] * 5),
+        ([2], 8, [1, 1]),
+        ([], 3, []),
+    ],
+)
+def test_the_last_stacks_are_cut_for_workers_that_would_be_idle(sizes, workers_, expected):
+    """Each network is still in one of them, in its order; parts are cut as stacks are."""
+    seeds = iter(range(100))
+    stacks = [[TrainConfig(seed=next(seeds)) for _ in range(size)] for size in sizes]
+    cut = arrangement.evened_stacks(stacks, workers_)
+    assert [len(stack) for stack in cut] == expected
+    assert [config for stack in cut for config in stack] == [c for one in stacks for c in one]
+    parts = arrangement.evened([part(MNIST, n, n) for n in sizes], workers_, Part.cut)
+    assert [(one.networks, one.together) for one in parts] == [(n, n) for n in expected]
+    studies = [part(MNIST, n + 1, 1) for n in sizes]
+    assert arrangement.evened(studies, workers_, Part.cut) == studies
 
 
 @pytest.fixture
