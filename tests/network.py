@@ -68,6 +68,7 @@ class Road:
     def __init__(self, port, delay_s=1.5):
         self.mode, self.delay_s, self.passed, self.lost = "open", delay_s, 0, 0
         self.open_for = math.inf  # so many requests; then it is closed
+        self.heard = math.inf  # so many answers; then one is lost, and it is closed
         self._port = port
         self._listening = socket.create_server((HOST, 0))
         self.address = f"http://{HOST}:{self._listening.getsockname()[1]}"
@@ -98,7 +99,10 @@ class Road:
                 server.sendall(request)
                 answer = b"".join(iter(lambda: server.recv(65536), b""))
             self.passed += 1
-            if mode == "deaf" and self.passed % 2:
+            self.heard -= 1
+            if self.heard < 0:
+                self.mode = "closed"
+            if self.heard < 0 or (mode == "deaf" and self.passed % 2):
                 self.lost += 1
                 return
             caller.sendall(answer)

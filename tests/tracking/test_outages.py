@@ -21,11 +21,14 @@ import pytest
 from initflow.cli import process
 from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig, TuneConfig
+from initflow.diagnostics.record import start, train_together
 from initflow.errors import TrackingError
-from initflow.experiments import train
+from initflow.experiments import network_run, train
 from initflow.experiments.comparisons.compare import compare
 from initflow.experiments.tuning.tune import tune
+from initflow.initializers import plugins
 from initflow.tracking import connection, delivery, outages, outbox, runs, unsent
+from initflow.training import datasets
 from tests.cluster import missing, wait
 from tests.network import Road, Server
 from tests.test_end_to_end import free_port
@@ -210,6 +213,52 @@ def test_a_run_made_twice_is_there_once(site, road, monkeypatch):
     (found,) = site.with_key(runs.with_ids(run.id))
     assert found.info.status == "FINISHED"
     assert road.lost > 0
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network with all that its run carries, and its data."""
+    splits = datasets.load(CONFIG)
+    record = start(CONFIG, plugins.find(CONFIG.init), splits)
+    with machine.threads(1):
+        train_together([record], splits)
+    return record, splits
+
+
+def written_below(site, trained, tmp_path, heard):
+    """What is there of a network's run, written at its end, after so many answers were heard."""
+    site.road.mode, resolved = "open", machine.Resolved("cpu", 1)
+    with runs.start(name="above", description="", params={}, tags={}, experiment="below") as above:
+        site.road.heard = heard
+        try:
+            of = network_run.log_network(above, *trained, name="one", resolved=resolved, tags={})
+        finally:
+            was_cut_off = site.road.heard < 0
+            site.road.heard, site.road.mode = math.inf, "open"
+        assert site.sender.flush(60)
+    (run,) = site.client.search_runs(
+        [runs.with_ids(above.experiment_id)], f"tags.`mlflow.parentRunId` = '{above.id}'"
+    )
+    assert run.info.run_id == runs.with_ids(of.run_id)
+    assert len(site.with_key(run.info.run_id)) == 1
+    condition = f"source_run_id = '{run.info.run_id}'"
+    (model,) = site.client.search_logged_models([run.info.experiment_id], condition)
+    seen = site.seen(run.info.run_id, tmp_path)
+    del seen["tags"]["mlflow.parentRunId"]
+    files = site.client.list_logged_model_artifacts(model.model_id)
+    return {**seen, "model files": sorted(file.path for file in files)}, was_cut_off
+
+
+def test_a_run_that_is_written_at_its_end_is_there_once(site, road, trained, tmp_path):
+    """Whichever answer to what it takes is lost, with the server away from then on for a while."""
+    undisturbed, was_cut_off = written_below(site, trained, tmp_path, math.inf)
+    assert not was_cut_off
+    heard = 0
+    while was_cut_off or not heard:
+        found, was_cut_off = written_below(site, trained, tmp_path, heard)
+        assert found == undisturbed, heard
+        heard += 1 if heard < 2 else 3
+    assert heard > 15
 
 
 def killed(work):
