@@ -49,7 +49,7 @@ class GivenUpError(StudyError):
 
 
 class WorkError(InitflowError):
-    """The workers died, one after the other."""
+    """The workers died, one after the other, or memory does not suffice for what they are given."""
 
 
 class ReplayError(InitflowError):

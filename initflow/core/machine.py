@@ -57,6 +57,12 @@ def working_memory(device: str) -> int:
     return max(sizes, default=USUAL_CACHE)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch has raised it because memory, of the machine or a GPU, does not suffice."""
+    is_told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_told or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
 @contextlib.contextmanager
 def threads(requested: int | None) -> Iterator[int]:
     """Give PyTorch this many CPU threads for a while; None leaves it as it is."""

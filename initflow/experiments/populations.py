@@ -360,10 +360,18 @@ def train_stack(stack: Stack, progress: Progress = silent) -> Trained:
     """Train and write the networks of ``stack``, in this process."""
     connection.set_uri(stack.tracking)
     writer = _Writer(stack)
-    records = writer.start()
-    if records:
-        writer.train(records, progress)
-        writer.write_all(records)
+    try:
+        records = writer.start()
+        if records:
+            writer.train(records, progress)
+            writer.write_all(records)
+    except Exception as error:
+        if machine.is_out_of_memory(error):
+            n = len(stack.configs)
+            remedy = f"give 'stack' a number below {n}" if n > 1 else "it takes a smaller one"
+            what = f"{n} networks at once do" if n > 1 else "a network of this size does"
+            raise WorkError(f"{what} not fit into memory: {remedy}") from error
+        raise
     return writer.trained
 
 

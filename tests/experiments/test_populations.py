@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
@@ -19,7 +20,7 @@ from initflow.core import machine
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics import record
 from initflow.diagnostics.signals import Signals
-from initflow.errors import InitflowError, TrackingError
+from initflow.errors import InitflowError, TrackingError, WorkError
 from initflow.experiments import failures, populations, train
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
@@ -789,6 +790,22 @@ def test_200_networks_train_at_once_in_little_memory():
     assert found["steps"] == [5] * 200
     assert found["evaluations"] == [2] * 200
     assert 200 * 79_510 * 4 < found["peak"] - found["before"] < 1.5e9
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [
+        (2, "2 networks at once do not fit into memory: give 'stack' a number below 2"),
+        (1, "a network of this size does not fit into memory: it takes a smaller one"),
+    ],
+)
+def test_networks_that_do_not_fit_into_memory_are_told_in_a_line(tracked, monkeypatch, n, told):
+    """By PyTorch's own error, which is of a training that asks for more than there is."""
+    monkeypatch.setattr(populations, "train_together", lambda *_, **__: torch.empty(1 << 60))
+    with pytest.raises(WorkError, match=f"^{told}$"):
+        train_all(configs(["he", "xavier"][:n]), f"too large {n}")
+    (killed,) = {status for name, status in statuses(f"too large {n}").items() if name != "parent"}
+    assert killed == "FAILED"
 
 
 def test_networks_that_end_one_by_one_leave_no_buffers_behind(monkeypatch):
