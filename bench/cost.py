@@ -1,24 +1,27 @@
 """What networks cost by their number, width, depth and seeds: ``python -m bench.cost [TABLE]``.
 
-Each row is measured in a fresh process: updates alone, with batches of MNIST, until a row takes
-too long or memory does not suffice. The tables can be told by their first words. Linux only.
+Each row is measured in a fresh process of one thread, by its CPU time: updates alone, with batches
+of MNIST, until a row takes too long or memory does not suffice. The tables can be told by their first words. Linux only.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import networks
 from initflow.experiments import populations
 from initflow.training import cache, datasets, model
 
-LEAST_S = 1.0  # that a row is timed for, if a single update does not take longer
+LEAST, LEAST_S = 3, 1.0  # updates, and seconds of CPU, that a row is timed for
 LIMIT_S = 80.0  # of a row
 
 
@@ -77,12 +80,15 @@ def measured(row: Row) -> dict[str, float]:
     training = stack.trainer.train(batch_size=100, eval_every=1)
     next(training)  # before the first update
     next(training)  # with what is bound at the first
-    updates, started = 0, time.perf_counter()
-    while (took := time.perf_counter() - started) < LEAST_S and next(training, None):
-        updates += 1
+    laps: list[float] = []
+    begun = time.process_time()
+    while len(laps) < LEAST or time.process_time() - begun < LEAST_S:
+        started = time.process_time()
+        next(training)
+        laps.append(time.process_time() - started)
     widths = datasets.widths(splits.pixels, configs[0].hidden, splits.classes)
     return {
-        "ms": 1_000 * took / updates / row.members,
+        "ms": 1_000 * statistics.median(laps) / row.members,
         "mib": memory("VmHWM") - before,
         "room": populations.room(widths, 100, "cpu"),
     }
@@ -91,12 +97,13 @@ def measured(row: Row) -> dict[str, float]:
 def main() -> None:
     asked = sys.argv[1] if sys.argv[1:] else ""
     if asked.startswith("{"):
+        torch.set_num_threads(1)
         print(json.dumps(measured(Row(**json.loads(asked)))))
         return
     for name, rows in ROWS.items():
         if not name.startswith(asked):
             continue
-        print(f"{name:36s} ms an update and network   MiB   stack by default")
+        print(f"{name:36s} ms of CPU an update and network   MiB   stack by default")
         for row in rows:
             command = [sys.executable, "-m", "bench.cost", json.dumps(asdict(row))]
             try:

@@ -278,8 +278,8 @@ def limits(groups: Sequence[str], runs: int) -> str:
         )
     if runs > LOADED:
         told.append(
-            f"It loads {LOADED} of the {runs:,} runs, those of the lowest seeds, and more at a "
-            "click; the means of all are metrics of this run."
+            f"MLflow's page loads {LOADED} of the {runs:,} runs, those of the lowest seeds, and "
+            "more at a click; the means of all are metrics of this run."
         )
     return " ".join(told)
 

@@ -1,9 +1,12 @@
 """Many networks as stacks: how they are parted, what each run carries, and what fails alone."""
 
+import gc
 import json
 import math
+import pickle
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics import record
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, TrackingError, WorkError
-from initflow.experiments import failures, populations, train
+from initflow.experiments import failures, members, populations, train
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.tracking import mlflow_page, runs
@@ -456,6 +459,32 @@ def test_gradients_by_layer_are_relative_to_the_last_layers(gradients, relative)
     }
     found = populations.by_layer(Signals(layers, {}))
     assert found["relative_gradient_variance"] == pytest.approx(relative)
+
+
+def test_little_is_kept_of_a_network(tracked):
+    """However deep it is: what figures show of its signals, and no name of a metric twice."""
+    asked = configs(["he", "xavier"], hidden="8x30", probe=50, eval_every=1)
+    population = train_all(asked, "small")
+    for member in population.members:
+        assert {key for of in member.signals.layers.values() for key in of} <= set(members.KEPT)
+        assert len(member.signals.layers) == 31
+        assert len(pickle.dumps(replace(member, config=asked[0]))) < 8_000
+    assert len(population.metrics) > 500
+
+
+def test_a_network_is_forgotten_when_it_is_written(tracked, monkeypatch):
+    """The next ones of its stack are written without its weights and losses in memory."""
+    alive, known, write = [], [], populations.network_run.log_network
+
+    def log_network(parent, one, *rest, **more):
+        known.append(weakref.ref(one))
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in known))
+        return write(parent, one, *rest, **more)
+
+    monkeypatch.setattr(populations.network_run, "log_network", log_network)
+    train_all(configs(["he", "xavier", "zero"]), "forgotten", stack=3)
+    assert alive == [1, 1, 1]
 
 
 def test_no_figure_and_no_model_unless_asked(tracked):

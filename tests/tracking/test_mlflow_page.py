@@ -228,7 +228,9 @@ def test_many_groups_have_as_many_colours_as_there_can_be():
     assert "loads" not in told
 
 
-@pytest.mark.parametrize(("runs", "told"), [(100, ""), (2_000, "It loads 100 of the 2,000 runs")])
+@pytest.mark.parametrize(
+    ("runs", "told"), [(100, ""), (2_000, "MLflow's page loads 100 of the 2,000 runs")]
+)
 def test_what_the_page_shows_of_few_groups(runs, told):
     """All of it, but for more runs than it loads."""
     said = mlflow_page.limits(GROUPS, runs)
