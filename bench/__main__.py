@@ -287,9 +287,9 @@ def _starting() -> Iterator[str]:
     print("s of CPU until the first update")
     for command, (_, *found) in cpu.items():  # but for those that make the store
         ratios = [one / other for one, other in zip(found, cpu["train"][1:], strict=True)]
-        held = "" if command == "train" else "(to hold: at most 1.05 times that of train)"
+        held = "" if command == "train" else "(to hold: at most 1.1 times that of train)"
         print(f"  initflow {command:27s} {_spread(found)}   {_spread(ratios)} {held}")
-        if statistics.median(ratios) > 1.05:
+        if statistics.median(ratios) > 1.1:
             yield f"initflow {command} starting as soon as train"
     print()
 

@@ -344,6 +344,26 @@ def test_a_users_own_requests_keep_their_patience(road):
     assert seen == [RETRIES.get()] == [7]
 
 
+def test_headers_are_asked_for_once_in_our_requests_alone():
+    """Whether there are any for Databricks, which MLflow would find out at each request."""
+
+    class Provider:
+        asked = 0
+
+        def in_context(self):
+            self.asked += 1
+            return False
+
+    connection._ask_once(Provider)
+    provider = Provider()
+    for _ in range(2):
+        with connection.impatient():
+            assert [provider.in_context(), provider.in_context()] == [False, False]
+            assert provider.asked == 1
+    assert provider.in_context() is False
+    assert provider.asked == 2
+
+
 def test_watching_tells_of_what_waits(site, road, monkeypatch, caplog):
     """In the log, as there is no command that ends."""
     import torch
