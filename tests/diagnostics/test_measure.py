@@ -14,6 +14,7 @@ from initflow.diagnostics import measure, networks
 from initflow.diagnostics.signals import QUANTITIES
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
+from initflow.theory import prediction
 from initflow.training import model, trainer
 from tests import elsewhere
 from tests.training.test_train import images
@@ -139,7 +140,7 @@ def measured(stack, members, data):
 def test_signals_of_a_stack_on_a_gpu_are_measured_at_once():
     """What is done grows with no network, and one read is all: the numbers of the formulas."""
     data, done = images(150, pixels=30), []
-    for members in (4, 8, 40):  # two of each activation function at least
+    for members in (4, 8, 40):
         stack, there = on_the_device(members, data)
         found, work = measured(stack, members, there)
         done.append(work)
@@ -220,7 +221,7 @@ def test_some_of_a_stack_are_measured_by_themselves():
 def test_untrained_networks_on_a_gpu_are_read_at_once():
     """Two reads, of the images and of what was measured; the theory is that of each alone."""
     data, done = images(150, pixels=30), []
-    for members in (4, 8, 40):  # two of each activation function at least
+    for members in (4, 8, 40):
         stack, there = on_the_device(members, data)
         with elsewhere.work() as work:
             found = dict(stack.read(there))
@@ -235,6 +236,42 @@ def test_untrained_networks_on_a_gpu_are_read_at_once():
             assert found[member].mean_field == expected.mean_field
     assert done[0] == done[1] == done[2]
     assert done[0].reads == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", elsewhere.DEVICE])
+def test_theory_is_worked_out_once_for_the_seeds_of_a_scheme(device):
+    """In whatever order they stand; with the numbers that it has for each network by itself."""
+    data = images(150, pixels=30)
+    kinds = [(init, kind) for init in ("he", "lecun", "xavier") for kind in ("relu", "tanh")]
+    asked = [
+        TrainConfig(init=init, activation=kind, seed=seed)
+        for seed in range(4)
+        for init, kind in kinds
+    ]
+    schemes = [find(config.init) for config in asked]
+    starts = [
+        model.initialize(
+            (30, 20, 10),
+            scheme,
+            ACTIVATIONS[config.activation],
+            bias_init="pytorch",
+            seed=config.seed,
+        )
+        for config, scheme in zip(asked, schemes, strict=True)
+    ]
+    stack = networks.Stack(starts, asked, schemes, data.to(torch.device(device)))
+    prediction._way.cache_clear()
+    found = dict(stack.read(data.to(torch.device(device))))
+    assert prediction._way.cache_info().misses == len(kinds)
+    for member, (start, config, scheme) in enumerate(zip(starts, asked, schemes, strict=True)):
+        prediction._way.cache_clear()
+        alone = networks.FeedForward(start, config, scheme).read(data)
+        if device == "cpu":
+            assert found[member].predicted == alone.predicted
+            assert found[member].changes == alone.changes
+        for name, intervals in found[member].predicted.items():
+            for ours, its in zip(intervals, alone.predicted[name], strict=True):
+                assert vars(ours) == pytest.approx(vars(its), rel=1e-4)
 
 
 def test_first_losses_on_a_gpu_are_found_at_once():
