@@ -234,11 +234,14 @@ class _Moments:
         count = x.shape[1]
         mean = x.sum(1, keepdim=True, dtype=torch.float64) / count
         apart = x - mean.to(x.dtype)
-        low, high = (of.view(-1, 1, 1) for of in torch.aminmax(apart.flatten(1), dim=1))
+        if len(x) == 1:  # by a kernel that is several times as fast
+            low, high = torch.aminmax(apart)
+        else:
+            low, high = (of.view(-1, 1, 1) for of in torch.aminmax(apart.flatten(1), dim=1))
         size = torch.maximum(-low, high)
         size = size.where(size > 0, 1.0)
-        squares = (apart / size).square_().sum(1, dtype=torch.float64)
-        variance = squares * size.flatten(1).double().square() / count
+        squares = (apart / size).square_().sum(1, keepdim=True, dtype=torch.float64)
+        variance = (squares * size.double().square() / count).squeeze(1)
         return cls(mean.squeeze(1), variance, _nonfinite(x, variance))
 
 
