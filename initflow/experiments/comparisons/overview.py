@@ -67,8 +67,8 @@ class PopulationResult(ReportedResult, Population):
         if n:
             each = f"{self.training_s / n:.2g} s each"
             logging = f"logging them took {_seconds(self.logging_s)}"
-            lines.append(f"Trained {n} networks in {_seconds(self.training_s)}, {each}; {logging}.")
-            lines.append(self.by)
+            trained = f"Trained {n} networks in {_seconds(self.training_s)}"
+            lines.append(f"{trained}, {each}; {logging}. {self.by}")
         if self.taken_over:
             lines.append(f"{counted(self.taken_over, 'network')} came from an interrupted command.")
         return lines
