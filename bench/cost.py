@@ -83,7 +83,8 @@ def measured(row: Row) -> dict[str, float]:
     begun = time.process_time()
     while len(laps) < LEAST or time.process_time() - begun < LEAST_S:
         started = time.process_time()
-        next(training)
+        if not next(training, None):  # all its epochs are over
+            break
         laps.append(time.process_time() - started)
     widths = datasets.widths(splits.pixels, configs[0].hidden, splits.classes)
     return {
