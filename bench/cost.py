@@ -19,7 +19,7 @@ import torch
 
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import networks
-from initflow.experiments import populations
+from initflow.experiments.populations import stacking
 from initflow.training import cache, datasets, model
 
 LEAST, LEAST_S = 3, 1.0  # updates, and seconds of CPU, that a row is timed for
@@ -90,7 +90,7 @@ def measured(row: Row) -> dict[str, float]:
     return {
         "ms": 1_000 * statistics.median(laps) / row.members,
         "mib": memory("VmHWM") - before,
-        "room": populations.room(widths, 100, "cpu"),
+        "room": stacking.room(widths, 100, "cpu"),
     }
 
 

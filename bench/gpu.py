@@ -12,7 +12,7 @@ import torch
 from bench import populations
 from initflow.core import machine
 from initflow.diagnostics import record
-from initflow.experiments.populations import stacks
+from initflow.experiments.populations.stacking import stacks
 from initflow.initializers.plugins import find
 from initflow.training.splits import Splits
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from bench import training
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics import measure
-from initflow.experiments import populations
+from initflow.experiments.populations import stacking
 from initflow.training import datasets, model, trainer
 from initflow.training.splits import Splits
 
@@ -43,7 +43,7 @@ def trained(seeds: Sequence[int], splits: Splits) -> float:
     """Seconds for each of the tutorial's networks under ``seeds``, tested as often as the usual."""
     together = configs(seeds)
     started = time.perf_counter()
-    for of_stack in populations.stacks(together, splits.pixels, splits.classes, "cpu", None):
+    for of_stack in stacking.stacks(together, splits.pixels, splits.classes, "cpu", None):
         recipes = [trainer.Recipe.of(config) for config in of_stack]
         starts = [training.start_of(splits, config) for config in of_stack]
         stack = model.Parameters.stack(starts, "cpu")

@@ -27,7 +27,7 @@ from initflow.core import machine, workers
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics import measure, networks, record
 from initflow.diagnostics.signals import Signals
-from initflow.experiments.populations import cell_of
+from initflow.experiments.populations.stacking import cell_of
 from initflow.reporting import seed_statistics
 from initflow.reporting.drawing import CYCLE, MARKS, log_scale, tidy
 from initflow.reporting.formats import interval, percent

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from initflow.core import machine, precision
+from initflow.core import machine
 from initflow.core.configurations import MLP, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics import measure, networks
@@ -113,7 +113,7 @@ def train_together(
         done = sum(record.step for record in records)
         progress("training", done, updates * len(records))
 
-    with precision.tf32(str(splits.train.images.device), allowed=config.tf32):
+    with machine.tf32(str(splits.train.images.device), allowed=config.tf32):
         for some in together:
             _train(some, splits, on_measured, should_stop, told)
 

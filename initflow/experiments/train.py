@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from initflow.core import machine, precision
+from initflow.core import machine
 from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics.record import Record, start, train_together
-from initflow.experiments import arrangement, command_run, network_run
+from initflow.experiments import command_run, network_run
 from initflow.experiments.failures import Failures
+from initflow.experiments.populations import arrangement
 from initflow.experiments.public import public
 from initflow.experiments.results import TrackedResult
 from initflow.reporting.results import Drawings
@@ -62,7 +63,7 @@ def train(config: TrainConfig, *, experiment: str | None = None, progress: Progr
     """
     scheme = cache.scheme(config.init, config.plugins_dir)
     device = machine.device(config.device)
-    precision.check(device, tf32=config.tf32)
+    machine.check_tf32(device, tf32=config.tf32)
     progress("loading the data, downloaded at its first use", 0, 1)
     splits = datasets.load(config)
 

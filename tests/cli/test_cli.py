@@ -812,15 +812,15 @@ def test_one_seed_is_told_to_claim_nothing_before_it_trains(
     capsys, store, tmp_path, monkeypatch, command
 ):
     """Whoever wants intervals can still stop it; then the numbers are shown without any."""
-    from initflow.experiments import populations
+    from initflow.experiments.populations import stacking
 
-    told, train = [], populations.train_together
+    told, train = [], stacking.train_together
 
     def watched(*arguments, **named):
         told.append(capsys.readouterr().out)
         return train(*arguments, **named)
 
-    monkeypatch.setattr(populations, "train_together", watched)
+    monkeypatch.setattr(stacking, "train_together", watched)
     (tmp_path / "mine.toml").write_text(MINE)
     arguments = {
         "compare": [*SMALL, "--inits", "he,normal", "--activations", "relu"],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from initflow.core import environment, precision
+from initflow.core import environment, machine
 from initflow.errors import SettingError
 
 backends = torch.backends
@@ -70,15 +70,15 @@ def before(request):
 @pytest.mark.parametrize(("allowed", "expected"), [(False, "ieee"), (True, "tf32")])
 def test_it_is_what_is_said_and_then_what_it_was(before, allowed, expected):
     """Whatever the process had set, the old way, the new way or not at all; after an error too."""
-    with precision.tf32("cuda:0", allowed=allowed):
+    with machine.tf32("cuda:0", allowed=allowed):
         assert {said()[name] for name in USED} == {expected}
         facts = environment._settings("cuda:0")
     assert facts["cuda_float32"] == f"matmul {expected}, conv {expected}"
     assert said() == before
     with (
         pytest.raises(ZeroDivisionError),
-        precision.tf32("cuda:0", allowed=not allowed),
-        precision.tf32("cuda:0", allowed=allowed),
+        machine.tf32("cuda:0", allowed=not allowed),
+        machine.tf32("cuda:0", allowed=allowed),
     ):
         _ = said()["matmul"] == expected and 1 / 0
     assert said() == before
@@ -89,7 +89,7 @@ def test_what_follows_a_wider_setting_goes_on_to(wider):
     """When that is changed later; what had the same value by itself, as convolutions, keeps it."""
     try:
         wider.fp32_precision = "tf32"
-        with precision.tf32("cuda:0", allowed=False):
+        with machine.tf32("cuda:0", allowed=False):
             assert said()["matmul"] == said()["conv"] == "ieee"
         wider.fp32_precision = "ieee"
         assert (said()["matmul"], said()["conv"]) == ("ieee", "tf32")
@@ -100,7 +100,7 @@ def test_what_follows_a_wider_setting_goes_on_to(wider):
 def test_old_names_can_be_read_meanwhile():
     """As compilers and models do; PyTorch raises where the new names say something else."""
     for allowed in (False, True):
-        with precision.tf32("cuda:0", allowed=allowed):
+        with machine.tf32("cuda:0", allowed=allowed):
             assert said()["old"] == said()["old cudnn"] == allowed
             assert said()["old products"] == ("high" if allowed else "highest")
             with backends.cudnn.flags(enabled=False, allow_tf32=allowed):
@@ -109,7 +109,7 @@ def test_old_names_can_be_read_meanwhile():
 
 def test_nothing_changes_for_the_cpu(before):
     """Where what a process has set stays its own affair, and is recorded."""
-    with precision.tf32("cpu", allowed=False):
+    with machine.tf32("cpu", allowed=False):
         assert said() == before
 
 
@@ -121,7 +121,7 @@ def test_older_versions_of_pytorch_have_the_old_names_alone(monkeypatch):
 
     monkeypatch.setattr(backends.cuda, "matmul", Matmul())
     for allowed in (False, True):
-        with precision.tf32("cuda:0", allowed=allowed):
+        with machine.tf32("cuda:0", allowed=allowed):
             assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
             assert backends.cudnn.allow_tf32 == allowed
     assert torch.get_float32_matmul_precision() == "highest"
@@ -143,9 +143,9 @@ def test_where_there_is_none_it_is_refused(monkeypatch, device, override, messag
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     if override is not None:
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
-    precision.check(device, tf32=False)
+    machine.check_tf32(device, tf32=False)
     if message is None:
-        precision.check(device, tf32=True)
+        machine.check_tf32(device, tf32=True)
         return
     with pytest.raises(SettingError, match=message):
-        precision.check(device, tf32=True)
+        machine.check_tf32(device, tf32=True)

@@ -10,8 +10,8 @@ import torch
 
 from initflow.core import capacity, workers
 from initflow.core.configurations import CompareConfig, TrainConfig
-from initflow.experiments import arrangement
-from initflow.experiments.arrangement import Part, choose
+from initflow.experiments.populations import arrangement
+from initflow.experiments.populations.arrangement import Part, choose
 from initflow.training import datasets
 
 MNIST, DIGITS, WIDE = (784, 100, 10), (64, 100, 10), (784, 1000, 10)

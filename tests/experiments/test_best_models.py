@@ -7,10 +7,10 @@ import pytest
 
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.errors import SettingError
-from initflow.experiments import best_networks
-from initflow.experiments.best_networks import Best
 from initflow.experiments.comparisons import best_models
 from initflow.experiments.comparisons.compare import compare
+from initflow.experiments.populations import best_networks
+from initflow.experiments.populations.best_networks import Best
 from initflow.reporting.seed_statistics import Cell
 from initflow.training import model
 

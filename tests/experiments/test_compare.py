@@ -19,8 +19,8 @@ from initflow.core import machine, workers
 from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics import record
 from initflow.errors import InitflowError, PluginError, SettingError
-from initflow.experiments import arrangement
 from initflow.experiments.comparisons import compare
+from initflow.experiments.populations import arrangement
 from initflow.initializers.plugins import find
 from initflow.reporting.seed_statistics import Cell
 from initflow.tracking import mlflow_page
@@ -487,15 +487,15 @@ def test_workers_that_were_chosen_give_the_same_table(tracked, monkeypatch):
 
 def test_threads_are_those_that_are_asked_for_and_put_back(tracked, monkeypatch):
     """While the networks are drawn, too: an orthogonal matrix depends on them."""
-    from initflow.experiments import populations
+    from initflow.experiments.populations import stacking
 
-    seen, real = [], populations.start
+    seen, real = [], stacking.start
 
     def start(*args):
         seen.append(machine.torch.get_num_threads())
         return real(*args)
 
-    monkeypatch.setattr(populations, "start", start)
+    monkeypatch.setattr(stacking, "start", start)
     before = machine.torch.get_num_threads()
     _, parent, nested, _ = run_comparison(
         "threads", inits="orthogonal", activations="tanh", seeds=1, threads=3, hidden="4"

@@ -24,7 +24,8 @@ from initflow.core.configurations import CompareConfig, TrainConfig
 from initflow.diagnostics import record
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, TrackingError, WorkError
-from initflow.experiments import failures, members, populations, train
+from initflow.experiments import failures, train
+from initflow.experiments.populations import members, stacking
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.initializers.plugins import find
 from initflow.tracking import mlflow_page, runs
@@ -57,7 +58,7 @@ def train_all(asked, name, *, stack=None, threads=1, run_figures=False, **option
     settings = CompareConfig(dataset="digits", stack=stack, threads=threads)
     with (
         cache.cleared_after(),
-        populations.trained_population(
+        stacking.trained_population(
             settings,
             asked,
             name="parent",
@@ -192,12 +193,12 @@ def test_stacks_are_the_networks_in_their_order(asked, stack, memory):
     """None is lost; what trains together can; no stack is larger than it may be, or empty."""
     patch = sized(memory)
     try:
-        found = list(populations.stacks(asked, 64, 10, "cpu", stack))
+        found = list(stacking.stacks(asked, 64, 10, "cpu", stack))
         assert [config for together in found for config in together] == asked
         for together in found:
             first = together[0]
             widths = (64, *first.hidden, 10)
-            limit = stack or populations.room(widths, first.batch_size, "cpu")
+            limit = stack or stacking.room(widths, first.batch_size, "cpu")
             assert 1 <= len(together) <= limit
             for config in together:
                 assert all(getattr(config, name) == getattr(first, name) for name in SHARED)
@@ -220,8 +221,8 @@ def test_networks_of_a_seed_stay_together_where_there_is_room(cells, seeds, room
     inits = ("he", "zero", "lecun", "xavier", "normal")[:cells]
     asked = configs(inits, seeds=range(seeds), validation=100 * validation)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(populations, "room", lambda *_: room)
-        found = list(populations.stacks(asked, 64, 10, "cpu", None))
+        patch.setattr(stacking, "room", lambda *_: room)
+        found = list(stacking.stacks(asked, 64, 10, "cpu", None))
     by_seed = [{config.seed for config in together} for together in found]
     if room >= cells:
         assert all(
@@ -241,11 +242,11 @@ def test_networks_of_a_seed_stay_together_where_there_is_room(cells, seeds, room
 def test_what_is_asked_for_is_the_size():
     """Though it parts the networks of a seed; those without validation images only."""
     asked = configs(["he", "zero"], ["relu", "tanh"], [0, 1])
-    assert [len(s) for s in populations.stacks(asked, 64, 10, "cpu", 3)] == [3, 3, 2]
-    assert [len(s) for s in populations.stacks(asked, 64, 10, "cpu", 100)] == [8]
+    assert [len(s) for s in stacking.stacks(asked, 64, 10, "cpu", 3)] == [3, 3, 2]
+    assert [len(s) for s in stacking.stacks(asked, 64, 10, "cpu", 100)] == [8]
     own = configs(["he", "zero"], ["relu", "tanh"], [0, 1], validation=100)
-    assert [len(s) for s in populations.stacks(own, 64, 10, "cpu", 3)] == [3, 1, 3, 1]
-    assert [len(s) for s in populations.stacks(own, 64, 10, "cpu", 100)] == [4, 4]
+    assert [len(s) for s in stacking.stacks(own, 64, 10, "cpu", 3)] == [3, 1, 3, 1]
+    assert [len(s) for s in stacking.stacks(own, 64, 10, "cpu", 100)] == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_what_is_asked_for_is_the_size():
 def test_what_may_differ_within_a_stack(own, stacks):
     """What a recipe has of its own; not the shape, the batches' size, the steps or the data."""
     asked = [TrainConfig(**QUICK), TrainConfig(**(QUICK | own))]
-    assert len(list(populations.stacks(asked, 64, 10, "cpu", 10))) == stacks
+    assert len(list(stacking.stacks(asked, 64, 10, "cpu", 10))) == stacks
 
 
 def test_networks_by_adam_with_other_betas_train_together():
@@ -280,22 +281,22 @@ def test_networks_by_adam_with_other_betas_train_together():
         TrainConfig(**(QUICK | {"optimizer": "adam", "schedule": "cosine"} | own))
         for own in ({}, {"lr": 0.01}, {"betas": "0.5,0.9"}, {"eps": 1e-3}, {"weight_decay": 1})
     ]
-    assert len(list(populations.stacks(asked, 64, 10, "cpu", 10))) == 1
+    assert len(list(stacking.stacks(asked, 64, 10, "cpu", 10))) == 1
 
 
 def test_room_is_what_half_of_the_last_cache_holds():
     """Of parameters, gradients, momenta and activations; on CUDA of the free memory."""
     patch = sized(16 * MIB)
     try:
-        assert populations.room((784, 100, 10), 100, "cpu") == 7
-        assert populations.room((64, 16, 10), 100, "cpu") == 149
-        assert populations.room((784, 4_000, 10), 100, "cpu") == 1
-        assert populations.room((784, 100, 10), 100, "cpu", "adam") == 5
+        assert stacking.room((784, 100, 10), 100, "cpu") == 7
+        assert stacking.room((64, 16, 10), 100, "cpu") == 149
+        assert stacking.room((784, 4_000, 10), 100, "cpu") == 1
+        assert stacking.room((784, 100, 10), 100, "cpu", "adam") == 5
     finally:
         patch.undo()
     patch = sized(140 * 1024**3)
     try:
-        assert populations.room((784, 100, 10), 100, "cuda:0") > 10_000
+        assert stacking.room((784, 100, 10), 100, "cuda:0") > 10_000
     finally:
         patch.undo()
 
@@ -310,10 +311,10 @@ def test_larger_networks_have_less_room(hidden, batch, memory):
     """And there is always room for one."""
     patch = sized(memory)
     try:
-        room = populations.room((784, *hidden, 10), batch, "cpu")
+        room = stacking.room((784, *hidden, 10), batch, "cpu")
         assert room >= 1
-        assert room >= populations.room((784, *hidden, 10, 10), batch, "cpu")
-        assert room >= populations.room((784, *hidden, 10), batch + 1, "cpu")
+        assert room >= stacking.room((784, *hidden, 10, 10), batch, "cpu")
+        assert room >= stacking.room((784, *hidden, 10), batch + 1, "cpu")
         weights = 784 * (hidden[0] if hidden else 10)
         assert room == 1 or room * 3 * 4 * weights <= memory / 2
     finally:
@@ -343,9 +344,9 @@ def test_with_two_threads_and_images_held_out_too(tracked, monkeypatch):
     asked = configs(["he", "lecun"], ["tanh"], [3, 4], validation=200)
     with pytest.MonkeyPatch.context() as patch:
         stacks = []
-        real = populations.train_together
+        real = stacking.train_together
         patch.setattr(
-            populations,
+            stacking,
             "train_together",
             lambda r, *a, **k: stacks.append(len(r)) or real(r, *a, **k),
         )
@@ -457,7 +458,7 @@ def test_gradients_by_layer_are_relative_to_the_last_layers(gradients, relative)
         f"fc{at}": {} if value is None else {"gradient_variance": value}
         for at, value in enumerate(gradients, start=1)
     }
-    found = populations.by_layer(Signals(layers, {}))
+    found = stacking.by_layer(Signals(layers, {}))
     assert found["relative_gradient_variance"] == pytest.approx(relative)
 
 
@@ -474,7 +475,7 @@ def test_little_is_kept_of_a_network(tracked):
 
 def test_a_network_is_forgotten_when_it_is_written(tracked, monkeypatch):
     """The next ones of its stack are written without its weights and losses in memory."""
-    alive, known, write = [], [], populations.network_run.log_network
+    alive, known, write = [], [], stacking.network_run.log_network
 
     def log_network(parent, one, *rest, **more):
         known.append(weakref.ref(one))
@@ -482,7 +483,7 @@ def test_a_network_is_forgotten_when_it_is_written(tracked, monkeypatch):
         alive.append(sum(ref() is not None for ref in known))
         return write(parent, one, *rest, **more)
 
-    monkeypatch.setattr(populations.network_run, "log_network", log_network)
+    monkeypatch.setattr(stacking.network_run, "log_network", log_network)
     train_all(configs(["he", "xavier", "zero"]), "forgotten", stack=3)
     assert alive == [1, 1, 1]
 
@@ -830,7 +831,7 @@ def test_200_networks_train_at_once_in_little_memory():
 )
 def test_networks_that_do_not_fit_into_memory_are_told_in_a_line(tracked, monkeypatch, n, told):
     """By PyTorch's own error, which is of a training that asks for more than there is."""
-    monkeypatch.setattr(populations, "train_together", lambda *_, **__: torch.empty(1 << 60))
+    monkeypatch.setattr(stacking, "train_together", lambda *_, **__: torch.empty(1 << 60))
     with pytest.raises(WorkError, match=f"^{told}$"):
         train_all(configs(["he", "xavier"][:n]), f"too large {n}")
     (killed,) = {status for name, status in statuses(f"too large {n}").items() if name != "parent"}

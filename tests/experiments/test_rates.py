@@ -161,9 +161,9 @@ def test_a_range_goes_on_where_it_was_interrupted(tracked, monkeypatch):
     """What was trained is not trained again, and its numbers are those of a whole one."""
     settings = SMALL | {"rates": 3, "seeds": 2, "inits": ["he"], "stack": 3, "updates": 20}
     whole = rates(**settings, experiment="whole")
-    from initflow.experiments import populations
+    from initflow.experiments.populations import stacking
 
-    trained, train = [], populations.train_together
+    trained, train = [], stacking.train_together
 
     def watched(records, *more, **named):
         trained.append(len(records))
@@ -171,7 +171,7 @@ def test_a_range_goes_on_where_it_was_interrupted(tracked, monkeypatch):
             raise KeyboardInterrupt
         return train(records, *more, **named)
 
-    monkeypatch.setattr(populations, "train_together", watched)
+    monkeypatch.setattr(stacking, "train_together", watched)
     with pytest.raises(KeyboardInterrupt):
         rates(**settings, experiment="parts")
     again = rates(**settings, experiment="parts")

@@ -16,9 +16,9 @@ from mlflow.exceptions import MlflowException
 from initflow.core.configurations import CompareConfig, ReproduceConfig
 from initflow.diagnostics.reading import untrained_signals
 from initflow.errors import OutageError, TrackingError
-from initflow.experiments import populations, resuming
 from initflow.experiments.comparisons.compare import compare
 from initflow.experiments.comparisons.reproduce import reproduce
+from initflow.experiments.populations import resuming, stacking
 from initflow.tracking import histories, runs
 from initflow.tracking.logged_models.transactions import store_of
 from initflow.training import cache
@@ -41,7 +41,7 @@ def train(name, asked=NETWORKS, *, settings=(), fail_at=None, command="compare",
 
     with (
         cache.cleared_after(),
-        populations.trained_population(
+        stacking.trained_population(
             CompareConfig(**SETTINGS | dict(settings)),
             asked,
             name="parent",

@@ -102,7 +102,7 @@ def test_a_process_that_only_has_mlflow_is_left_alone(monkeypatch):
 
 
 # They load torch to tell of the machine, to keep its state, for its generators or its switches.
-TOOLS = ("environment", "isolation", "importing", "machine", "precision", "seeds", "workers")
+TOOLS = ("environment", "isolation", "importing", "machine", "seeds", "workers")
 SETTINGS = [f"core.{name}" for name in ("configurations", "kinds", "settings", "paths")]
 NO_WORK = ["tracking.context", *(f"core.{name}" for name in TOOLS)]
 read = functools.cache(lambda name: list(imports(MODULES[name])))

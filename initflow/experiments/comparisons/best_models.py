@@ -11,9 +11,10 @@ from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.errors import WorkError
-from initflow.experiments import best_networks, network_run
+from initflow.experiments import network_run
 from initflow.experiments.failures import noted
-from initflow.experiments.populations import Population
+from initflow.experiments.populations import best_networks
+from initflow.experiments.populations.stacking import Population
 from initflow.tracking import runs
 from initflow.training import cache, model
 

@@ -12,7 +12,7 @@ from initflow.core.progress import Progress
 from initflow.experiments.comparisons import best_models
 from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.populations import trained_population
+from initflow.experiments.populations.stacking import trained_population
 from initflow.experiments.public import public
 from initflow.reporting import comparison_figures, seed_statistics, webpage
 from initflow.reporting.formats import counted, training_length

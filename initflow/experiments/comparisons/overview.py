@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from initflow.experiments.failures import noted
-from initflow.experiments.populations import BY_LAYER, Population, by_layer
+from initflow.experiments.populations.stacking import BY_LAYER, Population, by_layer
 from initflow.experiments.results import ReportedResult
 from initflow.reporting.formats import counted
 from initflow.reporting.seed_statistics import common_curves

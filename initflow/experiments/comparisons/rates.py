@@ -15,14 +15,14 @@ from typing import ClassVar
 
 import torch
 
-from initflow.core import precision
+from initflow.core import machine
 from initflow.core.configurations import RatesConfig, TrainConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics import coordinates, curvature, measure, networks
 from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.members import Member
-from initflow.experiments.populations import trained_population
+from initflow.experiments.populations.members import Member
+from initflow.experiments.populations.stacking import trained_population
 from initflow.experiments.public import public
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting import webpage
@@ -185,12 +185,12 @@ def rates(config: RatesConfig, *, experiment: str | None = None, progress: Progr
         resumable="rates",
     ) as population:
         there = {(plan.group(one.config), one.config.seed) for one in population.members}
-        with precision.tf32(population.device, allowed=config.tf32):
+        with machine.tf32(population.device, allowed=config.tf32):
             starts = list(plan.starts(there, population.device, progress))
         tried = [plan.tried(member, starts) for member in population.members]
         rows = rates_statistics.rows(tried, starts)
         slopes = [] if config.over == "none" else rates_statistics.slopes(tried, starts)
-        with precision.tf32(population.device, allowed=config.tf32):
+        with machine.tf32(population.device, allowed=config.tf32):
             found = list(plan.coordinates(tried, population.device, progress))
         of_layers = rates_statistics.coordinate_slopes(found)
         result = Rates(

@@ -12,7 +12,7 @@ from initflow.core.progress import Progress
 from initflow.errors import SettingError
 from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.populations import cells_of, trained_population
+from initflow.experiments.populations.stacking import cells_of, trained_population
 from initflow.experiments.public import public
 from initflow.reporting import comparison_figures, published, seed_statistics, webpage
 from initflow.reporting.formats import NONE, counted, interval, percent, whole

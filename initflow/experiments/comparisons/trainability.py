@@ -14,8 +14,8 @@ from initflow.core.configurations import TrainabilityConfig, TrainConfig
 from initflow.core.progress import Progress
 from initflow.experiments.comparisons.overview import PopulationResult
 from initflow.experiments.failures import noted
-from initflow.experiments.members import Member
-from initflow.experiments.populations import trained_population
+from initflow.experiments.populations.members import Member
+from initflow.experiments.populations.stacking import trained_population
 from initflow.experiments.public import public
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.reporting import webpage

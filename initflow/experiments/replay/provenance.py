@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from initflow.core import environment, precision
+from initflow.core import environment, machine
 from initflow.core.configurations import TrainConfig
 from initflow.core.machine import Resolved
 from initflow.diagnostics.networks import Untrained
@@ -164,7 +164,7 @@ class Evidence:
 
 def of(record: Record, splits: Splits, resolved: Resolved) -> Evidence:
     """That of a trained network."""
-    with precision.tf32(resolved.device, allowed=record.config.tf32):  # as it trained
+    with machine.tf32(resolved.device, allowed=record.config.tf32):  # as it trained
         computed_with = environment.current(resolved.device)
     initial, final = record.initial.state(), record.trained
     losses = torch.tensor(record.losses, dtype=torch.float32)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from initflow.core import environment, machine, precision
+from initflow.core import environment, machine
 from initflow.core.environment import Change
 from initflow.core.progress import Progress, silent
 from initflow.core.seeds import generator
@@ -130,7 +130,7 @@ def replay(
     with machine.threads(past.threads):
         record = start(config, scheme, splits)
         _train(record, past, splits, progress)
-        with precision.tf32(device, allowed=config.tf32):  # as it trained
+        with machine.tf32(device, allowed=config.tf32):  # as it trained
             found = environment.differences(past.environment, environment.current(device))
         causes = _causes(past, found)
         rounding = None

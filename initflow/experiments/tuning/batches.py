@@ -13,7 +13,8 @@ from initflow.core.machine import Resolved
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.errors import GivenUpError, InitflowError, cause
-from initflow.experiments import network_run, populations
+from initflow.experiments import network_run
+from initflow.experiments.populations import stacking
 from initflow.experiments.tuning.running import RunningTrials
 from initflow.experiments.tuning.searches import PendingTrial, Search
 from initflow.tracking import connection, runs
@@ -66,7 +67,7 @@ def try_batch(batch: Batch, progress: Progress = silent) -> Spent:
     first = batch.configs[0]
     splits = cache.splits(first).untested().to(torch.device(batch.device))
     widths = datasets.widths(splits.pixels, first.hidden, splits.classes)
-    size = batch.stack or populations.room(widths, first.batch_size, batch.device, first.optimizer)
+    size = batch.stack or stacking.room(widths, first.batch_size, batch.device, first.optimizer)
     worker = _Worker(batch, splits, RunningTrials(batch.search, batch.pending), progress)
     pairs = list(zip(batch.pending, batch.configs, strict=True))
     for begin in range(0, len(pairs), size):
@@ -103,7 +104,7 @@ class _Worker:
             if step and "accuracy/validation" in values:
                 accuracy = values["accuracy/validation"]
                 self._running.report(numbers[id(record)], step, accuracy)
-            populations.forget(record)
+            stacking.forget(record)
 
         def should_stop(record: Record, step: int, _: Mapping[str, float]) -> bool:
             return step > 0 and self._running.should_prune(numbers[id(record)])

@@ -10,9 +10,9 @@ from initflow.core import workers
 from initflow.core.configurations import TrainConfig
 from initflow.core.progress import Progress
 from initflow.errors import OutageError
-from initflow.experiments import populations
-from initflow.experiments.members import Member, Trained
-from initflow.experiments.populations import Stack
+from initflow.experiments.populations import stacking
+from initflow.experiments.populations.members import Member, Trained
+from initflow.experiments.populations.stacking import Stack
 from initflow.experiments.tuning.plan import Plan
 from initflow.experiments.tuning.scheme_study import SchemeStudy
 from initflow.experiments.tuning.studies import Study
@@ -53,7 +53,7 @@ def evaluate(
             tags = {scheme.cell: plan.tags(part, scheme.study)}
             stacks += [
                 Stack(scheme.run, connection.uri(), some, plan.device, tags, label=f"{part} ")
-                for some in populations.stacks(
+                for some in stacking.stacks(
                     missing, plan.pixels, plan.classes, plan.device, plan.config.stack
                 )
             ]
@@ -66,7 +66,7 @@ def evaluate(
 
     trained = Trained()
     if stacks:
-        populations.train_all(trained, stacks, pool, progress, remember)
+        stacking.train_all(trained, stacks, pool, progress, remember)
     return [_tests(plan, scheme) for scheme in studied], trained
 
 

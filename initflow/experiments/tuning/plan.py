@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from initflow.core import machine, precision
+from initflow.core import machine
 from initflow.core.configurations import ADDED, TrainConfig, TuneConfig
 from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.searches import PendingTrial, Search
@@ -144,7 +144,7 @@ class Plan:
 def of(config: TuneConfig) -> Plan:
     """The plan of ``config``, for which its data is loaded."""
     device = machine.device(config.device)
-    precision.check(device, tf32=config.tf32)
+    machine.check_tf32(device, tf32=config.tf32)
     anyone = config.inits[0]
     every = config.final(anyone, config.lr, config.gamma, 0)
     validation = config.validation or datasets.examples(every) // SHARE

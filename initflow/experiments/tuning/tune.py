@@ -12,9 +12,10 @@ from initflow.core.configurations import TuneConfig
 from initflow.core.progress import Progress
 from initflow.diagnostics.record import start
 from initflow.errors import InitflowError, SettingError, WorkError
-from initflow.experiments import arrangement, command_run, populations
+from initflow.experiments import command_run
 from initflow.experiments.failures import noted
-from initflow.experiments.members import Trained
+from initflow.experiments.populations import arrangement, stacking
+from initflow.experiments.populations.members import Trained
 from initflow.experiments.public import public
 from initflow.experiments.tuning import batches, evaluation, running, samplers, storages, studies
 from initflow.experiments.tuning import plan as plans
@@ -176,7 +177,7 @@ def _work(plan: Plan) -> tuple[list[arrangement.Part], int]:
     config, trial = plan.config, plan.trial(plan.config.inits[0])
     splits = cache.splits(trial)
     widths = datasets.widths(plan.pixels, trial.hidden, plan.classes)
-    room = populations.room(widths, trial.batch_size, plan.device, trial.optimizer)
+    room = stacking.room(widths, trial.batch_size, plan.device, trial.optimizer)
     networks, together = config.trials + 2 * config.seeds, min(config.batch, config.stack or room)
     part = arrangement.Part.of(trial, splits, networks, together)
     return [part] * len(config.inits), arrangement.room(splits)

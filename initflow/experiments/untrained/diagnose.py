@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from initflow.core import machine, precision
+from initflow.core import machine
 from initflow.core.configurations import MLP, DiagnoseConfig
 from initflow.core.kinds import format_shape
 from initflow.core.progress import Progress
@@ -31,11 +31,11 @@ def diagnose(
     :mod:`initflow.errors`, before a run is made.
     """
     device = machine.device(config.device)
-    precision.check(device, tf32=config.tf32)
+    machine.check_tf32(device, tf32=config.tf32)
     progress("loading the data, downloaded at its first use", 0, 1)
     with (
         machine.threads(config.threads) as threads,
-        precision.tf32(device, allowed=config.tf32),
+        machine.tf32(device, allowed=config.tf32),
     ):
         of = _feed_forward if config.model == MLP else own_model.subject
         subject, resolved = of(config, device), machine.Resolved(device, threads)

@@ -14,20 +14,15 @@ from itertools import groupby, pairwise
 
 import torch
 
-from initflow.core import machine, precision, workers
+from initflow.core import machine, workers
 from initflow.core.configurations import MLP, Many, TrainConfig
 from initflow.core.progress import Progress, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
-from initflow.experiments import (
-    arrangement,
-    best_networks,
-    command_run,
-    network_run,
-    resuming,
-)
-from initflow.experiments.members import Member, Trained, kept_signals, told_metrics
+from initflow.experiments import command_run, network_run
+from initflow.experiments.populations import arrangement, best_networks, resuming
+from initflow.experiments.populations.members import Member, Trained, kept_signals, told_metrics
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import connection, mlflow_page, outages, runs, unsent
 from initflow.training import cache, datasets, optimizers
@@ -192,7 +187,7 @@ def trained_population(
     :mod:`initflow.errors` before a run is made.
     """
     device = machine.device(settings.device)
-    precision.check(device, tf32=settings.tf32)
+    machine.check_tf32(device, tf32=settings.tf32)
     connection.check_backend(settings.backend)
     if settings.backend != "local":  # elsewhere nobody would know of what waits there
         outages.check_reachable()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from initflow.core.configurations import TrainConfig
 from initflow.diagnostics.signals import Signals
-from initflow.experiments import best_networks
 from initflow.experiments.failures import Failures
+from initflow.experiments.populations import best_networks
 from initflow.reporting.seed_statistics import Cell, Outcome
 
 TOLD = ("accuracy/", "loss/")  # metrics of which each network's last value is kept

@@ -20,7 +20,7 @@ from initflow.core.settings import Settings
 from initflow.diagnostics.reading import untrained_signals
 from initflow.diagnostics.signals import Signals
 from initflow.errors import OutageError, TrackingError
-from initflow.experiments.members import Member, Trained, kept_signals, told_metrics
+from initflow.experiments.populations.members import Member, Trained, kept_signals, told_metrics
 from initflow.experiments.replay.provenance import source_sha256
 from initflow.reporting.seed_statistics import Cell, Outcome
 from initflow.tracking import runs
