@@ -8,6 +8,7 @@ first words. Linux only.
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from initflow.experiments.populations import stacking
 from initflow.training import cache, datasets, model
 
 LEAST, LEAST_S = 3, 1.0  # updates, and seconds of CPU, that a row is timed for
+MIB = 1 << 20
 LIMIT_S = 240.0  # of a row
+SHARE = 0.5  # of the memory that is free, for a row
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ TABLES = {
 }
 
 
-def memory(line: str) -> float:
-    """What the system says of this process, in MiB: VmRSS is now, VmHWM was the most."""
-    status = dict(each.split(":", 1) for each in Path("/proc/self/status").read_text().splitlines())
-    return int(status[line].split()[0]) / 1024
+def system(file: str) -> dict[str, int]:
+    """The bytes that a file of /proc tells, by name: VmRSS is now, VmHWM was the most."""
+    lines = (line.split() for line in Path(file).read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
 
 
 def measured(row: Row) -> dict[str, float]:
@@ -68,7 +71,7 @@ def measured(row: Row) -> dict[str, float]:
     splits = cache.splits(configs[0])
     scheme = cache.scheme("he", None)
     Path("/proc/self/clear_refs").write_text("5")  # the most from now on
-    before = memory("VmRSS")
+    before = system("/proc/self/status")["VmRSS"]
     starts = [networks.initialize(config, scheme, splits) for config in configs]
     stack = networks.Stack(
         [start for start in starts if isinstance(start, model.Parameters)],
@@ -89,7 +92,7 @@ def measured(row: Row) -> dict[str, float]:
     widths = datasets.widths(splits.pixels, configs[0].hidden, splits.classes)
     return {
         "ms": 1_000 * statistics.median(laps) / row.members,
-        "mib": memory("VmHWM") - before,
+        "mib": (system("/proc/self/status")["VmHWM"] - before) / MIB,
         "room": stacking.room(widths, 100, "cpu"),
     }
 
@@ -98,6 +101,8 @@ def main() -> None:
     asked = sys.argv[1] if sys.argv[1:] else ""
     if asked.startswith("{"):
         torch.set_num_threads(1)
+        share = int(SHARE * system("/proc/meminfo")["MemAvailable"])
+        resource.setrlimit(resource.RLIMIT_DATA, (share, share))  # or others would be killed for it
         print(json.dumps(measured(Row(**json.loads(asked)))))
         return
     for name, rows in TABLES.items():
