@@ -483,7 +483,7 @@ def test_a_stopped_comparison_is_closed_as_killed(tmp_path):
         while not count(tmp_path, "runs") and time.monotonic() < deadline:
             assert comparing.poll() is None, comparing.stderr.read()
             time.sleep(0.2)
-        time.sleep(3)  # in mid-training: what is measured comes to the store at the end
+        time.sleep(5)  # in mid-training: what is measured comes to the store at the end
         comparing.send_signal(signal.SIGINT)
         time.sleep(0.02)
         comparing.send_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ import torch
 from initflow.errors import SettingError
 
 PRECISION = "fp32_precision"
-OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # at 0, the libraries use it whatever a program says
+OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # at 0 the libraries never use TF32, whatever a program says
 USUAL_CACHE = 16 * 1024**2  # bytes, where it is not known
 Result = TypeVar("Result")
 
@@ -140,9 +140,7 @@ def tf32(device: str, *, allowed: bool) -> Iterator[None]:
     if device == "cpu":
         yield
         return
-    before = _told(_old_names())
-    with _wider_ones_unset():
-        before += _told(_new_names())
+    before = _told(_old_names()) + _own(_new_names())
     for one, _ in before:
         one.write(one.on if allowed else one.off)
     try:
@@ -210,6 +208,17 @@ def _new_names() -> list[_Setting]:
     # The CPU's is set along with CUDA's by the old name, and has no part in this.
     of_cpu = _Setting(backends.mkldnn.matmul, PRECISION, on="ieee", off="ieee")
     return [*(_Setting(one, PRECISION, on="tf32", off="ieee") for one in of_cuda), of_cpu]
+
+
+def _own(settings: Sequence[_Setting]) -> list[tuple[_Setting, Any]]:
+    """The ``settings`` with the values that are their own: none where they follow a wider one."""
+    seen = _told(settings)
+    with _wider_ones_unset():
+        alone = _told(settings)
+    return [
+        (one, value if value == by_itself else "none")
+        for (one, value), (_, by_itself) in zip(seen, alone, strict=True)
+    ]
 
 
 @contextlib.contextmanager

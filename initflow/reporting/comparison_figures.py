@@ -51,7 +51,8 @@ def comparison_curves(outcomes: Outcomes, title: str) -> Figure:
     for axes in panels.values():
         drawing.accuracy_axis(axes, "y", part)
     labels = [f"{init}{_fewer(init, outcomes)}" for init in looks]
-    key = _with_others(_curves_key(outcomes.values()), table)
+    shown = [of for cell, of in outcomes.items() if cell.init in looks]
+    key = _with_others(_curves_key(shown), table)
     drawing.legend(figure, list(looks.values()), labels, key)
     return figure
 

@@ -166,18 +166,15 @@ def _level(
 ) -> list[str]:
     """The pairs without a difference that could be told, those with the narrowest bound first."""
     bounded: list[str] = []
-    unknown: list[str] = []
     before = None
-    rest: Sequence[Difference] = []
-    if len(level) > MANY and len({pair.n for pair in level}) == 1 and level[-1].largest < 1:
-        level, rest = level[: MANY - 2], level[MANY - 2 :]
-    for pair in level:
+    # Any two schemes are within 100 points.
+    unknown = [pair for pair in level if pair.largest >= 1]
+    level = [pair for pair in level if pair.largest < 1]
+    shown = level[: MANY - 2] if len(level) > MANY else level
+    rest = level[len(shown) :]
+    for pair in shown:
         other = pair.worse if pair.better == first else pair.better
-        seeds = table.number(pair.n)
-        if pair.largest >= 1:  # any two schemes are within 100 points
-            unknown.append(f"{seeds} are too few to tell {first} from {other}")
-            continue
-        show = "" if pair.n == before else f"{seeds} show "
+        show = "" if pair.n == before else f"{table.number(pair.n)} show "
         none = "none" if bounded else "no difference"
         bound = "at all"
         if pair.largest:
@@ -188,7 +185,20 @@ def _level(
         bounded.append(
             f"between {first} and {len(rest)} others none larger than {_upper(rest[-1])}"
         )
-    return ([_listed(bounded)] if bounded else []) + unknown
+    return ([_listed(bounded)] if bounded else []) + _unknown(table, first, unknown)
+
+
+def _unknown(table: _Table, first: str, pairs: Sequence[Difference]) -> list[str]:
+    """The pairs of which the seeds bound nothing."""
+    if len(pairs) > MANY:
+        fewest, most = min(pair.n for pair in pairs), max(pair.n for pair in pairs)
+        n = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        return [f"{n} seeds are too few to tell {first} from {len(pairs)} others"]
+    others = (pair.worse if pair.better == first else pair.better for pair in pairs)
+    return [
+        f"{table.number(pair.n)} are too few to tell {first} from {other}"
+        for pair, other in zip(pairs, others, strict=True)
+    ]
 
 
 def _too_few(table: _Table, first: str, others: Sequence[Row]) -> list[str]:

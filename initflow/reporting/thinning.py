@@ -14,24 +14,33 @@ MOST = 8  # schemes in one picture: as many as there are colours, so that none i
 def drawn(rows: Sequence[Row]) -> list[str]:
     """At most :data:`MOST` of the schemes of ``rows``, in their order.
 
-    Of more, the best with each activation function, and of the others, ordered by their final
-    accuracies in the mean over these functions, evenly chosen ones down to the last.
+    Of more, the best with each activation function, and of the others that finished, ordered by
+    their final accuracies in the mean over these functions, evenly chosen ones down to the last.
+    Those that diverged throughout have no curve, and come after all of these.
     """
     schemes = list(dict.fromkeys(row.cell.init for row in rows))
     if len(schemes) <= MOST:
         return schemes
-    means: dict[str, list[float]] = {scheme: [] for scheme in schemes}
+    known: dict[str, list[float]] = {scheme: [] for scheme in schemes}
     best: dict[str, tuple[float, str]] = {}
     for row in rows:
-        mean = -1.0 if row.mean is None else row.mean
-        means[row.cell.init].append(mean)
-        if row.cell.activation not in best or mean > best[row.cell.activation][0]:
-            best[row.cell.activation] = mean, row.cell.init
-    first = list(dict.fromkeys(init for _, init in best.values()))[: MOST - 1]
+        if row.mean is not None:
+            known[row.cell.init].append(row.mean)
+            before = best.get(row.cell.activation)
+            if before is None or row.mean > before[0]:
+                best[row.cell.activation] = row.mean, row.cell.init
+    first = list(dict.fromkeys(init for _, init in best.values()))[:MOST]
     rest = [scheme for scheme in schemes if scheme not in first]
-    rest.sort(key=lambda scheme: -sum(means[scheme]) / len(means[scheme]))
-    places = np.linspace(0, len(rest) - 1, MOST - len(first) + 1)[1:].round()
-    chosen = {*first, *(rest[int(at)] for at in places)}
+    finished = sorted(
+        (scheme for scheme in rest if known[scheme]),
+        key=lambda scheme: -sum(known[scheme]) / len(known[scheme]),
+    )
+    lost = [scheme for scheme in rest if not known[scheme]]
+    left = MOST - len(first)
+    if len(finished) > left:
+        places = np.linspace(0, len(finished) - 1, left + 1)[1:].round()
+        finished = [finished[int(at)] for at in places]
+    chosen = {*first, *[*finished, *lost][:left]}
     return [scheme for scheme in schemes if scheme in chosen]
 
 
@@ -41,7 +50,8 @@ def sentence(rows: Sequence[Row]) -> str:
     shown = len(drawn(rows))
     if len(schemes) <= shown:
         return ""
-    best = "the best" if several == 1 else "the best with each activation"
+    some = "some activations" if several > MOST else "each activation"
+    best = "the best" if several == 1 else f"the best with {some}"
     return (
         f"{shown} of {len(schemes)} schemes, as more could not be told apart: {best}, and others "
         "evenly chosen by final accuracy down to the last."

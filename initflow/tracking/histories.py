@@ -54,6 +54,8 @@ def _together(
         try:
             told = verify_rest_response(answer, ADDRESS).json()["metrics"]
             values = [(one["run_id"], int(one["step"]), float(one["value"])) for one in told]
+        except ValueError:  # no JSON: a page of something before the server
+            return None
         except (KeyError, TypeError) as error:
             raise MlflowException(f"no histories of metrics: {error!r}") from error
     elif hasattr(store, "get_metric_history_bulk"):

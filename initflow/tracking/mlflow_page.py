@@ -273,8 +273,8 @@ def limits(groups: Sequence[str], runs: int) -> str:
     told = []
     if n < len(groups):
         told.append(
-            f"MLflow's page has {n} colours for these {len(groups)} groups; the figures of this "
-            "run tell them apart."
+            f"MLflow's page has {n} colours for these {len(groups)} groups; the table "
+            "of this run and its picture of the accuracies tell them apart."
         )
     if runs > LOADED:
         told.append(

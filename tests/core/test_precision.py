@@ -46,6 +46,9 @@ PROCESSES = {
     "high": lambda: torch.set_float32_matmul_precision("high"),
     "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "all": lambda: setattr(backends, "fp32_precision", "tf32"),
+    "all exact": lambda: setattr(backends, "fp32_precision", "ieee"),
+    "all of cudnn exact": lambda: setattr(backends.cudnn, "fp32_precision", "ieee"),
+    "all of the CPU's": lambda: setattr(backends.mkldnn, "fp32_precision", "bf16"),
     "no cudnn": lambda: setattr(backends.cudnn, "allow_tf32", False),
     "no convolution": of_cuda("conv", "ieee"),
     "no recurrent one": of_cuda("rnn", "ieee"),
@@ -60,7 +63,7 @@ def before(request):
         PROCESSES[request.param]()
         yield said()
     finally:
-        backends.fp32_precision = "none"
+        backends.fp32_precision = backends.mkldnn.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
         backends.cudnn.allow_tf32 = True
         backends.cuda.matmul.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"

@@ -166,14 +166,19 @@ LONG = [part(MNIST, 1, 1)] * 100
 @pytest.mark.parametrize(
     ("settings", "device", "expected", "said"),
     [
-        ({}, "cpu", ("local", 4, 1), "4 workers of 1 thread each (auto)"),
-        ({"workers": 1}, "cpu", ("local", 1, 4), "this process, with 4 threads (auto)"),
-        ({"workers": 2}, "cpu", ("local", 2, None), "2 workers of 1 thread each (auto)"),
-        ({"threads": 2}, "cpu", ("local", 2, 2), "2 workers of 2 threads each (auto)"),
+        ({}, "cpu", ("local", 4, 1), "4 workers of 1 thread each (workers and threads: auto)"),
+        ({"workers": 1}, "cpu", ("local", 1, 4), "this process, with 4 threads (threads: auto)"),
+        ({"workers": 2}, "cpu", ("local", 2, 1), "2 workers of 1 thread each (threads: auto)"),
+        ({"threads": 2}, "cpu", ("local", 2, 2), "2 workers of 2 threads each (workers: auto)"),
         ({"workers": 3, "threads": 5}, "cpu", ("local", 3, 5), "3 workers of 5 threads each"),
-        ({}, "cuda:0", ("local", 1, 4), "this process, with 4 threads (auto)"),
-        ({"workers": 2}, "cuda:0", ("local", 2, None), "2 workers of 1 thread each (auto)"),
-        ({"backend": "ray"}, "cpu", ("ray", None, None), "6 workers of 1 thread each (auto)"),
+        ({}, "cuda:0", ("local", 1, 4), "this process, with 4 threads (workers and threads: auto)"),
+        ({"workers": 2}, "cuda:0", ("local", 2, 2), "2 workers of 2 threads each (threads: auto)"),
+        (
+            {"backend": "ray"},
+            "cpu",
+            ("ray", None, None),
+            "6 workers of 1 thread each (work",
+        ),
         ({"backend": "ray", "workers": 9}, "cpu", ("ray", 9, None), "9 workers of 1 thread each"),
     ],
 )

@@ -471,7 +471,7 @@ def test_workers_that_were_chosen_give_the_same_table(tracked, monkeypatch):
     assert parent.data.params["resolved.workers"] == "2"
     assert parent.data.params["workers"] == "auto"
     assert {run.data.params["resolved.threads"] for run in nested.values()} == {"1"}
-    assert "2 workers of 1 thread each (auto)" in " ".join(chosen.took())
+    assert "2 workers of 1 thread each (workers and threads: auto)" in " ".join(chosen.took())
     alone, parent, others, _ = run_comparison("here", **grid | {"workers": 1, "threads": 1})
     assert parent.data.params["resolved.workers"] == "1"
     assert "this process, with 1 thread." in " ".join(alone.took())

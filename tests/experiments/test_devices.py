@@ -149,7 +149,7 @@ def test_what_is_measured_without_training_goes_by_the_setting_too(store, monkey
         return result
 
     read = diagnosing.read
-    monkeypatch.setattr(diagnosing, "read", lambda *args: use(read(*args)))
+    monkeypatch.setattr(diagnosing, "read", lambda *args, **given: use(read(*args, **given)))
     diagnose(DiagnoseConfig(dataset="digits", inits="he", depth=2, width=9, tf32=tf32))
     assert used
     before = len(used)

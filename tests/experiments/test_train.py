@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 import initflow
 from initflow.core.configurations import TrainConfig
+from initflow.diagnostics import networks
 from initflow.diagnostics.signals import QUANTITIES
 from initflow.errors import InitflowError, SettingError, TrackingError
 from initflow.experiments import network_run, train
@@ -390,7 +391,8 @@ def test_schemes_of_one_seed_see_the_same_batches(store, monkeypatch):
         seen.append(real(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(trainer, "batch_order", order)
+    for module in (trainer, networks):
+        monkeypatch.setattr(module, "batch_order", order)
     for init in ("zero", "he"):
         train.train(TrainConfig(**QUICK, init=init))
     half = len(seen) // 2

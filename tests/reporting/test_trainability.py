@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -83,6 +83,7 @@ def test_an_edge_is_that_of_all_possible_splits(accuracies):
         st.tuples(st.floats(0.5, 50) | st.just(math.inf), st.floats(5, 80)), min_size=1, max_size=7
     )
 )
+@example([(1.0, 80.0), (2.0, 5.0)])  # as small at both ends, and larger between them
 def test_c_is_where_no_other_has_a_smaller_area(both):
     """Of a fine grid of cs none is better than the one found."""
     scales, depths = zip(*both, strict=True)

@@ -492,6 +492,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.usefixtures("whole_figures")  # which fill it
 def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, monkeypatch):
     """A file of this machine's: what it does not take waits on another disk."""
     place, enlarge = small_disk

@@ -43,14 +43,14 @@ def log(population: Population, progress: Progress) -> None:
         its, at = max(of_cell)
         member, kept = population.members[at], population.best.get(cell)
         with noted(population.failures, f"model of {network_run.name(cell.init, member.config)}"):
-            found = None if kept and kept.rank == its else runs.read_run(member.run_id)
-            if found and TAG in found.tags:  # by the command that was interrupted
-                continue
-            if found or not kept:
-                record = _again(member.config, found, population.device)
-            else:
+            if kept and kept.rank == its:
                 record = _untrained(member.config)
                 record.trained, record.step = dict(kept.state), kept.step
+            else:
+                found = runs.read_run(member.run_id)
+                if found and TAG in found.tags:  # by the command that was interrupted
+                    continue
+                record = _again(member.config, found, population.device)
             run = population.run.same_experiment(member.run_id)
             model_id = network_run.log_model(run, record, cache.splits(member.config))
             run.set_tags({TAG: best_networks.chosen_by(member.config)})

@@ -171,11 +171,12 @@ def pool(settings: Many, parts: Sequence[Part], most: int, device: str) -> Itera
     each part. There are no more of them than ``most``, unless the settings say so.
     """
     size, each = settings.workers, settings.threads
-    if settings.backend == "local" and (size or 1) == 1:
+    if settings.backend == "local":
         if device == "cpu":
             there = most if workers.are_startable() else 1
             size, each = choose(parts, cores=cores(), most=there, size=size, threads=each)
-        size, each = size or 1, each or cores()
+        size = size or 1
+        each = each or max(1, cores() // size)
     with workers.worker_pool(settings.backend, size, each) as found:
         yield found if size else replace(found, size=min(found.size, len(parts)))
 
@@ -199,5 +200,6 @@ def told(settings: Many, found: WorkerPool) -> str:
         who = f"this process, with {by}"
     else:
         who = f"{counted(found.size, 'worker')} of {by} each"
-    is_chosen = settings.workers is None or settings.threads is None
-    return f"The work was that of {who}{' (auto)' if is_chosen else ''}."
+    chosen = [name for name in ("workers", "threads") if getattr(settings, name) is None]
+    by_rule = f" ({' and '.join(chosen)}: auto)" if chosen else ""
+    return f"The work was that of {who}{by_rule}."

@@ -74,7 +74,7 @@ def taken_over(
     with contextlib.suppress(TrackingError):
         for earlier in run.found(tags):
             # Else it is whole, or of a process that lives.
-            if earlier.status in ("KILLED", "FAILED") and _is_claimed(run, earlier):
+            if earlier.status in ("KILLED", "FAILED") and _claims(run, earlier):
                 there = {member.config for member in taken.members}
                 rest = {config: cell for config, cell in cells.items() if config not in there}
                 its = _Reading(rest, tested)
@@ -86,7 +86,7 @@ def taken_over(
     return taken
 
 
-def _is_claimed(run: runs.Run, earlier: Found) -> bool:
+def _claims(run: runs.Run, earlier: Found) -> bool:
     """Whether ``run`` is the only one that is taking over what is below an ``earlier`` one.
 
     Who comes second sees the tag of who came first. Of two at the same moment each sees the

@@ -275,8 +275,9 @@ def fitted(
     """The c for which the area between c · ``scales`` and ``edges`` is smallest.
 
     As a function of log c the area is made of straight pieces, so it is smallest at one of the
-    places where two of them meet; of several such places it is their middle. None where no edge
-    is inside at a finite scale: nothing but a bound would be known.
+    places where two of them meet; of several such places it is their middle or, where the area is
+    larger there, the one nearest to it. None where no edge is inside at a finite scale: nothing but
+    a bound would be known.
     """
     both = zip(scales, edges, strict=True)
     if not any(edge and edge.inside and 0 < scale < math.inf for scale, edge in both):
@@ -286,8 +287,12 @@ def fitted(
     finite = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x)]
     meet = sorted(end - x for x, y in finite for end in (low, y, high))
     areas = [_area(at, xs, ys, within) for at in meet]
-    least = [at for at, area in zip(meet, areas, strict=True) if area <= min(areas) + 1e-12]
-    return math.exp((least[0] + least[-1]) / 2)
+    smallest = min(areas) + 1e-12
+    least = [at for at, area in zip(meet, areas, strict=True) if area <= smallest]
+    middle = (least[0] + least[-1]) / 2
+    if _area(middle, xs, ys, within) > smallest:
+        middle = min(least, key=lambda at: abs(at - middle))
+    return math.exp(middle)
 
 
 def _logarithms(

@@ -131,7 +131,7 @@ def test_the_signal_survives_a_hundred_tanh_layers_where_xaviers_fades():
         signals = []
         for seed in range(3):
             start = model.initialize(widths, scheme, tanh, bias_init="zeros", seed=seed)
-            (seen,) = measure.observe(start, tanh, probe)
+            (seen,) = measure.observe(start, [tanh], probe)
             signals.append(seen.signals.layers)
         signal[scheme.name] = geometric_mean(at["fc100"]["signal_variance"] for at in signals)
         gradient[scheme.name] = geometric_mean(

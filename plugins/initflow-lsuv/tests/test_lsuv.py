@@ -136,7 +136,7 @@ def test_it_carries_silu_through_20_layers_where_hes_scheme_fades():
     for scheme in (find("he"), Scheme.of(lsuv, "lsuv", "a test")):
         widths = (64, *[100] * 20, 10)
         start = model.initialize(widths, scheme, silu, bias_init="zeros", seed=0, data=train)
-        (seen,) = measure.observe(start, silu, probe)
+        (seen,) = measure.observe(start, [silu], probe)
         signal[scheme.name] = seen.signals.layers["fc20"]["signal_variance"]
     assert signal["he"] < 1e-4
     assert signal["lsuv"] > 0.1

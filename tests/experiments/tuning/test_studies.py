@@ -1134,6 +1134,7 @@ PLOTS = {
 }
 
 
+@pytest.mark.usefixtures("whole_figures")
 @pytest.mark.parametrize(("ends", "names"), PLOTS.items(), ids=str)
 def test_figures(journal, ends, names):
     """PNG files of those that the trials are enough for; pyplot keeps none of them."""
