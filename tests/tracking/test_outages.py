@@ -33,7 +33,8 @@ from tests.cluster import missing, wait
 from tests.network import Road, Server
 from tests.test_end_to_end import free_port
 
-pytestmark = pytest.mark.end_to_end
+# Whole figures fill a small disk.
+pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("whole_figures")]
 
 CONFIG = TrainConfig(dataset="digits", epochs=2, eval_every=5, probe=100, hidden="20", threads=1)
 OF_MANY = {
@@ -492,7 +493,6 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-@pytest.mark.usefixtures("whole_figures")  # which fill it
 def test_a_store_whose_disk_is_full(site, undisturbed, small_disk, tmp_path, monkeypatch):
     """A file of this machine's: what it does not take waits on another disk."""
     place, enlarge = small_disk
