@@ -31,6 +31,10 @@ from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Splits
 
 OPENED = {"test": "test", "validation": "validation", "train": "training"}  # the first is told
+# Tags by which what was trained is known again.
+DIVERGED_AT = "initflow.diverged_at_step"
+IS_EXACT = "initflow.bit_identical_to_alone"
+WEIGHTS = "initflow.weights_sha256"
 LONGEST_NAME = 200  # characters of a spec in a run's name, of which some stores take 250
 
 
@@ -82,7 +86,7 @@ def log_network(
     further metrics.
     """
     failed: Failures = {}
-    exact = {"initflow.bit_identical_to_alone": str(record.is_exact).lower()}
+    exact = {IS_EXACT: str(record.is_exact).lower()}
     model_id = None
     with (
         _without_model(failed),
@@ -208,12 +212,12 @@ def log_model(run: runs.Run, record: Record, splits: Splits) -> str:
 def result_tags(record: Record) -> dict[str, object]:
     """The tags of a network after its training."""
     tags: dict[str, object] = {
-        "initflow.weights_sha256": model.weights_sha256(record.trained),
+        WEIGHTS: model.weights_sha256(record.trained),
         "initflow.losses_sha256": provenance.losses_sha256(record.losses),
         "initflow.outcome": record.outcome,
     }
     if record.diverged_at is not None:
-        tags["initflow.diverged_at_step"] = record.diverged_at
+        tags[DIVERGED_AT] = record.diverged_at
     elif record.stopped_at is not None:
         tags["initflow.pruned_at_step"] = record.stopped_at
     return tags | (verdict_tags(record.reading.verdict) if record.reading else {})

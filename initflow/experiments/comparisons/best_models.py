@@ -19,7 +19,6 @@ from initflow.tracking import runs
 from initflow.training import cache, model
 
 TAG = "initflow.best"  # of a network whose model is logged as the best of its cell, by which metric
-FINAL = "initflow.weights_sha256"
 
 
 def log(population: Population, progress: Progress) -> None:
@@ -68,7 +67,7 @@ def _again(config: TrainConfig, found: runs.Found | None, device: str) -> Record
     with machine.threads(int(threads) if threads.isdigit() else None):
         record = _untrained(replace(config, probe=0))
         train_together([record], cache.splits(config).to(torch.device(device)))
-    if not found or found.tags.get(FINAL) != model.weights_sha256(record.trained):
+    if not found or found.tags.get(network_run.WEIGHTS) != model.weights_sha256(record.trained):
         raise WorkError(
             f"an interrupted command trained it, and trained again on {device} it has other bits"
         )

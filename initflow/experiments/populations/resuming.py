@@ -20,6 +20,7 @@ from initflow.core.settings import Settings
 from initflow.diagnostics.reading import untrained_signals
 from initflow.diagnostics.signals import Signals
 from initflow.errors import OutageError, TrackingError
+from initflow.experiments import network_run
 from initflow.experiments.populations.members import Member, Trained, kept_signals, told_metrics
 from initflow.experiments.replay.provenance import source_sha256
 from initflow.reporting.seed_statistics import Cell, Outcome
@@ -32,8 +33,6 @@ CURVE = "accuracy/test"
 LARGEST = 1 << 26  # bytes of a table of signals
 AT_ONCE = 100  # runs that are asked for at once, with all their metrics
 OUTAGES = 3  # in which MLflow does not answer, after which it is asked no more
-DIVERGED_AT = "initflow.diverged_at_step"
-IS_EXACT = "initflow.bit_identical_to_alone"
 RESUMED_BY = "initflow.resumed_by"  # a tag: the digest, or the run that has taken over
 CLAIM = "initflow.claimed_by."  # a tag: of a run whose networks are being taken over, by whom
 # How the work is shared out: of another number of threads only the last bits are others.
@@ -162,7 +161,7 @@ class _Reading:
         curve: Sequence[tuple[int, float]],
         signals: Signals | None,
     ) -> Member:
-        diverged_at = network.tags.get(DIVERGED_AT)
+        diverged_at = network.tags.get(network_run.DIVERGED_AT)
         outcome = Outcome(
             config.seed, curve, None if diverged_at is None else int(diverged_at), self._tested
         )
@@ -174,14 +173,18 @@ class _Reading:
             outcome,
             signals and kept_signals(signals),
             network.metrics,
-            network.tags.get(IS_EXACT) == "true",
+            network.tags.get(network_run.IS_EXACT) == "true",
         )
 
 
 def _slim(network: Found) -> Found:
     """What is needed of it, as there may be thousands."""
     return network._replace(
-        tags={key: network.tags[key] for key in (DIVERGED_AT, IS_EXACT) if key in network.tags},
+        tags={
+            key: network.tags[key]
+            for key in (network_run.DIVERGED_AT, network_run.IS_EXACT)
+            if key in network.tags
+        },
         params={},
         metrics=told_metrics(network.metrics),
     )
