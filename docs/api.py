@@ -130,24 +130,25 @@ GROUPS = (
     ),
 )
 RESULTS = """\
-What these functions give. In a terminal a result is one line, in a notebook its sentences and its
-table. `title` says what it is of, `conclusions` are sentences on what came of it. All of them have:
+What these functions give. In a terminal a result is one line, in a notebook its sentences, its
+table and its figures. `title` says what it is of, `conclusions` are sentences on what came of it.
+All of them have:
 """
 # Of which functions, and what is to be told of it beside what all of them have.
 MEMBERS = {
     "train": ("outcome", "last"),
-    "compare": (),
-    "trainability": (),
-    "rates": (),
+    "compare": ("runs_to_pandas",),
+    "trainability": ("runs_to_pandas",),
+    "rates": ("runs_to_pandas",),
     "tune": (),
-    "reproduce": (),
+    "reproduce": ("runs_to_pandas",),
     "diagnose": ("failed",),
     "phase": (),
     "verify": ("verdict",),
     "initialize": ("__str__",),
     "inspect": ("metrics",),
 }
-SHARED = ("to_pandas", "figures")
+SHARED = ("to_pandas", "figures", "figure")
 ERRORS = """\
 Each is one line that names what is wrong and what would be right. `except inf.InitflowError`
 catches all of them. The exit code is that of the command `initflow`.

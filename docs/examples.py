@@ -15,7 +15,7 @@ def train() -> None:
     print(result.last("accuracy/test"))  # 0...
     table = result.to_pandas()  # a row for each step at which something was logged
     print(table[["step", "accuracy/test"]].dropna())
-    result.figures()["learning_curves"].savefig("learning_curves.png")
+    result.figure("learning_curves").savefig("learning_curves.png")
 
 
 def compare() -> None:
@@ -26,7 +26,7 @@ def compare() -> None:
     )
     print(*comparison.conclusions)  # he beats zero by ... points over 2 seeds.
     print(comparison.to_pandas()[["init", "accuracy_mean"]])
-    comparison.figures()["accuracies"].savefig("accuracies.png")
+    comparison.figure("accuracies").savefig("accuracies.png")
 
 
 def trainability() -> None:
@@ -37,7 +37,7 @@ def trainability() -> None:
     )
     print(result.conclusions[1])  # Networks train deepest at σ_w² = ... (theory: 1.76).
     print(result.to_pandas().groupby(["depth", "sigma_w2"])["accuracy"].mean())
-    result.figures()["trainability"].savefig("trainability.png")
+    result.figure("trainability").savefig("trainability.png")
 
 
 def tune() -> None:
@@ -119,7 +119,7 @@ def inspect() -> None:
     print(found)  # <Inspection: Sequential, 2 layers>
     print(found.conclusions[0])  # From 0 to 2, the pre-activations' mean square goes ...
     print(found.metrics()["dead_fraction/0"])  # 0...
-    found.figures()["signals_by_layer"].savefig("signals_by_layer.png")
+    found.figure("signals_by_layer").savefig("signals_by_layer.png")
 
 
 def watch() -> None:
@@ -183,7 +183,7 @@ def diagnose() -> None:
     )
     print(diagnosis.to_pandas()[["init", "forward", "backward"]])
     print(*diagnosis.conclusions)  # xavier relu: ...
-    diagnosis.figures()["schemes_by_layer"].savefig("schemes_by_layer.png")
+    diagnosis.figure("schemes_by_layer").savefig("schemes_by_layer.png")
 
 
 def phase() -> None:
@@ -191,7 +191,7 @@ def phase() -> None:
 
     found = inf.phase(activation="tanh", inits=["he", "lecun"], bias_init="zeros", points=21)
     print(found.to_pandas()[["init", "q_star", "chi_1", "phase"]])  # 0 ... chaotic
-    found.figures()["phase"].savefig("phase.png")
+    found.figure("phase").savefig("phase.png")
 
 
 def initializer() -> None:

@@ -3,6 +3,7 @@
 import html
 import inspect
 import json
+import re
 import shutil
 import sys
 from types import ModuleType, SimpleNamespace
@@ -188,6 +189,31 @@ def test_a_result_is_something_to_look_at(results, name):
     figures = result.figures()
     assert drawn <= figures.keys()
     assert all(isinstance(figure, Figure) for figure in figures.values())
+    assert re.findall(r"<summary>(\w+)</summary><img src=.data:image/png", shown) == [*figures]
+    assert shown.count("<details open>") == bool(figures)
+
+
+def test_a_figure_is_had_by_its_name(results):
+    """And a name that there is none of is told with those that there are."""
+    assert isinstance(results["compare"].figure("accuracies"), Figure)
+    with pytest.raises(inf.SettingError, match=r"^name must be one of accuracies, .*'accuracy'"):
+        results["compare"].figure("accuracy")
+
+
+@pytest.mark.parametrize("name", ["compare", "rates", "reproduce", "trainability"])
+def test_the_networks_of_a_result_are_a_table_too(results, name):
+    """A row for each, with the id of its run and the settings in which they differ."""
+    table = results[name].runs_to_pandas()
+    assert list(table["run_id"]) == results[name].ids
+    for row in table.to_dict("records"):
+        run = mlflow.get_run(row["run_id"])
+        assert row["init"] == run.data.tags["initflow.scheme"]
+        told = {"seed": str(row["seed"])} | ({"lr": str(row["lr"])} if name == "rates" else {})
+        assert told.items() <= run.data.params.items()
+        measured = {key: value for key, value in row.items() if "/" in key}
+        assert measured
+        assert measured.items() <= run.data.metrics.items()
+    assert ("lr" in table) == (name == "rates")
 
 
 def test_tables_hold_the_numbers_that_the_runs_have(results):

@@ -76,6 +76,11 @@ def rounded(number: float | None) -> str:
     return NONE if number is None else f"{number:.3g}"
 
 
+def short(number: float) -> str:
+    """To four digits, whole numbers as they are: ``0.9764``, ``12000``, ``1.3e-07``."""
+    return f"{number:.0f}" if number == round(number, 0) and abs(number) < 1e9 else f"{number:.4g}"
+
+
 def p_value(p: float) -> str:
     """To three decimals, of larger ones to two."""
     if math.isnan(p):

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from initflow.reporting.formats import NONE
+from initflow.errors import cause, unknown
+from initflow.reporting import webpage
+from initflow.reporting.formats import NONE, short
 
 if TYPE_CHECKING:  # which take a second, and are not always asked for
     import pandas as pd
 
     from initflow.reporting.drawing import Figure
+
+MOST_ROWS, MOST_COLUMNS = 20, 12  # of a table in a notebook
 
 Drawings = Mapping[str, Callable[[], "Figure"]]  # how each figure is drawn, by its name
 
@@ -61,16 +65,59 @@ class Result(ABC):
         """Its figures, drawn anew, by the names that they have in MLflow."""
         return {name: draw() for name, draw in self.drawings().items()}
 
+    def figure(self, name: str) -> Figure:
+        """The figure called ``name``, drawn anew; a :class:`SettingError` where there is none."""
+        drawings = self.drawings()
+        if name not in drawings:
+            raise unknown("name", name, drawings)
+        return drawings[name]()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.title}>"
 
     def _repr_html_(self) -> str:
-        shown = dict.fromkeys([*self.conclusions, *self.problems()])
+        """The sentences, the numbers and the figures, of which the first is unfolded."""
+        pictures, failed = self._pictures()
+        shown = dict.fromkeys([*self.conclusions, *self.problems(), *failed])
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in shown)
-        numbers = self.to_pandas()
-        written = numbers.astype(object).where(numbers.notna(), NONE)
-        table = written.to_html(max_rows=60, max_cols=20, border=0, index=False)
-        return f"<h4>{html.escape(self.title)}</h4>{lines}{table}"
+        first = next(iter(pictures), "")
+        drawn = "".join(
+            _folding(name, png, is_open=name == first) for name, png in pictures.items()
+        )
+        return f"<h4>{html.escape(self.title)}</h4>{lines}{as_html(self.to_pandas())}{drawn}"
+
+    def _pictures(self) -> tuple[dict[str, bytes], list[str]]:
+        """The PNG files of its figures by name, and why others could not be drawn."""
+        drawings, made, failed = self.drawings(), dict[str, bytes](), []
+        if drawings:
+            from initflow.reporting.drawing import png  # noqa: PLC0415 - takes a second
+        for name, draw in drawings.items():
+            try:
+                made[name] = png(draw())
+            except Exception as error:  # noqa: BLE001 - the numbers are shown whatever it is
+                failed.append(f"{name}.png could not be made: {cause(error)}")
+        return made, failed
+
+
+def as_html(table: pd.DataFrame) -> str:
+    """A ``table`` as a notebook shows it: numbers to four digits, of large ones the ends."""
+    written = table.astype(object).where(table.notna(), NONE)
+    return str(
+        written.to_html(
+            max_rows=MOST_ROWS, max_cols=MOST_COLUMNS, border=0, index=False, float_format=short
+        )
+    )
+
+
+def _folding(name: str, png: bytes, *, is_open: bool) -> str:
+    """A figure below its name, which folds it away."""
+    picture = webpage.Picture(png, name)
+    width, _ = picture.size
+    return (
+        f"<details{' open' if is_open else ''}><summary>{html.escape(name)}</summary>"
+        f'<img src="{picture.source}" alt="{html.escape(name)}" width="{width}" '
+        'style="max-width: 100%"></details>'
+    )
 
 
 def plain(value: object) -> object:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
+from initflow.core.configurations import TrainConfig
 from initflow.experiments.failures import noted
 from initflow.experiments.populations.stacking import BY_LAYER, Population, by_layer
 from initflow.experiments.results import ReportedResult
 from initflow.reporting.formats import counted
 from initflow.reporting.seed_statistics import common_curves
 from initflow.tracking import mlflow_page, runs
+
+if TYPE_CHECKING:  # which takes a second, and is not always asked for
+    import pandas as pd
 
 _BY_LAYER = tuple(f"by_layer/{quantity}" for quantity in BY_LAYER)
 SECTIONS = (
@@ -42,6 +47,32 @@ class PopulationResult(ReportedResult, Population):
     def ids(self) -> list[str]:
         """Those of the networks' runs."""
         return [member.run_id for member in self.members]
+
+    def runs_to_pandas(self) -> pd.DataFrame:
+        """A row for each network: its ``run_id``, scheme, activation, seed and last metrics.
+
+        Also the settings in which they differ, and ``diverged_at``, a step, of those that did.
+        """
+        import pandas as pd  # noqa: PLC0415 - takes half a second
+
+        configs = [member.config for member in self.members]
+        varied = [
+            name
+            for name in (one.name for one in fields(TrainConfig))
+            if name not in ("init", "activation", "seed")
+            and len({repr(getattr(config, name)) for config in configs}) > 1
+        ]
+        return pd.DataFrame(
+            {
+                "run_id": member.run_id,
+                **member.cell._asdict(),
+                "seed": member.config.seed,
+                **{name: getattr(member.config, name) for name in varied},
+                **dict(sorted(member.last.items())),
+                "diverged_at": member.outcome.diverged_at,
+            }
+            for member in self.members
+        )
 
     def addresses(self) -> dict[str, str]:
         where, run = self.run.experiment_id, self.run.id
