@@ -13,7 +13,9 @@ from initflow.diagnostics.signals import Signals
 from initflow.reporting import drawing, thinning
 from initflow.reporting.drawing import Axes, Figure, Look, Values
 from initflow.reporting.seed_statistics import (
+    ACCURACY,
     Cell,
+    Measure,
     Outcome,
     Outcomes,
     Row,
@@ -27,12 +29,13 @@ VARIANCES = {
     "preactivation_variance": "signal: variance\nof the pre-activations",
     "gradient_variance": "gradient: variance\nby the pre-activations",
 }
-SEEDS_KEY = "line: mean over the seeds; shaded: from the lowest to the highest"
+BANDS_KEY = "line: mean over the {}s; shaded: from the lowest to the highest"
+SEEDS_KEY = BANDS_KEY.format("seed")
 LOST = 10  # seeds of a scheme that diverged which are drawn
 
 
-def comparison_curves(outcomes: Outcomes, title: str) -> Figure:
-    """Test accuracy over iterations: a panel for each activation function, a line each scheme.
+def comparison_curves(outcomes: Outcomes, title: str, measure: Measure = ACCURACY) -> Figure:
+    """A measure over iterations: a panel for each activation function, a line each scheme.
 
     A line is the mean over the seeds that finished, at the iterations where all of them were
     measured, and its band goes from the lowest to the highest. Each seed that diverged is a thin
@@ -40,7 +43,7 @@ def comparison_curves(outcomes: Outcomes, title: str) -> Figure:
     """
     table = rows(outcomes)
     looks = _looks(outcomes, table)
-    figure, panels = _panels(list(by_activation(outcomes)), title, sharey=True)
+    figure, panels = _panels(list(by_activation(outcomes)), title, sharey=True, measure=measure)
     for cell, of in outcomes.items():
         if cell.init in looks:
             _over_seeds(panels[cell.activation], of, looks[cell.init])
@@ -49,30 +52,34 @@ def comparison_curves(outcomes: Outcomes, title: str) -> Figure:
             _in_grey(panels[cell.activation], steps, np.array(curves))
     part = drawing.range_of([a for of in outcomes.values() for a in _curves(of)])
     for axes in panels.values():
-        drawing.accuracy_axis(axes, "y", part)
+        drawing.value_axis(axes, "y", part, measure)
     labels = [f"{init}{_fewer(init, outcomes)}" for init in looks]
     shown = [of for cell, of in outcomes.items() if cell.init in looks]
-    key = _with_others(_curves_key(shown), table)
+    key = _with_others(_curves_key(shown, measure.unit), table)
     drawing.legend(figure, list(looks.values()), labels, key)
     return figure
 
 
-def comparison_accuracies(outcomes: Outcomes, table: Sequence[Row], title: str) -> Figure:
-    """Final test accuracies: each seed a dot, above them the mean and its 95 % interval.
+def comparison_accuracies(
+    outcomes: Outcomes, table: Sequence[Row], title: str, measure: Measure = ACCURACY
+) -> Figure:
+    """What a measure came to: each seed a dot, above them the mean and its 95 % interval.
 
     Schemes are rows, in one block for each activation function. Where some are so far below the
     others that those could not be told apart, the axis is broken between them.
     """
     looks = drawing.looks(outcomes, thinning.drawn(table))
-    parts = drawing.accuracy_parts([a for of in outcomes.values() for a in _accuracies(of)], table)
-    key = "test accuracy; dots: seeds, above them their mean with its 95 % interval"
-    figure, lines = drawing.accuracy_lines([row.cell for row in table], parts, title, key)
+    ends = [a for of in outcomes.values() for a in _accuracies(of)]
+    parts = drawing.accuracy_parts(ends, table, measure)
+    key = f"{measure.name}; dots: {measure.unit}s, above them their mean with its 95 % interval"
+    cells = [row.cell for row in table]
+    figure, lines = drawing.accuracy_lines(cells, parts, title, key, measure=measure)
     for row in table:
         at, across = lines[row.cell]
         for axes, (low, high) in zip(across, parts, strict=True):
             dots = [a for a in _accuracies(outcomes[row.cell]) if low <= a <= high]
             _accuracy_row(axes, at, dots, row, looks[row.cell.init])
-        drawing.beside(across[-1], at, drawing.told(row))
+        drawing.beside(across[-1], at, drawing.told(row, measure))
     return figure
 
 
@@ -144,8 +151,10 @@ def published_curves(
     return figure
 
 
-def _panels(names: Sequence[str], title: str, *, sharey: bool) -> tuple[Figure, dict[str, Axes]]:
-    """A panel of accuracies over iterations for each name, at most three in a row."""
+def _panels(
+    names: Sequence[str], title: str, *, sharey: bool, measure: Measure = ACCURACY
+) -> tuple[Figure, dict[str, Axes]]:
+    """A panel of a measure over iterations for each name, at most three in a row."""
     rows = -(-len(names) // 3)
     columns = -(-len(names) // rows)
     figure = drawing.wide_figure(0.9 + 2.5 * rows, title)
@@ -158,9 +167,9 @@ def _panels(names: Sequence[str], title: str, *, sharey: bool) -> tuple[Figure, 
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
-        axes.set_ylabel("test accuracy", fontsize=drawing.MIDDLE)
+        axes.set_ylabel(drawing.wrapped(measure.name, 26), fontsize=drawing.MIDDLE)
     for axes in grid[-1]:
-        axes.set_xlabel("iteration", fontsize=drawing.MIDDLE)
+        axes.set_xlabel(measure.over, fontsize=drawing.MIDDLE)
     return figure, panels
 
 
@@ -216,13 +225,14 @@ def _mean_and_band(axes: Axes, at: Sequence[int], values: Values, look: Look) ->
     axes.plot(at, mean, linewidth=1.6, markersize=5, markevery=(first, every), **look)
 
 
-def _curves_key(drawn: Iterable[Sequence[Outcome]]) -> str:
+def _curves_key(drawn: Iterable[Sequence[Outcome]], unit: str = "seed") -> str:
     counts = (sum(one.diverged_at is not None for one in outcomes) for outcomes in drawn)
     lost = max(counts, default=0)
+    key = BANDS_KEY.format(unit)
     if not lost:
-        return SEEDS_KEY
+        return key
     some = f", of which up to {LOST} of a scheme are drawn" if lost > LOST else ""
-    return f"{SEEDS_KEY}; ×: a seed diverged{some}"
+    return f"{key}; ×: a {unit} diverged{some}"
 
 
 def _fewer(init: str, outcomes: Outcomes) -> str:

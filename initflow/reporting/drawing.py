@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from initflow.reporting.seed_statistics import Cell, Row, by_activation
+from initflow.reporting.formats import short
+from initflow.reporting.seed_statistics import ACCURACY, Cell, Measure, Row, by_activation
 
 __all__ = ["Axes", "Figure"]  # matplotlib's, for those that draw with this module
 
@@ -279,6 +280,37 @@ def accuracy_axis(
     tidy(axes)
 
 
+def value_axis(
+    axes: Axes,
+    name: str,
+    part: tuple[float, float],
+    measure: Measure,
+    *,
+    narrow: bool = False,
+) -> None:
+    """One of shares that are the better the higher they are, or of other numbers.
+
+    The latter is logarithmic where they are positive and go over a power of ten.
+    """
+    if measure.is_share and not measure.lower_is_better:
+        accuracy_axis(axes, name, part, narrow=narrow)
+        return
+    low, high = part
+    if low > 0 and high > 10 * low:
+        getattr(axes, f"set_{name}lim")(low / 1.2, high * 1.2)
+        percent = ("%", 100.0) if measure.is_share else ("", 1.0)
+        log_scale(axes, *percent, name=name)
+    else:
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+        getattr(axes, f"set_{name}lim")(low - margin, high + margin)
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_locator(MaxNLocator(2 if narrow else 5))
+        if measure.is_share:
+            axis.set_major_formatter(FuncFormatter(lambda at, _: f"{100 * at:.5g}%"))
+    axes.tick_params(labelsize=SMALL)
+    tidy(axes)
+
+
 def _stretched(accuracies: npt.ArrayLike) -> Values:
     error = np.maximum(1 - np.asarray(accuracies, dtype=float), LEAST_ERROR)
     return np.asarray(-np.log10(error))
@@ -295,6 +327,7 @@ def accuracy_lines(
     key: str,
     *,
     least: int = 1,
+    measure: Measure = ACCURACY,
 ) -> tuple[Figure, dict[Cell, tuple[float, Sequence[Axes]]]]:
     """A line for each scheme over accuracies, in one block for each activation function.
 
@@ -323,7 +356,7 @@ def accuracy_lines(
         unit = min(high[cell] for cell in block)
         places = [at / unit - 0.5 for at in middles([high[cell] for cell in block])]
         for axes, part in zip(across, parts, strict=True):
-            accuracy_axis(axes, "x", part, narrow=axes is not across[-1])
+            value_axis(axes, "x", part, measure, narrow=axes is not across[-1])
         across[0].set_title(activation, fontsize=MIDDLE, loc="left")
         across[0].set_yticks(places, [names[cell] for cell in block], fontsize=MIDDLE)
         across[0].set_ylim(height / unit - 0.5, -0.5)  # downwards, as in a table
@@ -340,7 +373,9 @@ def middles(heights: Iterable[float]) -> list[float]:
     return [end - height / 2 for end, height in zip(accumulate(heights), heights, strict=True)]
 
 
-def accuracy_parts(accuracies: Sequence[float], rows: Sequence[Row]) -> list[tuple[float, float]]:
+def accuracy_parts(
+    accuracies: Sequence[float], rows: Sequence[Row], measure: Measure = ACCURACY
+) -> list[tuple[float, float]]:
     """What an axis of ``accuracies`` and ``rows`` shows from where to where.
 
     Two parts, the axis being broken between them, where some are so far below the others that
@@ -350,6 +385,8 @@ def accuracy_parts(accuracies: Sequence[float], rows: Sequence[Row]) -> list[tup
     values = np.unique([*accuracies, *means])
     if len(values) == 0:
         return [range_of([])]
+    if measure.lower_is_better or not measure.is_share:
+        return [_near(values, rows)]
     places = _stretched(values)
     gaps = np.diff(places)
     # Broken before the last value alone, the axis would have nothing to tell apart there.
@@ -373,6 +410,15 @@ def _with_intervals(group: Values, rows: Sequence[Row]) -> tuple[float, float]:
     return float(shown.min()), float(shown.max())
 
 
+def _near(values: Values, rows: Sequence[Row]) -> tuple[float, float]:
+    """The same on a plain axis: ends of intervals beyond all values by their range are cut off."""
+    low, high = float(values.min()), float(values.max())
+    reach = high - low or abs(high) or 1.0
+    ends = [end for row in rows for end in (row.low, row.high) if end is not None]
+    near = [end for end in ends if low - reach <= end <= high + reach]
+    return min([low, *near]), max([high, *near])
+
+
 def _break(left: Axes, right: Axes) -> None:
     right.spines["left"].set_visible(False)
     right.tick_params(left=False)
@@ -380,9 +426,10 @@ def _break(left: Axes, right: Axes) -> None:
         axes.text(end, 0, "/", transform=axes.transAxes, ha="center", va="center")
 
 
-def told(row: Row) -> str:
+def told(row: Row, measure: Measure = ACCURACY) -> str:
     """The mean as a number, and how many seeds diverged."""
-    parts = [] if row.mean is None else [f"{row.mean:.2%}"]
+    mean = "" if row.mean is None else f"{row.mean:.2%}" if measure.is_share else short(row.mean)
+    parts = [mean] if mean else []
     parts += [f"{row.diverged} diverged"] if row.diverged else []
     return ", ".join(parts)
 

@@ -13,19 +13,28 @@ NONE = "–"  # where there is no number
 EXACT = 12  # decimals: accuracies are counts over images, what differs beyond these is rounding
 
 
-def plus_minus(value: float, half: float) -> str:
-    """Of fractions, in points: ``4.9 ± 0.3``; with more decimals where fewer would mislead."""
-    value, half = 100 * value, 100 * half
-    places = decimals(half)
+def plus_minus(value: float, half: float, *, is_share: bool = True) -> str:
+    """Of shares, in points: ``4.9 ± 0.3``; with more decimals where fewer would mislead.
+
+    Other numbers stand as they are, with two digits of the ``half`` width.
+    """
+    if is_share:
+        value, half = 100 * value, 100 * half
+    places = decimals(half, is_share=is_share)
     # A value that is above its half width is to look so.
     while places < EXACT and value > half and round(value, places) <= round(half, places):
         places += 1
     return f"{value:.{places}f} ± {half:.{places}f}"
 
 
-def decimals(half: float) -> int:
-    """One, or as many as show two digits of a half width, in points, that one would make 0.0."""
-    return 1 if half == 0 or half >= 0.05 else 1 - math.floor(math.log10(half))
+def decimals(half: float, *, is_share: bool = True) -> int:
+    """One, or as many as show two digits of a half width, in points, that one would make 0.0.
+
+    Of what is no share always as many as show two digits, and four where there is no width.
+    """
+    if is_share and (half == 0 or half >= 0.05):
+        return 1
+    return max(0, 1 - math.floor(math.log10(half))) if half else 4
 
 
 def as_csv(rows: Sequence[Mapping[str, str | float | None]], columns: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ difference between two schemes seed by seed, each by itself. It takes the accura
 differences, for normally distributed. A difference is significant where its p-value, corrected
 for all pairs of the comparison by Holm's step-down method (Scand. J. Statist. 6, 1979, 65-70),
 is at most 5 %: where no schemes differ, one comparison in twenty or fewer finds a difference.
+Runs that share no seeds are independent: their differences are Welch's (Biometrika 34, 1947,
+28-35).
 
 A seed whose training diverged has no final accuracy; it is counted, and never left unsaid. Means
 and differences are of those that finished.
@@ -50,10 +52,40 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What networks are compared by: a metric by its ``name``, and how.
+
+    A share is a fraction, told in percent. Where ``is_paired``, networks of two schemes are set
+    against each other seed by seed, else all of one against all of the other. ``over`` is what its
+    steps count.
+    """
+
+    name: str = "test accuracy"
+    is_share: bool = True
+    lower_is_better: bool = False
+    is_paired: bool = True
+    over: str = "iteration"
+
+    @property
+    def sign(self) -> int:
+        """What a value times is larger the better it is."""
+        return -1 if self.lower_is_better else 1
+
+    @property
+    def unit(self) -> str:
+        """What several of are compared."""
+        return "seed" if self.is_paired else "run"
+
+
+ACCURACY = Measure()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What the training of one network under ``seed`` came to.
 
-    ``curve``: (iteration, test accuracy as a fraction) pairs, from iteration 0 on.
+    ``curve``: (iteration, test accuracy as a fraction) pairs, from iteration 0 on; of another
+    :class:`Measure` its values, of which ``accuracy`` is the last.
     ``diverged_at``: the iteration whose loss was not finite, None for a finished training.
     ``images``: how many it was tested on, where that is known.
     """
@@ -101,6 +133,8 @@ class Difference:
     ``effect`` is how much the mean test accuracy of ``better`` is above that of ``worse``, a
     fraction, with its 95 % interval from ``low`` to ``high`` (paired t); ``p`` is the two-sided
     p-value and ``p_holm`` the same corrected by Holm's method for all pairs of the comparison.
+    Of a measure of which less is better it is how far it is below. Where runs are not paired, ``n``
+    are those of both, and the t-test is Welch's.
     """
 
     activation: str
@@ -167,9 +201,13 @@ def _median_iteration(level: float, outcomes: Sequence[Outcome]) -> int | None:
 
 def t_quantile(n: int) -> float:
     """How many standard errors half of the 95 % t-interval from ``n`` values is wide."""
+    return _t_quantile(n - 1)
+
+
+def _t_quantile(freedom: float) -> float:
     from scipy.special import stdtrit  # noqa: PLC0415 - scipy takes a second to import
 
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def _half_width(n: int, std: float) -> float:
@@ -177,20 +215,23 @@ def _half_width(n: int, std: float) -> float:
     return t_quantile(n) * std / math.sqrt(n)
 
 
-def differences(outcomes: Outcomes) -> list[Difference]:
+def differences(outcomes: Outcomes, measure: Measure = ACCURACY) -> list[Difference]:
     """All pairs of schemes with the same activation that share two seeds or more.
 
-    In the order of ``outcomes``, activation by activation; so are two that do equally well.
+    Where runs are not paired, those that have two runs or more each. In the order of ``outcomes``,
+    activation by activation; so are two that do equally well.
     """
     found: list[Difference] = []
     for activation, cells in by_activation(outcomes).items():
-        accuracies = {cell: finished(outcomes[cell]) for cell in cells}
+        ends = {cell: finished(outcomes[cell]) for cell in cells}
         for one, other in combinations(cells, 2):
-            shared = accuracies[one].keys() & accuracies[other].keys()
-            above = [accuracies[one][seed] - accuracies[other][seed] for seed in shared]
-            if len(above) > 1:
+            if measure.is_paired:
                 images = min((of.images for of in outcomes[one] if of.images), default=None)
-                found.append(_difference(activation, one.init, other.init, above, images))
+                estimate = _paired(ends[one], ends[other], images)
+            else:
+                estimate = _unpaired(list(ends[one].values()), list(ends[other].values()))
+            if estimate:
+                found.append(_difference(activation, one.init, other.init, estimate, measure))
     corrected = _holm([difference.p for difference in found])
     return [
         replace(difference, p_holm=p_holm)
@@ -213,33 +254,69 @@ def common_curves(outcomes: Sequence[Outcome]) -> tuple[list[int], list[list[flo
     return steps, [[curve[step] for step in steps] for curve in curves]
 
 
-def _difference(
-    activation: str, one: str, other: str, above: Sequence[float], images: int | None
-) -> Difference:
-    """By a paired t-test on how far ``one`` is ``above`` the ``other``, seed by seed.
+class _Estimate(NamedTuple):
+    """Of the mean of one scheme above that of another: ``n`` values, by t of so much ``freedom``.
+
+    ``error`` is its standard error.
+    """
+
+    n: int
+    above: float
+    error: float
+    freedom: float
+
+
+def _paired(
+    one: Mapping[int, float], other: Mapping[int, float], images: int | None
+) -> _Estimate | None:
+    """How far ``one`` is above the ``other``, seed by seed; None of fewer than two seeds.
 
     Where all seeds agree to the image, their spread is at least what counting images rounds off:
     few seeds agree by chance.
     """
-    above = [round(value, EXACT) for value in above]
-    mean = statistics.mean(above)
-    better, worse = (one, other) if mean >= 0 else (other, one)
-    effect = abs(mean)
-    n, std = len(above), statistics.stdev(above)
-    if not std and effect and images:
+    above = [round(one[seed] - other[seed], EXACT) for seed in one.keys() & other.keys()]
+    n = len(above)
+    if n < 2:
+        return None
+    mean, std = statistics.mean(above), statistics.stdev(above)
+    if not std and mean and images:
         std = 1 / (images * math.sqrt(6))  # two counts, each uniform within one image
-    half = _half_width(n, std)
-    p = _p_value(n, effect, std)
+    return _Estimate(n, mean, std / math.sqrt(n), n - 1)
+
+
+def _unpaired(one: Sequence[float], other: Sequence[float]) -> _Estimate | None:
+    """Welch's, whose variances need not be equal; None where either has fewer than two values."""
+    if min(len(one), len(other)) < 2:
+        return None
+    parts = [statistics.variance(values) / len(values) for values in (one, other)]
+    squares = sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True)
+    )
+    n = len(one) + len(other)
+    freedom = sum(parts) ** 2 / squares if squares else n - 2
+    above = statistics.mean(one) - statistics.mean(other)
+    return _Estimate(n, above, math.sqrt(sum(parts)), freedom)
+
+
+def _difference(
+    activation: str, one: str, other: str, estimate: _Estimate, measure: Measure
+) -> Difference:
+    """By a t-test on the estimate."""
+    n, above, error, freedom = estimate
+    better, worse = (one, other) if measure.sign * above >= 0 else (other, one)
+    effect = abs(above)
+    half = _t_quantile(freedom) * error
+    p = _p_value(effect, error, freedom)
     return Difference(activation, better, worse, n, effect, effect - half, effect + half, p, p)
 
 
-def _p_value(n: int, effect: float, std: float) -> float:
+def _p_value(effect: float, error: float, freedom: float) -> float:
     """Two-sided, of a mean as far from 0 as ``effect`` where 0 is the truth."""
     from scipy.special import stdtr  # noqa: PLC0415 - scipy takes a second to import
 
-    if not std:  # no seed says anything else
+    if not error:  # no seed says anything else
         return 0.0 if effect else 1.0
-    return 2 * float(stdtr(n - 1, -effect / (std / math.sqrt(n))))
+    return 2 * float(stdtr(freedom, -effect / error))
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

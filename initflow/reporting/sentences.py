@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from itertools import chain, repeat
 
-from initflow.reporting.formats import EXACT, decimals, plus_minus
+from initflow.reporting.formats import EXACT, counted, decimals, plus_minus, short
 from initflow.reporting.seed_statistics import (
+    ACCURACY,
     ALPHA,
     Difference,
+    Measure,
     Outcome,
     Outcomes,
     Row,
@@ -23,18 +25,21 @@ from initflow.reporting.seed_statistics import (
 MANY = 8  # schemes that a clause names; of more those at its ends
 
 
-def comparison_sentences(outcomes: Outcomes, opening: str = "") -> list[str]:
+def comparison_sentences(
+    outcomes: Outcomes, opening: str = "", measure: Measure = ACCURACY
+) -> list[str]:
     """What the comparison says: for each activation a sentence, with what is most sure first.
 
     What comes before the sentences is their ``opening``.
 
-    Each sets the scheme of the highest mean against every other one. The activations with the
+    Each sets the scheme of the best mean against every other one. The activations with the
     largest significant difference come first, and in the order of ``outcomes`` otherwise. Numbers
     are percentages, or differences between them in points; after "±" stands half the width of
     the 95 % interval, and no difference "larger than" a number is the largest that the interval
-    allows.
+    allows. A ``measure`` that is no share is told by its plain numbers.
     """
-    found, pairs, tables = rows(outcomes), differences(outcomes), by_activation(outcomes)
+    found, tables = rows(outcomes), by_activation(outcomes)
+    pairs = differences(outcomes, measure)
 
     def settled(activation: str) -> float:
         """The largest significant difference there."""
@@ -47,6 +52,7 @@ def comparison_sentences(outcomes: Outcomes, opening: str = "") -> list[str]:
             {cell.init: outcomes[cell] for cell in tables[activation]},
             [row for row in found if row.cell.activation == activation],
             [pair for pair in pairs if pair.activation == activation],
+            measure,
         )
         text = "; ".join([*_standing(table), *_lost(table)])
         schemes = tuple(f"{init}{end}" for init in table.outcomes for end in " ,")
@@ -66,6 +72,7 @@ class _Table:
     outcomes: Mapping[str, Sequence[Outcome]]
     rows: Sequence[Row]
     pairs: Sequence[Difference]
+    measure: Measure
 
     @property
     def requested(self) -> int:
@@ -77,8 +84,19 @@ class _Table:
         return len(finished(self.outcomes[one]).keys() & finished(self.outcomes[other]).keys())
 
     def number(self, n: int) -> str:
-        """``n`` seeds of a pair, called shared where the two did not finish all."""
-        return f"{n} seeds" if n == self.requested else f"{n} shared seeds"
+        """``n`` seeds of a pair, called shared where the two did not finish all; or runs."""
+        is_all = n == self.requested or not self.measure.is_paired
+        return f"{n} {self.measure.unit}s" if is_all else f"{n} shared seeds"
+
+    def plus_minus(self, value: float, half: float) -> str:
+        return plus_minus(value, half, is_share=self.measure.is_share)
+
+    def value(self, mean: float) -> str:
+        return f"{100 * mean:.1f} %" if self.measure.is_share else short(mean)
+
+    def points(self) -> Iterator[str]:
+        """What stands behind the numbers of differences, said once."""
+        return chain([" points" if self.measure.is_share else ""], repeat(""))
 
 
 def _standing(table: _Table) -> list[str]:
@@ -87,7 +105,8 @@ def _standing(table: _Table) -> list[str]:
     if not finished:
         return ["no training finished"]
     # A single seed can be set against nothing, so several come first.
-    first = max(finished, key=lambda row: (row.n > 1, row.mean, row.n))
+    sign = table.measure.sign
+    first = max(finished, key=lambda row: (row.n > 1, sign * (row.mean or 0.0), row.n))
     others = [row for row in finished if row is not first]
     if first.n == 1 and others:
         return [_leaders(table, finished)]
@@ -99,20 +118,23 @@ def _standing(table: _Table) -> list[str]:
 def _reached(table: _Table, row: Row) -> str:
     assert row.mean is not None
     if row.low is None or row.high is None:
-        more = ": more seeds would say how sure that is" if table.requested == 1 else ""
-        return f"{row.cell.init} reaches {100 * row.mean:.1f} % with one seed{more}"
-    shown = plus_minus(row.mean, (row.high - row.low) / 2)
-    return f"{row.cell.init} reaches {shown} % over {row.n} seeds"
+        unit = table.measure.unit
+        more = f": more {unit}s would say how sure that is" if table.requested == 1 else ""
+        return f"{row.cell.init} reaches {table.value(row.mean)} with one {unit}{more}"
+    shown = table.plus_minus(row.mean, (row.high - row.low) / 2)
+    percent = " %" if table.measure.is_share else ""
+    return f"{row.cell.init} reaches {shown}{percent} over {row.n} {table.measure.unit}s"
 
 
 def _leaders(table: _Table, finished: Sequence[Row]) -> str:
     """Who is first where each scheme has one seed at most."""
-    top = max(row.mean or 0.0 for row in finished)
+    unit, sign = table.measure.unit, table.measure.sign
+    top = sign * max(sign * (row.mean or 0.0) for row in finished)
     names = [row.cell.init for row in finished if row.mean == top]
-    more = ": use more seeds" if table.requested == 1 else ""
+    more = f": use more {unit}s" if table.requested == 1 else ""
     return (
-        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} first with {100 * top:.1f} %, but "
-        f"one seed shows no difference{more}"
+        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} first with {table.value(top)}, "
+        f"but one {unit} shows no difference{more}"
     )
 
 
@@ -122,7 +144,7 @@ def _compared(table: _Table, first: str, pairs: Sequence[Difference]) -> list[st
     sure = [pair for pair in pairs if pair.significant]
     likely = [pair for pair in pairs if pair.p <= ALPHA and not pair.significant]
     level = sorted((pair for pair in pairs if pair.p > ALPHA), key=lambda pair: pair.largest)
-    units = chain([" points"], repeat(""))  # said once
+    units = table.points()
     said_below = bool(level) and len({pair.n for pair in sure + level}) == 1
     clauses = []
     for group, beats, after in (
@@ -145,7 +167,7 @@ def _by(table: _Table, won: Sequence[Difference], units: Iterator[str], *, bare:
 
     def told(pairs: Sequence[Difference]) -> list[str]:
         return [
-            f"{pair.worse} by {plus_minus(pair.effect, pair.high - pair.effect)}{next(units)}"
+            f"{pair.worse} by {table.plus_minus(pair.effect, pair.high - pair.effect)}{next(units)}"
             f"{'' if same else f' ({table.number(pair.n)})'}"
             for pair in pairs
         ]
@@ -153,7 +175,9 @@ def _by(table: _Table, won: Sequence[Difference], units: Iterator[str], *, bare:
     if len(won) > MANY:
         end = MANY // 2 - 1
         largest, between, smallest = won[:end], won[end:-end], won[-end:]
-        low, high = (f"{100 * pair.effect:.1f}" for pair in (between[-1], between[0]))
+        low, high = (
+            table.value(pair.effect).removesuffix(" %") for pair in (between[-1], between[0])
+        )
         others = f"{len(between)} others by {low} to {high}"
         text = _listed([*told(largest), others, *told(smallest)])
     else:
@@ -167,9 +191,10 @@ def _level(
     """The pairs without a difference that could be told, those with the narrowest bound first."""
     bounded: list[str] = []
     before = None
-    # Any two schemes are within 100 points.
-    unknown = [pair for pair in level if pair.largest >= 1]
-    level = [pair for pair in level if pair.largest < 1]
+    # Any two shares are within 100 points.
+    is_share = table.measure.is_share
+    unknown = [pair for pair in level if is_share and pair.largest >= 1]
+    level = [pair for pair in level if pair not in unknown]
     shown = level[: MANY - 2] if len(level) > MANY else level
     rest = level[len(shown) :]
     for pair in shown:
@@ -178,12 +203,13 @@ def _level(
         none = "none" if bounded else "no difference"
         bound = "at all"
         if pair.largest:
-            bound = f"larger than {_upper(pair)}{next(units)}"
+            bound = f"larger than {_upper(pair, is_share=is_share)}{next(units)}"
         bounded.append(f"between {first} and {other} {show}{none} {bound}")
         before = pair.n
     if rest:
         bounded.append(
-            f"between {first} and {len(rest)} others none larger than {_upper(rest[-1])}"
+            f"between {first} and {len(rest)} others none larger than "
+            f"{_upper(rest[-1], is_share=is_share)}"
         )
     return ([_listed(bounded)] if bounded else []) + _unknown(table, first, unknown)
 
@@ -193,7 +219,7 @@ def _unknown(table: _Table, first: str, pairs: Sequence[Difference]) -> list[str
     if len(pairs) > MANY:
         fewest, most = min(pair.n for pair in pairs), max(pair.n for pair in pairs)
         n = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        return [f"{n} seeds are too few to tell {first} from {len(pairs)} others"]
+        return [f"{n} {table.measure.unit}s are too few to tell {first} from {len(pairs)} others"]
     others = (pair.worse if pair.better == first else pair.better for pair in pairs)
     return [
         f"{table.number(pair.n)} are too few to tell {first} from {other}"
@@ -207,7 +233,9 @@ def _too_few(table: _Table, first: str, others: Sequence[Row]) -> list[str]:
     for row in others:
         other = row.cell.init
         shared = table.shared(first, other)
-        if shared < 2:
+        if not table.measure.is_paired and row.n < 2:
+            clauses.append(f"{other} has only one run, too few to compare")
+        elif table.measure.is_paired and shared < 2:
             seeds = "only one seed" if shared else "no seed"
             clauses.append(f"{first} and {other} finished {seeds} in common, too few to compare")
     return clauses
@@ -216,11 +244,14 @@ def _too_few(table: _Table, first: str, others: Sequence[Row]) -> list[str]:
 def _lost(table: _Table) -> list[str]:
     """Whose seeds diverged and how many, schemes with the same share together."""
     shares: dict[str, list[str]] = {}
+    unit = table.measure.unit
     for row in table.rows:
         requested = len(table.outcomes[row.cell.init])
-        share = f"{row.diverged} of {requested} seeds"
+        share = f"{row.diverged} of {counted(requested, unit)}"
         if row.diverged == requested:
-            share = {1: "the only seed", 2: "both seeds"}.get(requested, f"all {requested} seeds")
+            share = {1: f"the only {unit}", 2: f"both {unit}s"}.get(
+                requested, f"all {requested} {unit}s"
+            )
         if row.diverged:
             shares.setdefault(share, []).append(row.cell.init)
     verbs = chain(["diverged with"], repeat("with"))  # said once
@@ -228,7 +259,7 @@ def _lost(table: _Table) -> list[str]:
     said = [_listed(clauses)] if clauses else []
     without = [row.cell.init for row in table.rows if not (row.n or row.diverged)]
     if without and len(without) < len(table.rows):
-        said.append(f"{_listed(without)} finished no seed")
+        said.append(f"{_listed(without)} finished no {unit}")
     return said
 
 
@@ -237,8 +268,10 @@ def _listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def _upper(pair: Difference) -> str:
-    """The largest difference that is possible, in points, rounded up so that it stays true."""
-    unit = Decimal(1).scaleb(-decimals(100 * (pair.high - pair.effect)))
-    points = Decimal(f"{100 * pair.largest:.{EXACT}g}")  # without the rounding of the product
+def _upper(pair: Difference, *, is_share: bool) -> str:
+    """The largest difference that is possible, of shares in points, rounded up to stay true."""
+    scale = 100 if is_share else 1
+    half = scale * (pair.high - pair.effect)
+    unit = Decimal(1).scaleb(-decimals(half, is_share=is_share))
+    points = Decimal(f"{scale * pair.largest:.{EXACT}g}")  # without the rounding of the product
     return f"{points.quantize(unit, ROUND_CEILING):f}"

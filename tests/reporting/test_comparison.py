@@ -19,6 +19,7 @@ from initflow.reporting import seed_statistics, sentences, thinning
 from initflow.reporting.seed_statistics import (
     Cell,
     Difference,
+    Measure,
     Outcome,
     as_csv,
     as_json,
@@ -770,3 +771,59 @@ def test_schemes_that_never_finished_give_way_to_those_that_did():
     assert "s3" not in thinning.drawn(table_of(many))
     few = [at / 20 if at < 5 else None for at in range(20)]
     assert set(thinning.drawn(table_of(few))) == {f"s{at}" for at in range(8)}
+
+
+# Runs that share no seeds, and other measures than accuracies.
+
+LOSS = Measure("loss/test", is_share=False, lower_is_better=True, is_paired=False)
+
+
+@given(
+    st.lists(st.floats(0, 10), min_size=2, max_size=9).filter(lambda ends: np.std(ends) > 1e-3),
+    st.lists(st.floats(0, 10), min_size=2, max_size=9).filter(lambda ends: np.std(ends) > 1e-3),
+)
+@settings(max_examples=30)
+def test_independent_runs_are_set_against_each_other_as_scipy_does(one, other):
+    """By Welch's test: effect, interval and p-value; less is better."""
+    (found,) = differences(with_relu({"a": one, "b": other}), LOSS)
+    expected = stats.ttest_ind(other, one, equal_var=False)
+    sign = 1 if found.better == "a" else -1
+    low, high = sorted(sign * end for end in expected.confidence_interval(0.95))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
+    assert found.effect == pytest.approx(abs(np.mean(one) - np.mean(other)), abs=1e-12)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert found.n == len(one) + len(other)
+
+
+def test_welchs_test_errs_as_often_as_it_says():
+    """In one comparison of twenty where nothing differs, though the spreads and numbers do."""
+    random = np.random.default_rng(0)
+    pairs = zip(random.normal(0, 1, (2_000, 4)), random.normal(0, 5, (2_000, 9)), strict=True)
+    wrong = [
+        pair.p <= 0.05
+        for one, other in pairs
+        for pair in differences(with_relu({"a": one.tolist(), "b": other.tolist()}), LOSS)
+    ]
+    assert np.mean(wrong) == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("schemes", "text"),
+    [
+        (
+            {"adam": [0.30, 0.32, 0.31], "sgd": [0.52, 0.49, 0.5]},
+            "Adam beats sgd by 0.193 ± 0.031 over 6 runs.",
+        ),
+        (
+            {"adam": [0.30, 0.32], "sgd": [0.31, 0.33, None]},
+            "Between adam and sgd 4 runs show no difference larger than 0.071; sgd diverged with 1 of",
+        ),
+        ({"adam": [0.3, 0.3], "sgd": [0.4]}, "Adam reaches 0.3000 ± 0.0000 over 2 runs; sgd has"),
+        ({"adam": [0.3], "sgd": [0.4]}, "Adam is first with 0.3, but one run shows no difference"),
+        ({"adam": [1200.0, 1100.0, 1150.0]}, "Adam reaches 1150 ± 124 over 3 runs."),
+    ],
+)
+def test_sentences_on_independent_runs(schemes, text):
+    """Plain numbers, of which the lower is the better, and runs instead of seeds."""
+    (said,) = sentences.comparison_sentences(with_relu(schemes), measure=LOSS)
+    assert said.lower().startswith(text.lower())

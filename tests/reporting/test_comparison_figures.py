@@ -7,7 +7,7 @@ import pytest
 
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import comparison_figures, drawing
-from initflow.reporting.seed_statistics import Cell, Outcome, Row
+from initflow.reporting.seed_statistics import Cell, Measure, Outcome, Row
 from tests.drawn import legend, saved, shown
 
 
@@ -349,3 +349,22 @@ def test_of_many_seeds_that_diverged_some_are_drawn():
     (axes,) = figure.axes
     assert len([line for line in axes.lines if line.get_marker() == "x"]) == 10
     assert "of which up to 10 of a scheme are drawn" in shown(figure.legends[0].get_title())
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"), [((2.0, 1.5, 1.2), "linear"), ((2.0, 0.2, 0.02), "log")]
+)
+def test_other_measures_have_plain_axes(losses, scale):
+    """A loss is logarithmic over more than a power of ten; nothing is stretched towards 100 %."""
+    measure = Measure("loss/valid", is_share=False, lower_is_better=True, over="step")
+    outcomes = {Cell("he", ""): [outcome(0, *losses), outcome(1, *losses[:-1], losses[-1] / 2)]}
+    curves = comparison_figures.comparison_curves(outcomes, "title", measure).axes[0]
+    assert (curves.get_yscale(), curves.get_ylabel()) == (scale, "loss/valid")
+    assert curves.get_xlabel() == "step"
+    low, high = curves.get_ylim()
+    assert low < losses[-1] / 2 < losses[0] < high
+    rows = [row(cell, of) for cell, of in outcomes.items()]
+    ends = comparison_figures.comparison_accuracies(outcomes, rows, "title", measure).axes[0]
+    assert ends.get_xscale() == "linear"
+    low, high = ends.get_xlim()
+    assert low < losses[-1] / 2 < losses[-1] < high
