@@ -34,6 +34,7 @@ from tests.test_claims import COMMANDS as OF_CLAIMS
 from tests.test_end_to_end import environment, free_port, run, runs
 
 README = (ROOT / "README.md").read_text()
+OF_THE_ROOT = sorted(path.name for path in ROOT.glob("*.md"))
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 CI = (ROOT / ".ci" / "run").read_text()
 
@@ -135,6 +136,9 @@ IN_TESTS = {
     "mlflow run . -e diagnose --env-manager local --experiment-name initflow -P inits=mine,he "
     "-P dataset=digits": "test_it_is_the_same_to_all_commands",
     "make claims": "test_figures_are_drawn_of_what_is_measured",
+    "docker build -t initflow .": "test_what_the_image_is_built_of_is_there",
+    'docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" initflow train --init he '
+    "--dataset digits": "test_the_command_for_the_image_is_valid",
 }
 # On MNIST, and too long to run: that page's own test holds their options and values.
 CLAIMS = {f"initflow {words}": "test_the_commands_of_the_page_are_valid" for words in OF_CLAIMS}
@@ -481,7 +485,7 @@ def anchors(text):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES)])
+@pytest.mark.parametrize("page", [*OF_THE_ROOT, *(f"docs/{page}" for page in PAGES)])
 def test_links_lead_somewhere(page):
     """Each to a file or folder that is there, and to a heading that it has."""
     place = ROOT / page
