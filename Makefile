@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 export PATH := $(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+# Without git, mlflow would say so three times, at length.
+export GIT_PYTHON_REFRESH ?= quiet
 PORT ?= 5000
 
 .PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz test-project bench anyinit claims model-claims screenshots lock clean

@@ -516,12 +516,14 @@ socket.getaddrinfo = refuse
 '''
 
 
-def test_training_needs_no_network(tmp_path):
-    """On the digits all works; a data set that is not there ends with what to do."""
+def test_training_needs_neither_network_nor_git(tmp_path):
+    """On the digits all works, in silence; a data set that is not there ends with what to do."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     offline = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "XDG_CACHE_HOME": str(tmp_path)}
-    done = run(tmp_path, "initflow", "train", "--dataset", "digits", cold=True, **offline)
+    train = ("initflow", "train", "--dataset", "digits")
+    done = run(tmp_path, *train, cold=True, PATH=str(BIN), **offline)
     assert done.returncode == 0, done.stderr
+    assert "git" not in done.stderr.lower()
     assert len(runs(tmp_path)) == 1
     done = run(tmp_path, "initflow", "train", "--dataset", "kmnist", **offline)
     assert done.returncode == 1

@@ -42,9 +42,10 @@ def say(console: Console, *lines: str) -> None:
 
 
 def quieten_libraries() -> None:
-    """MLflow tells of every step of making its database, and of what we tell: errors, addresses."""
+    """MLflow tells of every step of making its database, of what we tell, and of git's absence."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     ours = [] if click.get_current_context().find_root().meta.get("debug") else ["initflow"]
     for name in (*LOUD, "optuna", *ours):
         logging.getLogger(name).setLevel(logging.CRITICAL)
