@@ -194,7 +194,7 @@ def _looks(cells: Iterable[Cell], table: Sequence[Row]) -> dict[str, Look]:
 
 def _with_others(key: str, table: Sequence[Row]) -> str:
     said = thinning.sentence(table)
-    return f"{key}; grey: means of the others. Shown are {said}" if said else key
+    return f"{key}; light grey: means of the others. Shown are {said}" if said else key
 
 
 def _in_grey(axes: Axes, at: Sequence[int], values: Values) -> None:

@@ -292,19 +292,21 @@ MANY = {
 
 @pytest.mark.parametrize("activations", [("relu",), ("relu", "tanh")])
 def test_of_many_schemes_the_best_and_evenly_chosen_others_are_drawn(activations):
-    """In colours of their own, the means of all others in grey, and a sentence says so."""
+    """In colours of their own, the means of all others thin in a grey that is none of these."""
     outcomes = {cell: of for cell, of in MANY.items() if cell.activation in activations}
     figure = comparison_figures.comparison_curves(outcomes, "title")
     named = legend(figure)
     assert len(named) == 8
     assert {"scheme 19", "scheme 00"} <= set(named)  # the best with relu, and with tanh or the last
     said = shown(figure.legends[0].get_title())
+    assert "; light grey: means" in said
     assert "Shown are 8 of 20 schemes" in said
     for axes in figure.axes:
         grey = [line for line in axes.lines if line.get_color() == "0.8"]
         coloured = [line for line in axes.lines if line not in grey]
         assert (len(grey), len(coloured)) == (12, 8)
-        assert len({line.get_color() for line in coloured}) == 8
+        assert {line.get_color() for line in coloured} == set(drawing.CYCLE)
+        assert max(line.get_linewidth() for line in grey) < coloured[0].get_linewidth()
         assert len(axes.collections) == 8
         ends = {line.get_ydata()[-1] for line in axes.lines}
         assert ends == {
