@@ -150,7 +150,7 @@ def test_commands_beside_the_entry_points(site):
     command = (site.python, "-m", "initflow")
     assert "0 entries were sent" in site.run(*command, "sync")
     assert "critical" in site.run(*command, "schemes")
-    found = json.loads(site.run(*command, "plugins", "list", "--json"))
+    found = json.loads(site.run(*command, "plugins", "list", "--json"))["plugins"]
     assert {"critical", "looks-linear", "lsuv", "template"} <= {one["name"] for one in found}
 
 

@@ -79,7 +79,7 @@ def test_the_command_that_mlflow_builds_is_read_back(name, tmp_path):
     command = entry_point.compute_command(given | required, str(tmp_path))
     *_, called, words = command.split(" ", 4)
     config, more = read(called, words)
-    more = {key: more[key] for key in more.keys() - {"experiment", "as_json"}}
+    more = {key: more[key] for key in more.keys() - {"experiment"}}
     assert more == required
     assert config == settings(**given)
 

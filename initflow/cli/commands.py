@@ -7,21 +7,19 @@ What is heavy (torch, mlflow, matplotlib) is imported by a command when it runs,
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 import initflow
-from initflow.cli.console import printable, running, say, widen
-from initflow.cli.options import CONTEXT, as_json_option, command, debug, in_experiment, options
+from initflow.cli.console import Table, for_people, printable, remark, running, say, show
+from initflow.cli.options import CONTEXT, command, debug, in_experiment, options, quiet
 from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
@@ -38,15 +36,12 @@ from initflow.core.configurations import (
 from initflow.errors import InitflowError, PluginError, ReplayError, TrackingError, VerdictError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from initflow.experiments.failures import Failures
-    from initflow.experiments.results import TrackedResult
 
 
 @click.group(context_settings=CONTEXT)
 @click.version_option(initflow.__version__, prog_name="initflow", message="%(prog)s %(version)s")
+@quiet
 @debug
 def cli() -> None:
     """How a network's weights start: train under any initialization scheme, tracked by MLflow.
@@ -71,12 +66,12 @@ def train(experiment: str | None, **settings: str) -> None:
         from initflow.cli import tables
 
         result = initflow.train(config, experiment=experiment, progress=progress)
-    console.print(tables.closing_table(result))
+    show(console, result.as_json, lambda _: tables.closing_table(result), *result.conclusions)
     following = tables.next_command(config, result.run.launcher)
     if experiment:
         following += f" --experiment {shlex.quote(experiment)}"
-    say(console, *result.conclusions, f"Next, hold it against: {following}")
-    _finish(console, result.failures)
+    remark(f"Next, hold it against: {following}")
+    _finish(result.failures)
 
 
 @command(cli, options(DiagnoseConfig), in_experiment)
@@ -95,19 +90,22 @@ def diagnose(experiment: str | None, **settings: str) -> None:
         from initflow.cli import tables
 
         result = initflow.diagnose(config, experiment=experiment, progress=progress)
-    widen(console)
-    console.print(tables.diagnosis_table(result, console.width))
-    say(console, *result.conclusions)
-    say(console, f"The figure and all numbers are in MLflow's run {result.run_id}.")
+    show(
+        console,
+        result.as_json,
+        lambda columns: tables.diagnosis_table(result, columns),
+        *result.conclusions,
+    )
+    remark(f"The figure and all numbers are in MLflow's run {result.run_id}.")
     error = None
     if result.failed:
         cells = "; ".join(f"{cell} is {its.verdict}" for cell, its in result.failed.items())
         error = VerdictError(f"fail_on={','.join(config.fail_on or ())}: {cells}")
-    _finish(console, result.failures, error)
+    _finish(result.failures, error)
 
 
-@command(cli, options(PhaseConfig), as_json_option, in_experiment)
-def phase(experiment: str | None, as_json: bool, **settings: str) -> None:
+@command(cli, options(PhaseConfig), in_experiment)
+def phase(experiment: str | None, **settings: str) -> None:
     """Where deep networks are stable: the plane of weight and bias variances of an activation.
 
     By theory alone, in seconds, as one MLflow run: the critical line, and schemes where they lie.
@@ -122,14 +120,9 @@ def phase(experiment: str | None, as_json: bool, **settings: str) -> None:
         from initflow.cli import tables
 
         result = initflow.phase(config, experiment=experiment, progress=progress)
-    closing = f"The figure and all numbers are in MLflow's run {result.run_id}."
-    _show(
-        console,
-        result,
-        lambda _: tables.phase_table(result.marks),
-        as_json=as_json,
-        closing=[closing],
-    )
+    show(console, result.as_json, lambda _: tables.phase_table(result.marks), *result.conclusions)
+    remark(f"The figure and all numbers are in MLflow's run {result.run_id}.")
+    _finish(result.failures)
 
 
 @command(cli, options(CompareConfig), in_experiment)
@@ -173,8 +166,8 @@ def reproduce(experiment: str | None, **settings: str) -> None:
     _run_many("reproduce", ReproduceConfig.of(settings), experiment)
 
 
-@command(cli, as_json_option, options(TrainabilityConfig), in_experiment)
-def trainability(experiment: str | None, *, as_json: bool, **settings: str) -> None:
+@command(cli, options(TrainabilityConfig), in_experiment)
+def trainability(experiment: str | None, **settings: str) -> None:
     """Up to which depth networks train, for each variance of their weights, beside theory.
 
     Networks of every σ_w² and depth, each with so many updates: one MLflow run, with a nested run
@@ -185,11 +178,11 @@ def trainability(experiment: str | None, *, as_json: bool, **settings: str) -> N
       initflow trainability --workers 2
       initflow trainability --activation relu --lrs 0.01,0.001 --depths 5,10,20,40 --seeds 2
     """
-    _run_many("trainability", TrainabilityConfig.of(settings), experiment, as_json=as_json)
+    _run_many("trainability", TrainabilityConfig.of(settings), experiment)
 
 
-@command(cli, as_json_option, options(RatesConfig), in_experiment)
-def rates(experiment: str | None, as_json: bool, **settings: str) -> None:
+@command(cli, options(RatesConfig), in_experiment)
+def rates(experiment: str | None, **settings: str) -> None:
     """Train every scheme at every learning rate of a range: what it bears, and what is best.
 
     Beside it is what theory says that it bears. Each rate is a network of its own, all trained at
@@ -201,15 +194,13 @@ def rates(experiment: str | None, as_json: bool, **settings: str) -> None:
       initflow rates --inits normal,xavier,he
       initflow rates --inits he --over width --hidden 100x3 --parametrizations standard,mup
     """
-    _run_many("rates", RatesConfig.of(settings), experiment, as_json=as_json)
+    _run_many("rates", RatesConfig.of(settings), experiment)
 
 
 def _run_many(
     command: str,
     config: CompareConfig | TuneConfig | ReproduceConfig | TrainabilityConfig | RatesConfig,
     experiment: str | None,
-    *,
-    as_json: bool = False,
 ) -> None:
     """Run a ``command`` that trains many networks, and print what came of it."""
     with running("PyTorch, MLflow and Optuna" if command == "tune" else "PyTorch and MLflow") as (
@@ -218,8 +209,8 @@ def _run_many(
     ):
         from initflow.cli import tables
 
-        if config.seeds == 1 and not as_json:
-            say(console, "seeds=1: one seed shows no spread, so no interval is claimed.")
+        if config.seeds == 1:
+            remark("seeds=1: one seed shows no spread, so no interval is claimed.")
         from initflow.core import workers
 
         with workers.startable():
@@ -228,14 +219,15 @@ def _run_many(
     if result.failed:
         names = ", ".join(result.failed)
         error = PluginError(f"{len(result.failed)} of the networks failed: {names}")
-    _show(
+    show(
         console,
-        result,
+        result.as_json,
         lambda columns: tables.TABLES[command](result, columns),
-        as_json=as_json,
-        closing=[] if as_json else result.closing_lines(),
-        error=error,
+        *result.conclusions,
     )
+    if for_people():
+        say(*result.closing_lines())
+    _finish(result.failures, error)
 
 
 @command(cli, click.argument("run_id", metavar="RUN_OR_FOLDER"), options(VerifyConfig))
@@ -257,15 +249,20 @@ def verify(context: click.Context, /, run_id: str, **settings: str) -> None:
         from initflow.experiments.replay.retraining import DIFFERENT, EXIT_CODES
 
         result = initflow.verify(run_id, config, progress=progress)
-    found = result.replay
-    widen(console)
-    if found.differences:
-        console.print(tables.environment_table(found.differences, console.width))
-        say(console, *tables.further_differences(found.differences))
-    console.print(tables.replay_table(found, console.width))
-    if result.verdict == DIFFERENT:
+    found, is_different = result.replay, result.verdict == DIFFERENT
+    changed: list[str | Table] = [
+        lambda columns: tables.environment_table(found.differences, columns),
+        *tables.further_differences(found.differences),
+    ]
+    show(
+        console,
+        result.as_json,
+        *(changed if found.differences else []),
+        lambda columns: tables.replay_table(found, columns),
+        *([] if is_different else result.conclusions),
+    )
+    if is_different:
         raise ReplayError(" ".join(result.conclusions))
-    say(console, *result.conclusions)
     context.exit(EXIT_CODES[result.verdict])
 
 
@@ -290,52 +287,22 @@ def export(run_id: str, folder: Path) -> None:
     """
     with running("PyTorch and MLflow") as (console, _):
         following = initflow.export(run_id, folder)
-    say(console, f"Written: {folder}")
-    say(console, f"Next, try it: {following}")
+    written = {"folder": str(folder), "verify": following}
+    show(console, lambda: written, f"Written: {folder}")
+    remark(f"Next, try it: {following}")
 
 
-def _show(
-    console: Console,
-    result: TrackedResult,
-    table: Callable[[int], Table],
-    *,
-    as_json: bool,
-    closing: Sequence[str] = (),
-    error: InitflowError | None = None,
-) -> None:
-    """Print a result: as JSON alone or else its table, which is given the columns, and sentences.
-
-    ``closing`` are sentences behind its conclusions. What of it could not be made is an error, as
-    is what went wrong besides.
-    """
-    if as_json:
-        click.echo(json.dumps(result.as_json(), indent=2))
-    else:
-        widen(console)
-        console.print(table(console.width))
-        say(console, *result.conclusions, *closing)
-    _finish(console, result.failures, error, quiet=as_json)
-
-
-def _finish(
-    console: Console,
-    failed: Failures,
-    error: InitflowError | None = None,
-    *,
-    quiet: bool = False,
-) -> None:
+def _finish(failed: Failures, error: InitflowError | None = None) -> None:
     """Say where things are that nobody would look for in a clone, and raise what went wrong.
 
-    In one line: ``error`` if there is one, and what ``failed`` besides. Nothing is said where it
-    is ``quiet``.
+    In one line: ``error`` if there is one, and what ``failed`` besides.
     """
     from initflow.core import paths
     from initflow.experiments import failures
     from initflow.tracking import connection
 
-    if paths.in_clone() and not quiet:
-        say(
-            console,
+    if paths.in_clone():
+        remark(
             f"This ran in a clone that MLflow made. Runs are kept in {connection.shown()}; "
             "studies, plugins of your own and files by relative paths are in "
             f"{paths.home().resolve()}.",
@@ -346,7 +313,9 @@ def _finish(
 
 
 @command(
-    cli, click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+    cli,
+    click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535)),
+    has_json=False,
 )
 @click.pass_context
 def ui(context: click.Context, port: int) -> None:
@@ -360,7 +329,7 @@ def ui(context: click.Context, port: int) -> None:
         from initflow.tracking import connection, ui
 
         address = ui.page(port)
-    say(console, f"MLflow's page: {address}")
+    say(f"MLflow's page: {address}")
     sys.stdout.flush()
     if connection.is_served():
         return
@@ -400,15 +369,15 @@ def sync() -> None:
 
         done = unsent.sync(lambda sent, of: progress("sending", sent, of))
         runs.close_left_open(everywhere=True)  # some of them may just have been made
-    say(console, "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent.")
-    if done.left:
-        *lines, last = [line for left in done.left for line in unsent.left_lines(left)]
-        say(console, *lines)
+    sent = "1 entry was sent." if done.sent == 1 else f"{done.sent:,} entries were sent."
+    *lines, last = [line for left in done.left for line in unsent.left_lines(left)] or [""]
+    show(console, done.as_json, sent, *lines)
+    if last:
         raise TrackingError(last)
 
 
-@command(cli, click.argument("name", required=False), as_json_option, options(NetworkConfig))
-def schemes(name: str | None, as_json: bool, **settings: str) -> None:
+@command(cli, click.argument("name", required=False), options(NetworkConfig))
+def schemes(name: str | None, **settings: str) -> None:
     """What schemes there are, built in and from plugins; or one of them, on a network.
 
     \b
@@ -422,20 +391,25 @@ def schemes(name: str | None, as_json: bool, **settings: str) -> None:
         from initflow.diagnostics import catalogue
 
         found = [catalogue.filled(name, config)] if name else catalogue.entries(config)
-    if as_json:
-        values = [entry.as_json() for entry in found]
-        click.echo(json.dumps(values[0] if name else values, indent=2))
-        return
-    widen(console)
     if name:
-        say(console, *tables.scheme_lines(found[0]))
-        console.print(tables.layers_table(found[0]))
+        (one,) = found
+        show(
+            console,
+            one.as_json,
+            *tables.scheme_lines(one),
+            lambda _: tables.layers_table(one),
+        )
     else:
-        console.print(tables.schemes_table(found))
-        say(console, *tables.broken_lines(found))
+        show(
+            console,
+            lambda: {"schemes": [entry.as_json() for entry in found]},
+            lambda _: tables.schemes_table(found),
+            *tables.broken_lines(found),
+        )
 
 
 @cli.group(context_settings=CONTEXT)
+@quiet
 @debug
 def plugins() -> None:
     """Initializers of your own: list, check and start one.
@@ -446,8 +420,8 @@ def plugins() -> None:
     """
 
 
-@command(plugins, as_json_option, options(PluginsConfig), name="list")
-def list_plugins(as_json: bool, **settings: str) -> None:
+@command(plugins, options(PluginsConfig), name="list")
+def list_plugins(**settings: str) -> None:
     """What is found, from where; nothing is imported.
 
     \b
@@ -458,25 +432,22 @@ def list_plugins(as_json: bool, **settings: str) -> None:
 
     plugins_dir = PluginsConfig.of(settings).plugins_dir
     found = list(finder.found(plugins_dir).values())
-    if as_json:
-        click.echo(json.dumps([plugin.as_json() for plugin in found], indent=2))
-        return
-    if not found:
-        click.echo(f"No plugin is installed, and none is in '{finder.folder(plugins_dir)}'.")
-        return
-    titles = ("scheme", "distribution", "where")
-    rows = [titles, *((plugin.name, plugin.provider, plugin.place) for plugin in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:  # without rich, which takes longer than finding them
-        cells = map(str.ljust, map(printable, row), widths)
-        click.echo("  ".join(cells).rstrip())
-    for plugin in found:
-        if plugin.problem:
-            click.echo(f"Broken: {printable(plugin.problem)}")
+    lines = [f"No plugin is installed, and none is in '{finder.folder(plugins_dir)}'."]
+    if found:
+        shown = ((plugin.name, plugin.provider, plugin.place) for plugin in found)
+        rows = [
+            ("scheme", "distribution", "where"),
+            *(tuple(map(printable, row)) for row in shown),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        # Without rich, which takes longer than finding them.
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [f"Broken: {plugin.problem}" for plugin in found if plugin.problem]
+    show(None, lambda: {"plugins": [plugin.as_json() for plugin in found]}, *lines)
 
 
-@command(plugins, click.argument("name"), as_json_option, options(PluginsConfig))
-def check(name: str, as_json: bool, **settings: str) -> None:
+@command(plugins, click.argument("name"), options(PluginsConfig))
+def check(name: str, **settings: str) -> None:
     """Try an initializer against its contract; exit 1 if it breaks a rule.
 
     NAME is what init would be: a scheme's name, or file.py:function.
@@ -494,17 +465,17 @@ def check(name: str, as_json: bool, **settings: str) -> None:
         for row in testing.check(name, plugins_dir):
             rows.append(row)
             progress(f"checked: {row.rule}", len(rows), len(testing.ALL_RULES))
-    if as_json:
-        click.echo(json.dumps([row.as_json() for row in rows], indent=2))
-    else:
-        widen(console)
-        console.print(tables.check_table(rows))
-        say(console, *tables.failure_lines(rows))
     broken = [row.rule for row in rows if not row.passed]
+    kept = [] if broken else [f"'{name}' keeps its contract."]
+    show(
+        console,
+        lambda: {"name": name, "passed": not broken, "rules": [row.as_json() for row in rows]},
+        lambda _: tables.check_table(rows),
+        *tables.failure_lines(rows),
+        *kept,
+    )
     if broken:
         raise PluginError(f"'{name}' breaks its contract: {', '.join(broken)}")
-    if not as_json:
-        say(console, f"'{name}' keeps its contract.")
 
 
 @command(plugins, click.argument("name"), options(PluginsConfig))
@@ -520,6 +491,7 @@ def new(name: str, **settings: str) -> None:
 
     plugins_dir = PluginsConfig.of(settings).plugins_dir
     place = write(name, folder(plugins_dir))
-    click.echo(f"Written: {place}")
     option = f" --plugins-dir {shlex.quote(str(plugins_dir))}" if plugins_dir else ""
-    click.echo(f"Next, try it: initflow plugins check {name}{option}")
+    following = f"initflow plugins check {name}{option}"
+    show(None, lambda: {"folder": str(place), "check": following}, f"Written: {place}")
+    remark(f"Next, try it: {following}")

@@ -13,19 +13,28 @@ from initflow.core.settings import Settings
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value:
-        context.find_root().meta["debug"] = True
+def _flag(name: str, help_text: str, *more: str) -> Callable[[Any], Any]:
+    """An option that is the same everywhere: :func:`initflow.cli.console.asked` tells of it."""
+
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            context.find_root().meta[name] = True
+
+    return click.option(
+        f"--{name}",
+        *more,
+        name,
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=remember,
+        help=help_text,
+    )
 
 
-debug = click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_remember_debug,
-    help="Show the traceback of an error.",
-)
+debug = _flag("debug", "Show the traceback of an error.")
+quiet = _flag("quiet", "Print the result and errors alone.", "-q")
+as_json = _flag("json", "Print the result as JSON, for programs.")
 
 
 def options(settings: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -52,16 +61,22 @@ in_experiment = click.option(
     metavar="NAME",
     help="MLflow experiment.  [default: MLFLOW_EXPERIMENT_NAME or _ID, else initflow]",
 )
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def command(
-    group: click.Group, *parts: Callable[[Any], Any], name: str | None = None
+    group: click.Group,
+    *parts: Callable[[Any], Any],
+    name: str | None = None,
+    has_json: bool = True,
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a command of ``group``, by the same name, with its arguments and options."""
+    """Make a function a command of ``group``, by the same name, with its arguments and options.
+
+    ``has_json`` where its result is one that programs read.
+    """
+    flags = [*([as_json] if has_json else []), quiet, debug]
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        for part in reversed([*parts, debug]):
+        for part in reversed([*parts, *flags]):
             function = part(function)
         return group.command(name, context_settings=CONTEXT)(function)
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from initflow.cli.commands import cli
-from initflow.cli.console import printable
+from initflow.cli.console import for_people, printable
 from initflow.errors import InitflowError
 
 # Signals that end the command, with the run closed on the way out.
@@ -79,7 +79,7 @@ def _tell_what_waits(*, send: bool) -> None:
     if unsent and click.get_current_context().invoked_subcommand != "sync":
         with contextlib.suppress(InitflowError):  # the command's own error is the one to tell
             for line in unsent.waiting_lines(send=send):
-                click.echo(printable(line))
+                click.echo(printable(line), err=not for_people())
 
 
 def _failed(reason: str, code: int) -> int:

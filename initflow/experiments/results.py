@@ -18,11 +18,13 @@ READABLE = 300  # characters of an address; a longer one is for clicking, not fo
 
 
 class TrackedResult(Result):
-    """One that is in a ``run``; ``failures`` is what could not be made of it, such as a figure.
+    """One of the settings ``config`` that is in a ``run``.
 
-    ``remark`` is a sentence on the data, where there is something odd to say of it.
+    ``failures`` is what could not be made of it, such as a figure. ``remark`` is a sentence on the
+    data, where there is something odd to say of it.
     """
 
+    config: Settings
     run: runs.Run
     failures: Failures
     remark: str
@@ -32,8 +34,11 @@ class TrackedResult(Result):
         return runs.with_ids(self.run.id)
 
     def as_json(self) -> dict[str, object]:
-        """Of the result what every one has, and the id of its run."""
-        return {"run_id": self.run_id, **super().as_json()}
+        """Of the result what every one has, the id of its run, and its settings as text."""
+        return {"run_id": self.run_id, "settings": self.configuration(), **super().as_json()}
+
+    def configuration(self) -> dict[str, str]:
+        return self.config.as_text()
 
     def problems(self) -> list[str]:
         return failures.lines(self.failures)
@@ -46,13 +51,12 @@ class TrackedResult(Result):
 class ReportedResult(TrackedResult):
     """One of many networks, whose run has a report.
 
-    It is that of the ``command`` with the settings ``config``, of which those named in ``always``
-    are told even where they are the defaults. ``failed`` says by name why networks failed.
+    It is that of the ``command``, of whose settings those named in ``always`` are told even where
+    they are the defaults. ``failed`` says by name why networks failed.
     """
 
     command: ClassVar[str]
     always: ClassVar[tuple[str, ...]]
-    config: Settings
     device: str
     failed: dict[str, str]
 
@@ -64,8 +68,9 @@ class ReportedResult(TrackedResult):
     def addresses(self) -> dict[str, str]:
         """Where MLflow's page shows what: addresses within it."""
 
-    def configuration(self) -> dict[str, str]:
-        return self.config.as_text()
+    def as_json(self) -> dict[str, object]:
+        """The same, with the networks that ``failed`` and the addresses to look at."""
+        return {**super().as_json(), "failed": dict(self.failed), "links": self.links()}
 
     def links(self) -> dict[str, str]:
         """The same addresses, complete."""

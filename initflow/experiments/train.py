@@ -27,6 +27,7 @@ FIRST = ("accuracy", "loss", "lr")  # of the metrics that a table shows
 class Training(TrackedResult, Record):
     """What came of a training: its ``config``, ``history`` by metric, and ``losses``."""
 
+    config: TrainConfig
     run: runs.Run
     remark: str = ""
     failures: Failures = field(default_factory=dict)

@@ -54,6 +54,10 @@ class Verification(Result):
     def conclusions(self) -> Sequence[str]:
         return [sentence(self.replay, self.what)]
 
+    def as_json(self) -> dict[str, object]:
+        """What every result has, with the verdict and what of the environment differs."""
+        return {**super().as_json(), **self.replay.as_json()}
+
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each part that was compared, with where and how far it differs."""
         return ({"part": what, **its} for what, its in self.replay.as_json()["parts"].items())

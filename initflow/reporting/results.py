@@ -47,10 +47,11 @@ class Result(ABC):
         return pd.DataFrame(self.numbers())
 
     def as_json(self) -> dict[str, object]:
-        """Its title, conclusions and numbers, as values that JSON has: see :func:`plain`."""
+        """Its title, conclusions, problems and numbers, as values that JSON has: :func:`plain`."""
         return {
             "title": self.title,
             "conclusions": list(self.conclusions),
+            "problems": self.problems(),
             "numbers": plain(list(self.numbers())),
         }
 

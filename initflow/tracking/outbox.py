@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +364,9 @@ class Left:
     refusal: str = ""
     is_held: bool = False
     is_away: bool = False
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self) | {"path": str(self.path)}
 
 
 def paths() -> list[Path]:

@@ -30,6 +30,9 @@ class Synced(NamedTuple):
     sent: int
     left: Sequence[Left]
 
+    def as_json(self) -> dict[str, object]:
+        return {"sent": self.sent, "left": [left.as_json() for left in self.left]}
+
 
 def sync(
     progress: Callable[[int, int], None] = lambda *_: None,

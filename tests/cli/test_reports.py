@@ -1,16 +1,13 @@
 """What the terminal shows of several seeds: every number, within 100 columns, as it is."""
 
 import io
-import json
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
-from initflow.cli import commands, tables
+from initflow.cli import tables
 from initflow.core.configurations import ACTIVATION_NAMES, SCHEME_NAMES
-from initflow.errors import ReportError
 from initflow.reporting import webpage
 from initflow.reporting.published import PublishedRow, checks
 from initflow.reporting.seed_statistics import Cell, Outcome, Row, rows
@@ -34,23 +31,6 @@ def cells_of(lines, name):
     """The words of the row that begins with ``name``."""
     (line,) = [line for line in lines if line.strip().startswith(f"{name} ")]
     return line.strip().removeprefix(name).split()
-
-
-@pytest.mark.parametrize("as_json", [True, False])
-def test_a_result_is_shown_as_json_or_in_words(capsys, as_json):
-    """JSON alone on stdout, or a table and the sentences; what could not be made is an error."""
-    values = {"title": "it", "conclusions": ["So it is."], "numbers": [{"xi_c": "inf"}]}
-    result = SimpleNamespace(
-        conclusions=["So it is."], failures={"it.png": "no ink"}, as_json=lambda: values
-    )
-    console, table = Console(width=COLUMNS), Table("heading")
-    with pytest.raises(ReportError, match=r"^it\.png could not be made: no ink$"):
-        commands._show(console, result, lambda _: table, as_json=as_json, closing=["The end."])
-    shown = capsys.readouterr().out
-    if as_json:
-        assert json.loads(shown) == values
-    else:
-        assert [word in shown for word in ("heading", "So it is.", "The end.")] == [True] * 3
 
 
 def trained(ends, diverged=0, steps=(0, 500, 12_000)):

@@ -297,7 +297,7 @@ def test_two_hundred_plugins_are_listed_and_none_is_imported(tmp_path):
         capture_output=True,
         text=True,
     )
-    listed = json.loads(done.stdout)
+    listed = json.loads(done.stdout)["plugins"]
     assert [plugin["name"] for plugin in listed] == sorted(f"scheme-{n}" for n in range(200))
     assert done.stderr == "0 []\n"
 

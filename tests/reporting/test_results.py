@@ -21,11 +21,12 @@ class Depths(Result):
 
 
 def test_a_result_is_plain_values():
-    """Its title, sentences and rows; what is infinite is text, which JSON has no number for."""
+    """Its title, sentences, problems and rows; infinity, which JSON does not have, is text."""
     values = Depths().as_json()
     assert json.loads(json.dumps(values, allow_nan=False)) == {
         "title": "depths",
         "conclusions": ["One is infinite."],
+        "problems": [],
         "numbers": [
             {"init": "he", "xi_c": "inf", "n": 3, "known": True},
             {"init": "lecun", "xi_c": 0.5, "n": None, "known": False},
