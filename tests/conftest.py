@@ -96,6 +96,12 @@ def whole_figures():
         yield
 
 
+@pytest.fixture
+def nothing_shipped(monkeypatch):
+    """The package comes without plugins."""
+    monkeypatch.setattr("initflow.core.paths.SHIPPED_PLUGINS", ())
+
+
 # A published table of a single network, which is trained in no time.
 SMALL_TABLE = """
 title = "A small table"

@@ -616,24 +616,3 @@ def test_a_plugin_by_a_real_pip_install(tmp_path):
     toml = folder / "pyproject.toml"
     toml.write_text(toml.read_text().replace("0.7", "0.8"))
     assert shown(tmp_path) == "dropped-plugin 0.8"
-
-
-def test_the_package_installs_and_gives_the_command(tmp_path):
-    """`pip install .` of the checkout, run from elsewhere, without the checkout's source."""
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "initflow", source / "initflow")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = ("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index")
-    pip = (*pip, "--ignore-installed")  # or it would uninstall the checkout's own
-    done = run(tmp_path, sys.executable, *pip, "--prefix", tmp_path / "there", source)
-    assert done.returncode == 0, done.stderr
-    (site,) = (tmp_path / "there").rglob("site-packages")
-    command = tmp_path / "there" / "bin" / "initflow"
-    done = run(tmp_path, command, "--version", PYTHONPATH=str(site))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"initflow {__import__('initflow').__version__}\n"
-    where = "import initflow; print(initflow.__file__)"
-    done = run(tmp_path, sys.executable, "-c", where, PYTHONPATH=str(site))
-    assert done.stdout.strip() == str(site / "initflow" / "__init__.py")
-    assert (site / "initflow" / "py.typed").is_file()

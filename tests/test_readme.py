@@ -71,7 +71,7 @@ IN_TESTS = {
     "mlflow run URI -v VERSION --env-manager uv --experiment-name initflow -P init=he "
     "-P dataset=digits": "test_a_version_is_a_tag_or_a_commit_too",
     "make ui": "test_make_ui_serves_the_runs_on_this_machine_only",
-    "pip install .": "test_the_package_installs_and_gives_the_command",
+    "pip install .": "test_pip_installs_the_checkout",
     "export INITFLOW_DATA_DIR=/path/to/data": "test_the_folder_is_the_option_then_the_variable",
     "mlflow run . --env-manager local --experiment-name initflow -P init=he "
     "-P data_dir=/path/to/data": "test_mlflow_run_on_the_real_mnist",

@@ -432,17 +432,12 @@ def list_plugins(**settings: str) -> None:
 
     plugins_dir = PluginsConfig.of(settings).plugins_dir
     found = list(finder.found(plugins_dir).values())
-    lines = [f"No plugin is installed, and none is in '{finder.folder(plugins_dir)}'."]
-    if found:
-        shown = ((plugin.name, plugin.provider, plugin.place) for plugin in found)
-        rows = [
-            ("scheme", "distribution", "where"),
-            *(tuple(map(printable, row)) for row in shown),
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        # Without rich, which takes longer than finding them.
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines += [f"Broken: {plugin.problem}" for plugin in found if plugin.problem]
+    shown = ((plugin.name, plugin.provider, plugin.place) for plugin in found)
+    rows = [("scheme", "distribution", "where"), *(tuple(map(printable, row)) for row in shown)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Without rich, which takes longer than finding them.
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += [f"Broken: {plugin.problem}" for plugin in found if plugin.problem]
     show(None, lambda: {"plugins": [plugin.as_json() for plugin in found]}, *lines)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 import initflow
-from initflow.core import repository
+from initflow.core import paths, repository
 from initflow.core.repository import UNKNOWN
 from initflow.core.secrets import without_credentials
 from initflow.errors import LONGEST, shortened
@@ -157,11 +157,18 @@ def processor() -> str:
 
 @functools.cache
 def source_sha256() -> str:
-    """The hash of the package's modules, which differs in an edited checkout of one version."""
+    """The hash of the package's modules, which differs in an edited checkout of one version.
+
+    With those of the plugins that come with it, so that a checkout and its wheel have the same.
+    """
     digest, package = hashlib.sha256(), Path(initflow.__file__).parent
+    modules = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
+    for home in paths.shipped_plugins():
+        for file in home.glob("src/*.py"):
+            modules[f"shipped/plugins/{home.name}/src/{file.name}"] = file
     try:
-        for file in sorted(package.rglob("*.py"), key=str):
-            content, name = file.read_bytes(), file.relative_to(package).as_posix()
+        for name, file in sorted(modules.items()):
+            content = file.read_bytes()
             digest.update(f"{name} {len(content)}\n".encode() + content)
     except OSError:
         return UNKNOWN

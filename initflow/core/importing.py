@@ -80,9 +80,11 @@ def module_in_place(name: str, source: Path, *, installed_too: bool) -> ModuleTy
     own -= BESIDE
     plugins = source.parent.parent if source.name == "src" else source.parent
     with _importing:
-        # Another folder of plugins was looked into before: its modules have had their time.
-        for former in [place for place in _used_in_place if not place.is_relative_to(plugins)]:
-            _forget(former)
+        # Another folder of plugins was looked into before: its modules have had their time, unless
+        # this is one that comes with the package, and stands beside any other.
+        if plugins != paths.shipped("plugins").resolve():
+            for former in [place for place in _used_in_place if not place.is_relative_to(plugins)]:
+                _forget(former)
         for each in own:
             elsewhere = _elsewhere(each, source)
             if elsewhere and not installed_too:

@@ -2,7 +2,7 @@
 
 ``mlflow run https://…`` clones the project into a temporary folder and runs it there, so that the
 working folder is nobody's. What is the user's own is then beside MLflow's store or, where a server
-holds the runs, in the user's data folder.
+holds the runs, in the user's data folder. And the paths of what comes with the package.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from urllib.parse import unquote
 import platformdirs
 
 STORE = "sqlite:///"
+PACKAGE = Path(__file__).parents[1]
+# Of the folder plugins/: those that setup.py puts into a wheel.
+SHIPPED_PLUGINS = ("initflow-critical", "initflow-looks-linear", "initflow-lsuv")
 MADE = re.compile(r"tmp[a-z0-9_]{8}")  # as MLflow's tempfile.mkdtemp names a folder
 
 
@@ -60,3 +63,15 @@ def own_or_of_project(path: str) -> Path:
     """A file that is the user's or, where there is none of that name, the project's."""
     mine = own(path)
     return mine if os.path.isfile(mine) else Path(os.path.expanduser(path))  # noqa: PTH111, PTH113 - never raise
+
+
+def shipped(name: str) -> Path:
+    """What comes with the package: in an installed one its own copy, else that of the checkout."""
+    copies = PACKAGE / "shipped"
+    return (copies if copies.is_dir() else PACKAGE.parent) / name
+
+
+def shipped_plugins() -> list[Path]:
+    """The folders of the plugins that come with the package."""
+    homes = (shipped("plugins") / name for name in SHIPPED_PLUGINS)
+    return [home for home in homes if home.is_dir()]

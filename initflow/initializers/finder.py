@@ -2,7 +2,8 @@
 
 A plugin is a scheme, or a model, that an installed distribution offers by an entry point, that a
 folder offers which is such a distribution and is used in place, or that the running notebook or
-script defines. One that cannot be used is listed with the cause, and does not affect the others.
+script defines. Some come with the package, and give way to any other of their name. One that cannot
+be used is listed with the cause, and does not affect the others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
 
+import initflow
 from initflow.core import paths
 from initflow.core.configurations import MODEL_NAMES, SCHEME_NAMES
 from initflow.errors import SettingError, cause, first_line
@@ -50,8 +52,9 @@ class Plugin:
     """A scheme, or a model, that a distribution offers under ``name``: found, not yet imported.
 
     ``function`` is ``module:name``. ``folder`` is that of a distribution that is used
-    in place, None for an installed one; ``installed_too`` where it is both. ``problem`` says why
-    it cannot be used, where finding it was enough to know.
+    in place, None for an installed one; ``installed_too`` where it is both, ``shipped`` where it
+    comes with initflow. ``problem`` says why it cannot be used, where finding it was enough to
+    know.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Plugin:
     version: str
     folder: Path | None = None
     installed_too: bool = False
+    shipped: bool = False
     problem: str | None = None
 
     @property
@@ -86,6 +90,8 @@ class Plugin:
         """Where it comes from."""
         if self.distribution == NOTEBOOK:
             return "the running script or notebook"
+        if self.shipped:
+            return f"shipped with initflow {initflow.__version__}"
         return str(self.folder or "installed")
 
     @property
@@ -114,12 +120,13 @@ def found(plugins_dir: Path | None = None, group: Group = INITIALIZERS) -> dict[
             raise SettingError(f"plugins_dir must be a folder, not '{place}'")
         users = paths.home() / FOLDER  # another one where the project is a clone
         places = dict.fromkeys([place, users] if place == Path(FOLDER) else [place])
-        in_place = [plugin for at in places if at.is_dir() for plugin in _in_folders(at, group)]
+        homes = [home for at in places if at.is_dir() for home in sorted(at.iterdir())]
+        in_place = list(_in_folders(homes, group))
     except OSError as error:
         raise SettingError(f"plugins_dir '{place}' cannot be read: {error.strerror}") from error
     installed = list(_installed(group))
     twice = {p.key for p in in_place if not p.problem} & {p.key for p in installed}
-    return _sorted(
+    own = _sorted(
         [
             *(_in_notebook() if group is INITIALIZERS else ()),
             *(replace(plugin, installed_too=plugin.key in twice) for plugin in in_place),
@@ -127,6 +134,13 @@ def found(plugins_dir: Path | None = None, group: Group = INITIALIZERS) -> dict[
         ],
         group,
     )
+    keys = {plugin.key for plugin in own.values() if not plugin.problem}
+    shipped = {
+        plugin.name: replace(plugin, shipped=True)
+        for plugin in _in_folders(paths.shipped_plugins(), group)
+        if plugin.key not in keys
+    }
+    return dict(sorted((shipped | own).items()))
 
 
 def found_in_notebook() -> dict[str, Plugin]:
@@ -171,12 +185,12 @@ def _offered(distribution: Distribution, group: Group) -> Iterator[Plugin]:
         yield Plugin(point.name, point.value, name, version)
 
 
-def _in_folders(place: Path, group: Group) -> Iterator[Plugin]:
-    """Of every folder in ``place`` that has a ``pyproject.toml``, by its entry points.
+def _in_folders(homes: Iterable[Path], group: Group) -> Iterator[Plugin]:
+    """Of every one of the folders that has a ``pyproject.toml``, by its entry points.
 
     One that offers nothing of any group is a scheme's with a problem.
     """
-    for home in sorted(place.iterdir()):
+    for home in homes:
         project = home / "pyproject.toml"
         try:
             if not project.is_file():

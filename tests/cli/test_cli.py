@@ -522,11 +522,12 @@ def json_of(capsys, *arguments):
 
 def test_schemes_are_listed_with_their_providers_and_arguments(capsys, plugins_here):
     """Built-in ones first, then plugins by name, then what is broken, with its cause."""
+    shipped = ["critical", "looks-linear", "lsuv"]
     code, out, err = run(capsys, "schemes")
     assert (code, err) == (0, "")
     table, _, broken = out.partition("variance: of the weights of the first layer")
     names = [line.split()[0] for line in table.splitlines()[3:] if line.strip()]
-    assert names == [*SCHEME_NAMES, "mine", "whole"]
+    assert names == [*SCHEME_NAMES, *shipped, "mine", "whole"]
     assert re.search(r" he +built-in +layer +0\.00255 +mode=fan_in, negative_slope=0\.0 ", table)
     assert re.search(r" mine +mine 0\.4 +layer, bias +0\.00128 +gain=1\.0 ", table)
     assert re.search(r" whole +whole 1\.0 +network +– ", table)
@@ -574,17 +575,23 @@ def test_one_scheme_is_shown_on_a_network(capsys, plugins_here):
 
 
 def test_plugins_are_listed_from_where_they_are(capsys, plugins_here):
-    """Without importing any; an empty place says so."""
+    """Without importing any; those that come with the package are there in an empty place, too."""
     code, out, err = run(capsys, "plugins", "list")
     assert (code, err) == (0, "")
     assert re.search(r"^mine +mine 0\.4 +plugins/mine$", out, re.MULTILINE)
     assert re.search(r"^hurt +hurt 1\.0 +plugins/hurt$", out, re.MULTILINE)
     listed = json_of(capsys, "plugins", "list", "--json")["plugins"]
-    assert [plugin["name"] for plugin in listed] == ["hurt", "mine", "stated", "whole"]
-    assert listed[1]["folder"] == "plugins/mine"
+    own = [plugin for plugin in listed if not plugin["shipped"]]
+    assert [plugin["name"] for plugin in own] == ["hurt", "mine", "stated", "whole"]
+    assert own[1]["folder"] == "plugins/mine"
     (plugins_here / "empty").mkdir()
     code, out, _ = run(capsys, "plugins", "list", "--plugins-dir", "empty")
-    assert (code, out) == (0, "No plugin is installed, and none is in 'empty'.\n")
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        f"{name:<12}  initflow-{name} 0.1.0{' ' * (12 - len(name))}  "
+        f"shipped with initflow {initflow.__version__}"
+        for name in ("critical", "looks-linear", "lsuv")
+    ]
 
 
 def test_a_plugin_that_keeps_its_contract_is_told_so(capsys, plugins_here, checked_once):

@@ -246,7 +246,9 @@ def test_the_processor_has_a_name_on_other_systems_too(monkeypatch, afresh):
     assert environment._cpu() == arm
 
 
-def test_source_is_told_apart_by_any_change_of_any_module(tmp_path, monkeypatch, afresh):
+def test_source_is_told_apart_by_any_change_of_any_module(
+    tmp_path, monkeypatch, nothing_shipped, afresh
+):
     """Of its text, its name, or where one ends and the next begins."""
     digests = []
 
@@ -280,13 +282,19 @@ def test_source_is_told_apart_by_any_change_of_any_module(tmp_path, monkeypatch,
 
 
 def test_source_is_that_of_this_package(afresh):
-    """All of its modules, in whatever room."""
+    """All of its modules, in whatever room, and those of the plugins that come with it."""
     digest = hashlib.sha256()
-    there = [
-        str(Path(folder, name)) for folder, _, names in os.walk(ROOT / "initflow") for name in names
-    ]
-    for path in sorted(path for path in there if path.endswith(".py")):
-        content, name = Path(path).read_bytes(), os.path.relpath(path, ROOT / "initflow")
+    there = {
+        os.path.relpath(Path(folder, name), ROOT / "initflow"): Path(folder, name)
+        for folder, _, names in os.walk(ROOT / "initflow")
+        for name in names
+        if name.endswith(".py")
+    }
+    for name in ("critical", "looks_linear", "lsuv"):
+        file = f"initflow-{name.replace('_', '-')}/src/initflow_{name}.py"
+        there[f"shipped/plugins/{file}"] = ROOT / "plugins" / file
+    for name, path in sorted(there.items()):
+        content = path.read_bytes()
         digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)
     assert facts()["source_sha256"] == digest.hexdigest()

@@ -109,7 +109,7 @@ def test_with_a_server_the_users_data_folder_is_the_place(clone, monkeypatch):
     assert outbox.folder() == paths.home() / "outbox"
 
 
-def test_plugins_are_the_projects_and_the_users(clone):
+def test_plugins_are_the_projects_and_the_users(clone, nothing_shipped):
     """Both are found; a folder that was asked for is the user's."""
     project(clone / "plugins", "a", {"shipped": "module:fill"})
     project(clone.parent / "user" / "plugins", "b", {"own": "module:fill"})

@@ -7,12 +7,15 @@ import sys
 import pytest
 
 import initflow
+from initflow.core import paths
 from initflow.core.configurations import SCHEME_NAMES
 from initflow.errors import SettingError
 from initflow.initializers import finder
 from initflow.initializers.built_in import BUILT_IN
 from initflow.initializers.finder import INITIALIZERS, found
 from tests.conftest import ROOT
+
+SHIPPED = paths.SHIPPED_PLUGINS
 
 
 def install(site, name, points, version="1.0"):
@@ -42,7 +45,7 @@ def project(plugins, folder, points, name=None, version="1.0"):
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
+def site(tmp_path, monkeypatch, nothing_shipped):
     """A folder on the path where distributions are installed, and no plugins elsewhere."""
     folder = tmp_path / "site"
     folder.mkdir()
@@ -149,6 +152,26 @@ def test_an_installed_one_is_no_more_where_its_folder_is(site, tmp_path):
         "fine": False,
         "hurt": True,
         "new": False,
+    }
+
+
+def test_what_comes_with_the_package_gives_way(site, tmp_path, monkeypatch):
+    """To a scheme of its name, whose ever, and to its distribution, unless that is damaged."""
+    monkeypatch.setattr(paths, "SHIPPED_PLUGINS", SHIPPED)
+    assert {name: plugin.shipped for name, plugin in found().items()} == dict.fromkeys(
+        ("critical", "looks-linear", "lsuv"), True
+    )
+    install(site, "other", {"critical": "other:f"})
+    install(site, "Initflow_LSUV", {"lsuv-2": "initflow_lsuv:f"}, "0.2")
+    hurt = tmp_path / "plugins" / "initflow-looks-linear"
+    hurt.mkdir(parents=True)
+    (hurt / "pyproject.toml").write_text("[")
+    assert {name: plugin.origin for name, plugin in found().items() if not plugin.problem} == {
+        "critical": "other 1.0 (installed)",
+        "looks-linear": (
+            f"initflow-looks-linear 0.1.0 (shipped with initflow {initflow.__version__})"
+        ),
+        "lsuv-2": "Initflow_LSUV 0.2 (installed)",
     }
 
 
@@ -298,7 +321,8 @@ def test_two_hundred_plugins_are_listed_and_none_is_imported(tmp_path):
         text=True,
     )
     listed = json.loads(done.stdout)["plugins"]
-    assert [plugin["name"] for plugin in listed] == sorted(f"scheme-{n}" for n in range(200))
+    names = [plugin["name"] for plugin in listed if not plugin["shipped"]]
+    assert names == sorted(f"scheme-{n}" for n in range(200))
     assert done.stderr == "0 []\n"
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import initflow
 from initflow import TrainConfig
-from initflow.core import importing
+from initflow.core import importing, paths
 from initflow.core.configurations import DiagnoseConfig
 from initflow.errors import InitflowError, PluginError, SettingError
 from initflow.experiments.train import train
@@ -37,7 +37,7 @@ def fill(weight, fan_in, generator, *, gain: float = 1.0):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, nothing_shipped):
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -408,6 +408,19 @@ def test_what_an_import_changes_for_all_is_put_back(place, capsys):
     assert Path.cwd() == place
     out, err = capsys.readouterr()
     assert (out, set(err.split())) == ("", {"hello", "stating", "filling"})
+
+
+def test_one_that_comes_with_the_package_stands_beside_the_users(place, monkeypatch):
+    """Whichever is used first, both go on: a plugin may import its modules when it runs."""
+    monkeypatch.setattr(paths, "SHIPPED_PLUGINS", ("initflow-critical",))
+    late = "def fill(weight):\n    import beside\n    weight.fill_(beside.VALUE)\n"
+    home = folder(place, "late", late)
+    (home / "src" / "beside.py").write_text("VALUE = 2.0\n")
+    before = find("critical")
+    scheme, after = find("late"), find("critical")
+    assert weights(scheme).unique().tolist() == [2.0]
+    assert before.provider == after.provider == "initflow-critical 0.1.0"
+    assert weights(before).equal(weights(after))
 
 
 def test_objects_of_a_notebook_that_answer_to_any_name(place, monkeypatch):
