@@ -9,9 +9,14 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHIPPED = [  # where initflow.core.paths.shipped looks for them
-    f"plugins/initflow-{name}/{file}"
-    for name in ("critical", "looks-linear", "lsuv")
-    for file in ("README.md", "pyproject.toml", f"src/initflow_{name.replace('-', '_')}.py")
+    "MLproject",
+    "conda.yaml",
+    "requirements.lock",
+    *(
+        f"plugins/initflow-{name}/{file}"
+        for name in ("critical", "looks-linear", "lsuv")
+        for file in ("README.md", "pyproject.toml", f"src/initflow_{name.replace('-', '_')}.py")
+    ),
 ]
 
 

@@ -71,6 +71,9 @@ IN_TESTS = {
     "mlflow run URI -v VERSION --env-manager uv --experiment-name initflow -P init=he "
     "-P dataset=digits": "test_a_version_is_a_tag_or_a_commit_too",
     "make ui": "test_make_ui_serves_the_runs_on_this_machine_only",
+    "initflow project my-project": "test_a_project_of_ones_own_runs_anywhere",
+    "mlflow run my-project --env-manager local --experiment-name initflow -P init=template "
+    "-P dataset=digits": "test_a_project_of_ones_own_runs_anywhere",
     "pip install .": "test_pip_installs_the_checkout",
     "export INITFLOW_DATA_DIR=/path/to/data": "test_the_folder_is_the_option_then_the_variable",
     "mlflow run . --env-manager local --experiment-name initflow -P init=he "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import initflow
 from initflow.core import environment, paths
@@ -71,7 +73,8 @@ def test_the_wheel_is_the_package_with_copies_of_what_lies_beside_it(wheel):
     plugins = {
         name for home in paths.SHIPPED_PLUGINS for name in committed_files(f"plugins/{home}")
     }
-    assert copies == {name for name in plugins if "/tests/" not in name}
+    others = {"MLproject", "conda.yaml", "requirements.lock"}
+    assert copies == others | {name for name in plugins if "/tests/" not in name}
     for name in own | {SHIPPED + copy for copy in copies}:
         assert wheel[name] == (ROOT / name.removeprefix(SHIPPED)).read_bytes(), name
 
@@ -113,6 +116,29 @@ def test_it_runs_without_the_checkout(site, tmp_path):
         ]
         for name in ("critical", "looks-linear", "lsuv")
     ]
+
+
+def test_a_project_of_ones_own_runs_anywhere(site, tmp_path):
+    """Its entry points run the installed package, and find the plugin in it."""
+    program = Path(sys.executable).parent
+    shell = {
+        "PYTHONPATH": str(site),
+        "PATH": f"{program}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    run(tmp_path, sys.executable, "-m", "initflow", "project", "my-project", **shell)
+    conda = yaml.safe_load((tmp_path / "my-project" / "conda.yaml").read_text())
+    assert conda["dependencies"][-1] == {
+        "pip": ["-r requirements.lock", f"initflow=={initflow.__version__}"]
+    }
+    said = run(
+        tmp_path,
+        *(program / "mlflow", "run", "my-project", "--env-manager", "local"),
+        *("--experiment-name", "initflow", "-P", "init=template", "-P", "dataset=digits"),
+        **shell,
+    )
+    assert re.search(r"template .* \d\d\.\d\d% ", said)
+    assert f"mlflow run {tmp_path / 'my-project'} --env-manager local" in said
 
 
 def test_pip_installs_the_checkout(built, tmp_path):

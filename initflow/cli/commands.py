@@ -376,6 +376,31 @@ def sync() -> None:
         raise TrackingError(last)
 
 
+@command(cli, click.argument("folder", metavar="DIR", type=click.Path(path_type=Path)))
+def project(folder: Path) -> None:
+    """Make DIR an MLflow Project of your own, which mlflow run takes like initflow's.
+
+    It holds MLproject, conda.yaml with the pinned packages, and a folder of plugins.
+
+    \b
+    Example:
+      initflow project my-project
+    """
+    from initflow.experiments import project
+
+    itself = project.new(folder)
+    place = shlex.quote(str(folder))
+    command = f"mlflow run {place} --env-manager local --experiment-name initflow"
+    command += f" -P init={project.PLUGIN} -P dataset=digits"
+    show(None, lambda: {"folder": str(folder), "run": command}, f"Written: {folder}")
+    if "file://" in itself:
+        remark(
+            f"Its environment takes initflow from {itself.partition(' @ ')[2]}: elsewhere, change "
+            f"that in {folder / project.ENVIRONMENT}."
+        )
+    remark(f"Next, try it: {command}")
+
+
 @command(cli, click.argument("name", required=False), options(NetworkConfig))
 def schemes(name: str | None, **settings: str) -> None:
     """What schemes there are, built in and from plugins; or one of them, on a network.

@@ -35,13 +35,12 @@ def new(name: str, folder: Path) -> Path:
     that cannot be a scheme's and a function's or is taken, for a folder that exists already, and
     for one that cannot be written.
     """
-    function = _function(name)
-    values = {"name": name, "function": function, "module": f"initflow_{function}"}
+    module = f"initflow_{_function(name)}"
     target = folder / f"initflow-{name}"
     try:
         if target.exists():
             raise SettingError(f"'{target}' exists already")
-        for other in folder.glob(f"*/src/{values['module']}.py"):
+        for other in folder.glob(f"*/src/{module}.py"):
             raise SettingError(f"'{name}' would have the module of '{other.parent.parent}'")
         offered = found(folder if folder.is_dir() else None).get(name)
         if offered:
@@ -49,16 +48,23 @@ def new(name: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as beside:
             whole = Path(beside) / target.name
-            for source, place in FILES.items():
-                file = whole / Template(place).substitute(values)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                text = files("initflow.initializers").joinpath("template", f"{source}.template")
-                content = Template(text.read_text(encoding="utf-8")).substitute(values)
-                file.write_text(content, encoding="utf-8")
+            write(name, whole)
             whole.rename(target)
     except OSError as error:
         raise SettingError(f"'{target}' cannot be written: {error.strerror}") from error
     return target
+
+
+def write(name: str, home: Path) -> None:
+    """Write the plugin's files into the folder ``home``, which need not be there."""
+    function = _function(name)
+    values = {"name": name, "function": function, "module": f"initflow_{function}"}
+    for source, place in FILES.items():
+        file = home / Template(place).substitute(values)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = files("initflow.initializers").joinpath("template", f"{source}.template")
+        content = Template(text.read_text(encoding="utf-8")).substitute(values)
+        file.write_text(content, encoding="utf-8")
 
 
 def _function(name: str) -> str:

@@ -664,7 +664,8 @@ def _launched(id: str) -> Run:  # noqa: A002 - as a run's own
                 f"MLFLOW_RUN_ID must name a run that is still open, not '{id}', "
                 f"which is {info.status}"
             )
-        project = ["."]
+        here = paths.working_folder()
+        project = ["." if here == paths.PACKAGE.parent else str(here)]
         if paths.in_clone():
             address = without_credentials(tags[MLFLOW_SOURCE_NAME])
             project = [address, "-v", tags.get(MLFLOW_GIT_COMMIT, "HEAD")]

@@ -594,6 +594,23 @@ def test_plugins_are_listed_from_where_they_are(capsys, plugins_here):
     ]
 
 
+def test_a_project_is_written_with_the_next_command(capsys, tmp_path, monkeypatch):
+    """And with what holds only on this machine; what is there already is refused."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "project", "my own")
+    assert (code, err) == (0, "")
+    assert out == (
+        "Written: my own\n"
+        f"Its environment takes initflow from {ROOT.as_uri()}: elsewhere, change that in "
+        "my own/conda.yaml.\n"
+        "Next, try it: mlflow run 'my own' --env-manager local --experiment-name initflow "
+        "-P init=template -P dataset=digits\n"
+    )
+    code, out, err = run(capsys, "project", "my own")
+    assert (code, out) == (2, "")
+    assert err == "Error: the project's folder must be empty or not there, not 'my own'\n"
+
+
 def test_a_plugin_that_keeps_its_contract_is_told_so(capsys, plugins_here, checked_once):
     """Exit 0; the same for programs."""
     code, out, err = run(capsys, "plugins", "check", "mine")
