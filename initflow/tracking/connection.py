@@ -95,10 +95,15 @@ def _client(where: str) -> mlflow.MlflowClient:
 
 
 def store_lock(where: str) -> contextlib.AbstractContextManager[object]:
-    """Held while a store that is a file is made."""
+    """Held while a store that is a file is made; of a folder MLflow would ask for minutes."""
     store = store_file(where)
     if not store:
         return contextlib.nullcontext()
+    if store.is_dir():
+        raise SettingError(
+            "MLFLOW_TRACKING_URI must be a server or a file, such as "
+            f"{STORE}{store / 'mlflow.db'}, not '{without_credentials(where)}', which is a folder"
+        )
     store.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{store}.lock", timeout=STORE_TIMEOUT_S)
 

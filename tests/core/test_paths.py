@@ -129,3 +129,12 @@ def test_a_file_is_the_users_or_the_projects(clone):
     assert paths.own_or_of_project("own.py") == clone.parent / "user" / "own.py"
     with pytest.raises(SettingError, match=r"there is no file 'neither\.py'"):
         find("neither.py:fill")
+
+
+def test_a_store_that_is_a_folder_is_told_at_once(tmp_path):
+    """MLflow would ask it for minutes; nothing is left beside it."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    with pytest.raises(SettingError, match=r"such as sqlite:////.*/runs/mlflow\.db, not 'sqlite:"):
+        connection.client(f"sqlite:///{folder}")
+    assert list(tmp_path.iterdir()) == [folder]
