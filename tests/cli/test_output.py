@@ -36,6 +36,7 @@ SMALL_WORK = {
     "plugins list": "",
     "plugins check": "he",
     "plugins new": "mine",
+    "project": "mine",
     "sync": "",
 }
 # What each says besides its result, to those who read it.
@@ -50,6 +51,7 @@ REMARKS = {
     "reproduce": "Mean curves with bands: ",
     "export": "Next, try it: ",
     "plugins new": "Next, try it: ",
+    "project": "Next, try it: ",
 }
 WITHOUT_JSON = {"ui", "completion"}
 
@@ -84,6 +86,7 @@ def ask(tracked):
         for name in (*WITH_A_RUN, "export"):
             once(name, getattr(initflow, name))
         patch.setattr("initflow.initializers.scaffold.new", lambda name, folder: folder / name)
+        patch.setattr("initflow.experiments.project.new", lambda _: "initflow==1.0")
         rules = list(initflow.testing.check("he", None))
         patch.setattr(initflow.testing, "check", lambda *_: rules)
 
