@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import mlflow
@@ -17,7 +17,8 @@ MOST = 25_000  # values that a server gives in an answer
 # What MLflow's page asks; a server that does not have it is asked run by run.
 ADDRESS = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 UNKNOWN = (404, 405)  # HTTP's words for that
-History = list[tuple[int, float]]  # (step, value) pairs, in their order
+History = list[tuple[int, float]]  # (step, value) pairs; of one step as they were logged
+Logged = tuple[int, int, float]  # step, time and value
 
 
 def of_runs(client: mlflow.MlflowClient, run_ids: Sequence[str], key: str) -> dict[str, History]:
@@ -25,15 +26,20 @@ def of_runs(client: mlflow.MlflowClient, run_ids: Sequence[str], key: str) -> di
     values = _together(client, run_ids, key)
     if values is None:
         return {run: found for run in run_ids if (found := of_run(client, run, key))}
-    histories: dict[str, History] = {}
-    for run, step, value in values:
-        histories.setdefault(run, []).append((step, value))
-    return {run: sorted(history) for run, history in histories.items()}
+    histories: dict[str, list[Logged]] = {}
+    for run, logged in values:
+        histories.setdefault(run, []).append(logged)
+    return {run: _in_order(history) for run, history in histories.items()}
 
 
 def of_run(client: mlflow.MlflowClient, run_id: str, key: str) -> History:
     """That of one run; empty where it has none."""
-    return sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
+    values = client.get_metric_history(run_id, key)
+    return _in_order((m.step, m.timestamp, m.value) for m in values)
+
+
+def _in_order(values: Iterable[Logged]) -> History:
+    return [(step, value) for step, _, value in sorted(values)]
 
 
 def parts(run_ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -43,9 +49,9 @@ def parts(run_ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _together(
     client: mlflow.MlflowClient, run_ids: Sequence[str], key: str
-) -> list[tuple[str, int, float]] | None:
-    """(run, step, value) of all of them; None where that cannot be asked for."""
-    store, values = store_of(client), list[tuple[str, int, float]]()
+) -> list[tuple[str, Logged]] | None:
+    """Each run with what was logged, of all of them; None where that cannot be asked for."""
+    store, values = store_of(client), list[tuple[str, Logged]]()
     if isinstance(store, RestStore):
         asked = [*(("run_id", run) for run in run_ids), ("metric_key", key), ("max_results", MOST)]
         answer = http_request(store.get_host_creds(), ADDRESS, "GET", params=asked)  # type: ignore[no-untyped-call]
@@ -53,14 +59,17 @@ def _together(
             return None
         try:
             told = verify_rest_response(answer, ADDRESS).json()["metrics"]
-            values = [(one["run_id"], int(one["step"]), float(one["value"])) for one in told]
+            values = [
+                (one["run_id"], (int(one["step"]), int(one["timestamp"]), float(one["value"])))
+                for one in told
+            ]
         except ValueError:  # no JSON: a page of something before the server
             return None
         except (KeyError, TypeError) as error:
             raise MlflowException(f"no histories of metrics: {error!r}") from error
     elif hasattr(store, "get_metric_history_bulk"):
         found: Sequence[Any] = store.get_metric_history_bulk(run_ids, key, MOST)
-        values = [(one.run_id, one.step, one.value) for one in found]
+        values = [(one.run_id, (one.step, one.timestamp, one.value)) for one in found]
     else:
         return None
     return values if len(values) < MOST else None  # else some may be missing

@@ -453,6 +453,16 @@ def test_a_server_is_asked_for_many_histories_at_once(counted):
     assert re.findall(r"run_id=(\w)", asked) == ["a", "b", "c"]
 
 
+def test_what_was_logged_twice_at_a_step_stays_in_its_order(counted):
+    """By the time, whatever the values are: the last is the one that counts."""
+    handler, client = counted
+    handler.values = [
+        {"run_id": "a", "value": value, "step": 0, "timestamp": time}
+        for time, value in ((2, 0.5), (1, 0.9))
+    ]
+    assert histories.of_runs(client, ["a"], "k") == {"a": [(0, 0.9), (0, 0.5)]}
+
+
 @pytest.mark.parametrize("damaged", [{"run_id": "a"}, {"run_id": "a", "value": None, "step": 0}, 3])
 def test_what_is_no_history_is_refused(counted, damaged):
     """And no part of it is taken."""
@@ -472,7 +482,9 @@ def test_a_server_that_knows_no_such_question_is_asked_run_by_run(counted, monke
     handler.status = 404
     assert histories.of_runs(client, ["a", "b"], "k") == {run: [(0, 1.0)] for run in "ab"}
     handler.status = 200
-    handler.values = [{"run_id": "a", "value": 1.0, "step": step} for step in range(3)]
+    handler.values = [
+        {"run_id": "a", "value": 1.0, "step": step, "timestamp": 0} for step in range(3)
+    ]
     monkeypatch.setattr(histories, "MOST", 3)
     assert histories.of_runs(client, ["a", "b"], "k") == {run: [(0, 1.0)] for run in "ab"}
     assert asked == [("a", "k"), ("b", "k")] * 2
