@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import threading
@@ -29,9 +30,24 @@ STORE_TIMEOUT_S = 120
 TIMEOUT_S = 10
 
 
+_elsewhere = contextvars.ContextVar("elsewhere", default="")  # as at() has it
+
+
+@contextlib.contextmanager
+def at(where: str | None) -> Iterator[None]:
+    """Take the runs to be kept ``where``, in this thread; None is where MLflow has them."""
+    if where is not None and not (isinstance(where, str) and where.strip()):
+        raise SettingError(f"tracking_uri must be the address of a server or store, not {where!r}")
+    token = _elsewhere.set(where or "")
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
 def uri() -> str:
     """Where the runs are kept: a tracking server or a store, whose path is whole."""
-    where = str(mlflow.get_tracking_uri())
+    where = _elsewhere.get() or str(mlflow.get_tracking_uri())
     file = where.removeprefix(STORE)
     is_relative = file != where and not os.path.isabs(file)  # noqa: PTH117 - text as it is
     return f"{STORE}{Path(file).absolute()}" if is_relative else where

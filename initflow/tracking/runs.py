@@ -50,6 +50,7 @@ DIGEST_LENGTH = 32  # MLflow takes up to 36 characters
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 ID = re.compile(r"[a-z\d][\w-]{,255}", re.ASCII | re.IGNORECASE)  # what MLflow takes for a run's
+STARTED = ("attributes.start_time ASC",)  # an order of runs
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit)
 
 
@@ -252,17 +253,12 @@ class Run:
 
         What they have of these ``tags`` is not to be changed meanwhile.
         """
-        page = None
-        while True:
-            with reading():
-                client, own = connection.client(), with_ids(self.id)
-                where = list(map(with_ids, {self.experiment_id, *experiments}))
-                condition = with_ids(_condition(tags))
-                some = client.search_runs(where, condition, max_results=at_once, page_token=page)
-            yield from (Found.of(run) for run in some if run.info.run_id != own)
-            page = some.token
-            if not page:
-                return
+        with reading():  # after which all ids are known
+            own = with_ids(self.id)
+            where = list(map(with_ids, {self.experiment_id, *experiments}))
+            condition = with_ids(_condition(tags))
+        found = searched(where, condition, at_once=at_once)
+        yield from (one for one in found if one.id != own)
 
     def below(self) -> list[Found]:
         """The runs directly below it."""
@@ -376,6 +372,49 @@ def read_run(run_id: str) -> Found | None:
     with reading():
         found = delivery.run_of(connection.client(), run_id)
     return Found.of(found) if found else None
+
+
+def searched(
+    experiments: Sequence[str],
+    condition: str,
+    *,
+    at_once: int = PAGE,
+    order: Sequence[str] = (),
+) -> Iterator[Found]:
+    """The runs of these ``experiments``, by id, that meet a ``condition`` in MLflow's words."""
+    page = None
+    while True:
+        with reading():
+            some = connection.client().search_runs(
+                list(experiments),
+                condition,
+                max_results=at_once,
+                order_by=list(order),
+                page_token=page,
+            )
+        yield from map(Found.of, some)
+        page = some.token
+        if not page:
+            return
+
+
+def children(one: Found) -> list[Found]:
+    """The runs directly below it, in the order in which they were started."""
+    return list(searched([one.experiment_id], _condition({PARENT: one.id}), order=STARTED))
+
+
+def experiment_id(name: str) -> str | None:
+    """That of the experiment called ``name``; None where there is none."""
+    if not connection.is_there():
+        return None
+    with reading():
+        found = connection.client().get_experiment_by_name(name)
+    return str(found.experiment_id) if found else None
+
+
+def experiment_name(one: Found) -> str:
+    with reading():
+        return str(connection.client().get_experiment(one.experiment_id).name)
 
 
 def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
