@@ -83,8 +83,15 @@ def cause(error: BaseException) -> str:
 def unknown(what: str, value: object, valid: Iterable[str]) -> SettingError:
     """The error for a ``value`` that is none of the ``valid`` names of a ``what``."""
     valid = list(valid)
-    close = difflib.get_close_matches(str(value).lower(), valid, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
-    return SettingError(
-        f"{what} must be one of {', '.join(valid) or '(none)'}, not '{value}'{hint}"
-    )
+    listed, hint = ", ".join(valid) or "(none)", did_you_mean(value, valid)
+    return SettingError(f"{what} must be one of {listed}, not '{value}'{hint}")
+
+
+def did_you_mean(value: object, valid: Iterable[str]) -> str:
+    """A hint at the nearest of the ``valid`` names, to stand behind a message; empty if far.
+
+    The dashes of options are left out of account, as they would make any two alike.
+    """
+    names = {name.lstrip("-"): name for name in valid}
+    close = difflib.get_close_matches(str(value).lower().lstrip("-"), names, n=1)
+    return f" (did you mean '{names[close[0]]}'?)" if close else ""

@@ -18,8 +18,17 @@ from typing import TYPE_CHECKING
 import click
 
 import initflow
+from initflow.cli import completion
 from initflow.cli.console import Table, for_people, printable, remark, running, say, show
-from initflow.cli.options import CONTEXT, command, debug, in_experiment, options, quiet
+from initflow.cli.options import (
+    CONTEXT,
+    Group,
+    command,
+    debug,
+    in_experiment,
+    options,
+    quiet,
+)
 from initflow.core.configurations import (
     CompareConfig,
     DiagnoseConfig,
@@ -39,7 +48,7 @@ if TYPE_CHECKING:
     from initflow.experiments.failures import Failures
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(initflow.__version__, prog_name="initflow", message="%(prog)s %(version)s")
 @quiet
 @debug
@@ -401,7 +410,11 @@ def project(folder: Path) -> None:
     remark(f"Next, try it: {command}")
 
 
-@command(cli, click.argument("name", required=False), options(NetworkConfig))
+@command(
+    cli,
+    click.argument("name", required=False, shell_complete=completion.scheme),
+    options(NetworkConfig),
+)
 def schemes(name: str | None, **settings: str) -> None:
     """What schemes there are, built in and from plugins; or one of them, on a network.
 
@@ -431,6 +444,25 @@ def schemes(name: str | None, **settings: str) -> None:
             lambda _: tables.schemes_table(found),
             *tables.broken_lines(found),
         )
+
+
+@command(
+    cli,
+    click.argument("shell", shell_complete=completion.shell),
+    has_json=False,
+    name="completion",
+)
+def print_completion(shell: str) -> None:
+    """Print the code that completes commands, options and their values in a shell.
+
+    SHELL is bash, zsh or fish. In bash, it is switched on for good by a line in ~/.bashrc:
+    eval "$(initflow completion bash)".
+
+    \b
+    Example:
+      initflow completion zsh
+    """
+    click.echo(completion.script(shell))
 
 
 @cli.group(context_settings=CONTEXT)
@@ -466,7 +498,11 @@ def list_plugins(**settings: str) -> None:
     show(None, lambda: {"plugins": [plugin.as_json() for plugin in found]}, *lines)
 
 
-@command(plugins, click.argument("name"), options(PluginsConfig))
+@command(
+    plugins,
+    click.argument("name", shell_complete=completion.scheme),
+    options(PluginsConfig),
+)
 def check(name: str, **settings: str) -> None:
     """Try an initializer against its contract; exit 1 if it breaks a rule.
 

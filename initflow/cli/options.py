@@ -8,9 +8,26 @@ from typing import Any
 
 import click
 
+from initflow.cli import completion
 from initflow.core.settings import Settings
+from initflow.errors import did_you_mean
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Group(click.Group):
+    """One that says of an unknown command which is nearest."""
+
+    group_class = type
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not (name in self.commands or name.startswith("-") or ctx.resilient_parsing):
+            hint = did_you_mean(name, self.commands)
+            raise click.UsageError(f"No such command '{name}'{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 def _flag(name: str, help_text: str, *more: str) -> Callable[[Any], Any]:
@@ -49,6 +66,7 @@ def options(settings: type[Settings]) -> Callable[[Callable[..., None]], Callabl
                 metavar=kind.metavar,
                 default=kind.format(setting.default),
                 show_default=True,
+                shell_complete=completion.of_setting(setting),
                 help=setting.metadata["meaning"][0].upper() + setting.metadata["meaning"][1:] + ".",
             )(command)
         return command

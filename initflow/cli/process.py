@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 import click
 
+from initflow.cli import completion
 from initflow.cli.commands import cli
 from initflow.cli.console import for_people, printable
-from initflow.errors import InitflowError
+from initflow.errors import InitflowError, did_you_mean
 
 # Signals that end the command, with the run closed on the way out.
 STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         code = error.exit_code
     except click.ClickException as error:
-        code = _failed(error.format_message(), error.exit_code)
+        code = _failed(_reason(error), error.exit_code)
     except InitflowError as error:
         if meta.get("debug"):
             traceback.print_exc()
@@ -80,6 +81,15 @@ def _tell_what_waits(*, send: bool) -> None:
         with contextlib.suppress(InitflowError):  # the command's own error is the one to tell
             for line in unsent.waiting_lines(send=send):
                 click.echo(printable(line), err=not for_people())
+
+
+def _reason(error: click.ClickException) -> str:
+    """What was wrong on the command line; of an unknown option with the nearest one."""
+    if isinstance(error, click.NoSuchOption) and error.ctx:
+        options = [name for one in error.ctx.command.params for name in one.opts]
+        hint = did_you_mean(error.option_name, options)
+        return f"No such option '{error.option_name}'{hint}"
+    return error.format_message()
 
 
 def _failed(reason: str, code: int) -> int:
@@ -120,7 +130,8 @@ def entry() -> NoReturn:
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
     for stream in streams:  # a terminal may lack a letter of a name
         stream.reconfigure(errors="backslashreplace")
-    code = main()
+    asked = os.environ.get(completion.VARIABLE)
+    code = completion.answer(cli, asked) if asked else main()
     atexit._run_exitfuncs()  # noqa: SLF001 - os._exit would leave them out
     for stream in streams:
         with contextlib.suppress(OSError):

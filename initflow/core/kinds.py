@@ -24,13 +24,19 @@ ARRAYS = ".npz"  # how a file of arrays is called, as numpy.savez writes it
 
 @dataclass(frozen=True)
 class Kind:
-    """What values a setting takes: how to read them, write them, and describe them."""
+    """What values a setting takes: how to read them, write them, and describe them.
+
+    ``choices`` are all of them where they can be listed, and ``names`` words that are or, where it
+    ``is_list``, may stand in one.
+    """
 
     metavar: str
     expected: str
     parse: Callable[[object], Any]  # raises ValueError or TypeError for anything unexpected
     format: Callable[[Any], str] = str
     choices: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    is_list: bool = False
 
 
 NUMBERS = {int: Integral, float: Real}  # of which NumPy's numbers are, too
@@ -73,7 +79,9 @@ def choice(valid: tuple[str, ...]) -> Kind:
             raise ValueError
         return str(value)
 
-    return Kind(f"[{'|'.join(valid)}]", f"one of {', '.join(valid)}", parse, choices=valid)
+    return Kind(
+        f"[{'|'.join(valid)}]", f"one of {', '.join(valid)}", parse, choices=valid, names=valid
+    )
 
 
 def or_word(word: str, kind: Kind) -> Kind:
@@ -83,6 +91,8 @@ def or_word(word: str, kind: Kind) -> Kind:
         f"'{word}' or {kind.expected}",
         lambda value: None if value is None or value == word else kind.parse(value),
         lambda value: word if value is None else kind.format(value),
+        names=(word, *kind.names),
+        is_list=kind.is_list,
     )
 
 
@@ -105,7 +115,12 @@ def listed(item: Kind, expected: str, *, least: int = 1) -> Kind:
         return tuple(items)
 
     return Kind(
-        f"{item.metavar},…", expected, parse, lambda values: ",".join(map(item.format, values))
+        f"{item.metavar},…",
+        expected,
+        parse,
+        lambda values: ",".join(map(item.format, values)),
+        names=item.names,
+        is_list=True,
     )
 
 
@@ -210,7 +225,7 @@ def data(published: tuple[str, ...]) -> Kind:
         f"one of {', '.join(published)}, a file of arrays (path/to/file{ARRAYS}), or the function "
         "that gives them: path/to/file.py:load or package.module:load"
     )
-    return Kind("|".join(forms), expected, parse, choices=forms)
+    return Kind("|".join(forms), expected, parse, choices=forms, names=published)
 
 
 def elementwise(published: tuple[str, ...]) -> Kind:
@@ -227,10 +242,16 @@ def elementwise(published: tuple[str, ...]) -> Kind:
         f"one of {', '.join(published)}, or a function of a tensor: torch:erf or "
         "path/to/file.py:function"
     )
-    return Kind("|".join(forms), expected, parse, choices=forms)
+    return Kind("|".join(forms), expected, parse, choices=forms, names=published)
 
 
-BOOLEAN = Kind("true|false", "true or false", _parse_boolean, lambda value: str(value).lower())
+BOOLEAN = Kind(
+    "true|false",
+    "true or false",
+    _parse_boolean,
+    lambda value: str(value).lower(),
+    names=("true", "false"),
+)
 
 
 def true_false_or(word: str) -> Kind:
@@ -240,7 +261,7 @@ def true_false_or(word: str) -> Kind:
     def parse(value: object) -> str:
         return word if value == word else BOOLEAN.format(BOOLEAN.parse(value))
 
-    return Kind("|".join(valid), f"one of {', '.join(valid)}", parse)
+    return Kind("|".join(valid), f"one of {', '.join(valid)}", parse, names=valid)
 
 
 TEXT = Kind("TEXT", "a name", _parse_text)

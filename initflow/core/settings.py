@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self, dataclass_transform
 
 from initflow.core.kinds import Kind
-from initflow.errors import SettingError, unknown
+from initflow.errors import SettingError, did_you_mean, unknown
 
 
 def setting(
@@ -115,4 +115,7 @@ def either(values: Sequence[str]) -> str:
 def invalid(name: str, kind: Kind, value: object) -> SettingError:
     if kind.choices:
         return unknown(name, value, kind.choices)
-    return SettingError(f"{name} must be {kind.expected}, not '{value}'")
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else []
+    hints = (did_you_mean(word, kind.names) for word in words if word not in kind.names)
+    hint = next(filter(None, hints), "")
+    return SettingError(f"{name} must be {kind.expected}, not '{value}'{hint}")
