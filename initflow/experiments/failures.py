@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from initflow.core.progress import warn
 from initflow.errors import ReportError, cause
-from initflow.reporting.drawing import Figure, png
+from initflow.reporting.drawing import png
 from initflow.tracking import runs
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Figure
 
 Failures = dict[str, str]  # of figures, reports and models: by what it is, why it could not be made
 

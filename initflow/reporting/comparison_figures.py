@@ -6,12 +6,13 @@ Plain values in, a matplotlib figure out, nothing shown or saved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import drawing, thinning
-from initflow.reporting.drawing import Axes, Figure, Look, Values
+from initflow.reporting.drawing import Look, Values
 from initflow.reporting.seed_statistics import (
     ACCURACY,
     Cell,
@@ -24,6 +25,9 @@ from initflow.reporting.seed_statistics import (
     finished,
     rows,
 )
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 VARIANCES = {
     "preactivation_variance": "signal: variance\nof the pre-activations",

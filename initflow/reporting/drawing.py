@@ -1,6 +1,7 @@
 """The look that all figures share: colours and marks, axes, legends, PNG files.
 
 Figures are made and saved here alone; what is drawn in them is decided in the modules of figures.
+matplotlib is imported when something is drawn, as no training waits for it.
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from initflow.reporting.formats import short
 from initflow.reporting.seed_statistics import ACCURACY, Cell, Measure, Row, by_activation
 
-__all__ = ["Axes", "Figure"]  # matplotlib's, for those that draw with this module
+if TYPE_CHECKING:
+    # By their names again, as types for those that draw with this module.
+    from matplotlib.axes import Axes as Axes  # noqa: PLC0414
+    from matplotlib.figure import Figure as Figure  # noqa: PLC0414
 
 Values = npt.NDArray[np.float64]
 Look = Mapping[str, Any]  # of a line
@@ -46,8 +45,16 @@ LEAST_SPAN = 0.02  # powers of ten of the error that an axis shows, even if all 
 WIDE_GAP = 0.5  # in the same: the errors below it are three times those above
 
 
+def empty_figure(
+    width: float, height: float, *, layout: Literal["constrained"] | None = None
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout)
+
+
 def figure(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = empty_figure(width, height, layout="constrained")
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -64,6 +71,8 @@ def tidy(axes: Axes) -> None:
 
 def log_scale(axes: Axes, unit: str = "", factor: float = 1.0, *, name: str = "y") -> None:
     """A logarithmic axis that is labelled with plain numbers: 0.1, not 10⁻¹."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     getattr(axes, f"set_{name}scale")("log")
     low, high = getattr(axes, f"get_{name}lim")()
     digits = (1.0,) if math.log10(high) - math.log10(low) > 3 else (1.0, 2.0, 5.0)
@@ -80,6 +89,8 @@ def shows_more_than_0(axes: Axes) -> bool:
 
 def few_ticks(axes: Axes, most: int, *, whole: bool = False) -> None:
     """At most about ``most`` steps on the x axis, or, if ``whole``, only at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=whole))
 
 
@@ -125,6 +136,9 @@ def shaded(
     What is beyond them has the colour at the end; what is NaN has none. A bar above the axes,
     with a ``label``, tells them.
     """
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     shown = np.where(np.isnan(values), np.nan, np.clip(values, *limits))
     low, high = limits
     across, up = np.asarray(x), np.asarray(y)
@@ -173,7 +187,7 @@ def png_by_pyplot(draw: Callable[[], Axes | npt.NDArray[np.object_]]) -> bytes:
     One axes or an array of them, made by pyplot, which would keep their figure for ever; and
     whatever style ``draw`` sets for all figures is gone with it.
     """
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - slow; who draws so imports it anyway
+    from matplotlib import pyplot as plt
 
     file = io.BytesIO()
     with plt.rc_context():
@@ -210,6 +224,8 @@ def look(at: int) -> Look:
 
 def legend(figure: Figure, looks: Sequence[Look], labels: Sequence[str], key: str) -> None:
     """A line for each look, below all panels, which keep their height."""
+    from matplotlib.lines import Line2D
+
     texts = [wrapped(label, 64) for label in labels]
     columns, height = _fitting(texts)
     figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * height)
@@ -264,6 +280,8 @@ def accuracy_axis(
     So one axis shows both what is no better than guessing and what differs at 98 %. A ``narrow``
     one has room for two labels.
     """
+    from matplotlib.ticker import MaxNLocator
+
     start, end = _stretched(part)
     margin = max(0.05 * (end - start), (LEAST_SPAN - (end - start)) / 2)
     low, high = _unstretched([start - margin, end + margin])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from torch import Tensor
 from initflow.diagnostics.signals import QUANTITIES, Signals
 from initflow.initializers.activations import Activation
 from initflow.reporting import drawing
-from initflow.reporting.drawing import Axes, Figure, Values
+from initflow.reporting.drawing import Values
 from initflow.reporting.seed_statistics import Cell
 from initflow.theory.prediction import Interval, Prediction
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -142,9 +145,7 @@ def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) ->
     columns = 4
     rows = -(-len(quantities) // columns)
     height = 1.0 + 2.0 * rows
-    figure = Figure(
-        figsize=(12, height), dpi=drawing.DPI
-    )  # laid out by hand: many axes are slow to fit
+    figure = drawing.empty_figure(12, height)  # laid out by hand: many axes are slow to fit
     figure.suptitle(title, fontsize=12, y=1 - 0.2 / height)
     letters = max(map(len, first.layers))
     figure.subplots_adjust(

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from initflow.diagnostics.signals import Signals
 from initflow.reporting import drawing
-from initflow.reporting.drawing import Axes, Figure, Look
+from initflow.reporting.drawing import Look
 from initflow.theory.prediction import Interval, PredictedByTime, Prediction
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 LINE = 0.165  # inches that a layer is high
 LEAST = 1.2  # inches of all layers, also of few

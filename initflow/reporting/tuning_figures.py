@@ -6,13 +6,17 @@ Plain values in, a matplotlib figure out, nothing shown or saved.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from initflow.reporting import drawing
-from initflow.reporting.drawing import Axes, Figure, Look
+from initflow.reporting.drawing import Look
 from initflow.reporting.seed_statistics import Cell, Row, by_activation
 from initflow.reporting.trials import WITHIN, Trial, best, tolerance
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 PANEL = 3.2  # inches, of the trials with one activation function
 LEAST_FACTOR = 5.0  # from end to end of the rates' axis: two of 1, 2, 5, 10 lie in it
@@ -158,7 +162,7 @@ def tuned_and_untuned(pairs: Mapping[Cell, tuple[Row, Row]], title: str) -> Figu
     return figure
 
 
-End = tuple[Axes, tuple[float, float]]  # of an arrow: a point of these axes
+End = tuple["Axes", tuple[float, float]]  # of an arrow: a point of these axes
 
 
 def _arrow(start: End, end: End, *, color: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from initflow.core.configurations import MLP, DiagnoseConfig
 from initflow.core.machine import Resolved
@@ -18,13 +18,15 @@ from initflow.experiments.failures import Failures, noted
 from initflow.experiments.network_run import verdict_sentence, verdict_tags
 from initflow.experiments.results import TrackedResult
 from initflow.reporting import figures, model_figures
-from initflow.reporting.drawing import Figure
 from initflow.reporting.pictures import spectrum_figures
 from initflow.reporting.results import Drawings
 from initflow.reporting.seed_statistics import Cell
 from initflow.theory.prediction import Prediction
 from initflow.tracking import runs
 from initflow.training.splits import Splits
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Figure
 
 T = TypeVar("T")
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from initflow.reporting import drawing
-from initflow.reporting.drawing import Axes, Figure, Look, Values
+from initflow.reporting.drawing import Look, Values
 from initflow.reporting.formats import rounded
 from initflow.reporting.pictures.planes import Mark, Plane, is_inside
 from initflow.theory.criticality import NEAR
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 LEAST_VARIANCE, LEAST_DEPTH, MOST_DEPTH = 1e-3, 0.3, 100.0
 CONTOURS = (0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0, 4.0)

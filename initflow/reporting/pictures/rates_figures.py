@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from initflow.reporting import drawing
-from initflow.reporting.drawing import Axes, Figure, Look
+from initflow.reporting.drawing import Look
 from initflow.reporting.pictures.rates_statistics import (
     Coordinate,
     CoordinateSlope,
@@ -24,6 +25,9 @@ from initflow.reporting.pictures.rates_statistics import (
     Tried,
     curve,
 )
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 SIZES = 3  # of networks, at most, that have panels of their own
 LAYERS = 4  # of the coordinate check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ import torch
 from initflow.diagnostics.jacobian import HIDDEN, INPUT_OUTPUT
 from initflow.diagnostics.spectrum import Part, SpectrumReading, drawn_layers
 from initflow.reporting import drawing
-from initflow.reporting.drawing import Axes, Figure
 from initflow.reporting.seed_statistics import Cell
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 BINS = 48
 DECADES = 7.0  # below the largest singular value, that are drawn at most

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from initflow.reporting import drawing
-from initflow.reporting.drawing import Axes, Figure, Look, Values
+from initflow.reporting.drawing import Look, Values
 from initflow.reporting.pictures.trainability_sentences import multiple
 from initflow.reporting.pictures.trainability_statistics import Plane
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Axes, Figure
 
 ACROSS = 3  # panels beside each other, at most
 PANEL = 3.6  # inches high; of a single one, which is wider, more
