@@ -310,6 +310,8 @@ def value_axis(
 
     The latter is logarithmic where they are positive and go over a power of ten.
     """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     if measure.is_share and not measure.lower_is_better:
         accuracy_axis(axes, name, part, narrow=narrow)
         return
