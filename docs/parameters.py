@@ -41,8 +41,8 @@ A parameter has the same name everywhere:
   `True` or `False`, or a list.
 
 Which MLflow experiment the runs go to is said by `--experiment-name` for `mlflow run`,
-`--experiment` for `initflow`, and `experiment=` in Python. `initflow export`, `initflow ui` and
-`initflow sync` have no parameters but those that `--help` shows.
+`--experiment` for `initflow`, and `experiment=` in Python. `initflow export`, `initflow project`,
+`initflow ui` and `initflow sync` have no parameters but those that `--help` shows.
 """
 COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "train": (TrainConfig, "Trains one network: see [training](training.md)."),

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 LONGEST = 500  # characters of another's message that are shown
+
+# The extra of the distribution that brings a package, of those that not all need.
+EXTRAS = {
+    "lightning": "lightning",
+    "matplotlib": "experiments",
+    "optuna": "tune",
+    "ray": "ray",
+    "rich": "experiments",
+    "safetensors": "experiments",
+    "scipy": "experiments",
+    "sklearn": "experiments",
+    "torchvision": "experiments",
+    "transformers": "transformers",
+}
 
 
 class InitflowError(Exception):
@@ -95,3 +110,17 @@ def did_you_mean(value: object, valid: Iterable[str]) -> str:
     names = {name.lstrip("-"): name for name in valid}
     close = difflib.get_close_matches(str(value).lower().lstrip("-"), names, n=1)
     return f" (did you mean '{names[close[0]]}'?)" if close else ""
+
+
+@contextlib.contextmanager
+def naming_extras(who: str) -> Iterator[None]:
+    """Where a package of :data:`EXTRAS` is not there that ``who`` needs, say what to type."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise SettingError(
+            f"{who} needs the package {package}: pip install 'initflow[{EXTRAS[package]}]'"
+        ) from error

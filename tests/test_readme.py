@@ -74,6 +74,7 @@ IN_TESTS = {
     "initflow project my-project": "test_a_project_of_ones_own_runs_anywhere",
     "mlflow run my-project --env-manager local --experiment-name initflow -P init=template "
     "-P dataset=digits": "test_a_project_of_ones_own_runs_anywhere",
+    "pip install --no-deps .": "test_watching_needs_torch_and_mlflow_alone",
     "pip install .": "test_pip_installs_the_checkout",
     "export INITFLOW_DATA_DIR=/path/to/data": "test_the_folder_is_the_option_then_the_variable",
     "mlflow run . --env-manager local --experiment-name initflow -P init=he "
@@ -412,7 +413,7 @@ def test_every_command_has_its_parameters():
     lead, _, _ = text.partition("\n## ")
     without = {name for name in cli.commands if name not in SETTINGS}
     assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(SETTINGS)
-    assert without == {"export", "ui", "sync"}
+    assert without == {"export", "project", "ui", "sync"}
     for name in without:
         assert f"`initflow {name}`" in lead
     for name in WITH_A_RUN:

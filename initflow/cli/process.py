@@ -18,7 +18,7 @@ import click
 from initflow.cli import completion
 from initflow.cli.commands import cli
 from initflow.cli.console import for_people, printable
-from initflow.errors import InitflowError, did_you_mean
+from initflow.errors import InitflowError, did_you_mean, naming_extras
 
 # Signals that end the command, with the run closed on the way out.
 STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
             "initflow", list(sys.argv[1:] if arguments is None else arguments)
         ) as context:
             meta = context.meta
-            _invoke(context)
+            with naming_extras("the command initflow"):
+                _invoke(context)
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:

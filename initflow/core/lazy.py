@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from initflow.errors import naming_extras
+
 
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a ``package`` (PEP 562).
@@ -32,7 +34,8 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         home = homes[name]
-        found = importlib.import_module(f"{package}.{home or name}")
+        with naming_extras(f"{package}.{name}"):
+            found = importlib.import_module(f"{package}.{home or name}")
         value = getattr(found, name) if home else found
         setattr(module, name, value)
         return value

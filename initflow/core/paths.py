@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-import platformdirs
-
 STORE = "sqlite:///"
+# By kind, the variable that names a user's folder, and the folder on Linux and on macOS where it is
+# not set: as platformdirs has them, which is not used, as watching needs torch and mlflow alone.
+KINDS = {
+    "data": ("XDG_DATA_HOME", "~/.local/share", "~/Library/Application Support"),
+    "state": ("XDG_STATE_HOME", "~/.local/state", "~/Library/Application Support"),
+    "cache": ("XDG_CACHE_HOME", "~/.cache", "~/Library/Caches"),
+}
 PACKAGE = Path(__file__).parents[1]
 # Of the folder plugins/: those that setup.py puts into a wheel.
 SHIPPED_PLUGINS = ("initflow-critical", "initflow-looks-linear", "initflow-lsuv")
@@ -28,6 +34,17 @@ def working_folder() -> Path | None:
         return Path.cwd()
     except OSError:
         return None
+
+
+def of_user(kind: str) -> Path:
+    """The user's folder for our files of a ``kind`` in :data:`KINDS`, on any system."""
+    if os.name == "nt":
+        local = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")  # noqa: PTH111 - as below
+        return Path(local, "initflow", "initflow", "Cache" if kind == "cache" else "")
+    variable, linux, mac = KINDS[kind]
+    named = os.environ.get(variable, "")
+    usual = os.path.expanduser(mac if sys.platform == "darwin" else linux)  # noqa: PTH111 - leaves ~ where there is no home
+    return Path(named if os.path.isabs(named) else usual, "initflow")  # noqa: PTH117 - of text
 
 
 def in_clone() -> bool:
@@ -44,7 +61,7 @@ def home() -> Path:
     if not in_clone():
         return Path()
     store = store_file(os.environ["MLFLOW_TRACKING_URI"])
-    return store.parent if store else platformdirs.user_data_path("initflow")
+    return store.parent if store else of_user("data")
 
 
 def store_file(uri: str) -> Path | None:

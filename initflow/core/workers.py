@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 import initflow
 from initflow.core import capacity
 from initflow.core.configurations import BACKENDS
-from initflow.errors import LONGEST, SettingError, cause, first_line, unknown
+from initflow.errors import LONGEST, SettingError, cause, first_line, naming_extras, unknown
 
 # The run that `mlflow run` made is this process's own; a worker has other runs.
 OWN = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
@@ -301,15 +301,11 @@ def _cluster(size: int | None, threads: int) -> Iterator[WorkerPool]:
 
 def _ray() -> Any:
     """Ray, an optional package."""
-    try:
+    with naming_extras("backend=ray"):
         # Ray prints pages about each lost worker to standard output. At its import it reads which
         # lines to leave out: all.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         return importlib.import_module("ray")
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            "backend=ray needs the package ray: pip install 'initflow[ray]'"
-        ) from error
 
 
 def _connect(ray: Any) -> None:

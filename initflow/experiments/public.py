@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from initflow.core.progress import Progress, quiet_libraries, shown, warn
 from initflow.core.settings import Settings
-from initflow.errors import SettingError, TrackingError
+from initflow.errors import SettingError, TrackingError, naming_extras
 from initflow.tracking import unsent
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -48,7 +48,11 @@ def public(kind: type[Settings]) -> Callable[[Callable[..., Result_co]], Public[
                     f"settings must stand in the {kind.__name__} that is given, not beside it: "
                     f"{', '.join(keywords)}"
                 )
-            with quiet_libraries(), shown(progress) as update:
+            with (
+                naming_extras(f"initflow.{function.__name__}"),
+                quiet_libraries(),
+                shown(progress) as update,
+            ):
                 result = function(*bound.args, **bound.kwargs, progress=update)
             for warning in getattr(result, "warnings", list)():
                 warn(warning)

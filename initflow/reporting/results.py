@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from initflow.errors import cause, unknown
-from initflow.reporting import webpage
+from initflow.errors import cause, naming_extras, unknown
 from initflow.reporting.formats import NONE, short
 
 if TYPE_CHECKING:  # which take a second, and are not always asked for
@@ -64,7 +63,8 @@ class Result(ABC):
 
     def figures(self) -> dict[str, Figure]:
         """Its figures, drawn anew, by the names that they have in MLflow."""
-        return {name: draw() for name, draw in self.drawings().items()}
+        with naming_extras("a figure"):
+            return {name: draw() for name, draw in self.drawings().items()}
 
     def figure(self, name: str) -> Figure:
         """The figure called ``name``, drawn anew; a :class:`SettingError` where there is none."""
@@ -112,6 +112,8 @@ def as_html(table: pd.DataFrame) -> str:
 
 def _folding(name: str, png: bytes, *, is_open: bool) -> str:
     """A figure below its name, which folds it away."""
+    from initflow.reporting import webpage  # noqa: PLC0415 - jinja2, for who looks at it
+
     picture = webpage.Picture(png, name)
     width, _ = picture.size
     return (

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from initflow.errors import naming_extras
 from initflow.theory.prediction import BAND, Interval
 
 FEWEST = 2
@@ -33,7 +34,8 @@ def band(draws: Sequence[float]) -> Interval:
     if not np.isfinite(values).all() or (values <= 0).any():
         least, most, median = values.min(), values.max(), np.median(values)
         return Interval(expected, float(least), float(most), float(median))
-    from scipy.special import stdtrit  # noqa: PLC0415 - a training needs no scipy.special
+    with naming_extras("the band of some draws"):
+        from scipy.special import stdtrit  # noqa: PLC0415 - a training needs no scipy.special
 
     logs = np.log(values)
     n = len(values)

@@ -22,10 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock, Timeout
 
-from initflow.core.paths import own
+from initflow.core.paths import of_user, own
 from initflow.errors import OutboxError
 
 FORMAT = 1
@@ -54,7 +53,7 @@ def experiment_key(run: str) -> str:
 def folder() -> Path:
     """Where outboxes lie: INITFLOW_OUTBOX, else in the user's folder for such things."""
     given = os.environ.get("INITFLOW_OUTBOX")
-    return own(given) if given else platformdirs.user_state_path("initflow") / "outbox"
+    return own(given) if given else of_user("state") / "outbox"
 
 
 @dataclass(frozen=True)

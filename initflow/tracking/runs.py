@@ -23,7 +23,6 @@ from typing import NamedTuple
 import mlflow
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
-from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from initflow.core import environment, paths
@@ -163,11 +162,13 @@ class Run:
         takes: str = PIXELS,
     ) -> str:
         """The id of a network as an MLflow model: see :func:`initflow.training.model.to_module`."""
+        from safetensors.torch import save  # noqa: PLC0415 - watching has no need of it
+
         key = outbox.new_key(outbox.MODEL_KEY)
         tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
         values = {"activation": activation, "mean": mean, "std": std, "pixels": pixels}
         model_files.prepare(tensors, values)  # what cannot be exported fails before it is sent
-        self._write("model", as_safetensors(tensors), key=key, step=step, takes=takes, **values)
+        self._write("model", save(tensors), key=key, step=step, takes=takes, **values)
         return with_ids(key)
 
     def log_program(self, content: bytes, *, pixels: int, step: int, takes: str = PIXELS) -> str:

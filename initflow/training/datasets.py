@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -189,7 +188,7 @@ def data_dir(given: Path | None) -> Path:
 
 def _cache() -> Path:
     """The folder that only we put files into."""
-    return platformdirs.user_cache_path("initflow") / "data"
+    return paths.of_user("cache") / "data"
 
 
 def _hold_out(labels: Tensor, classes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:

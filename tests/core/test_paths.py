@@ -1,11 +1,13 @@
 """What is the user's own, in the working folder and in a clone that MLflow made."""
 
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
 import mlflow
-import platformdirs
 import pytest
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
 
 from initflow.core import paths
 from initflow.core.configurations import TrainConfig, TuneConfig
@@ -102,11 +104,25 @@ def test_with_a_server_the_users_data_folder_is_the_place(clone, monkeypatch):
     """For studies, too, which a clone would take with it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("XDG_DATA_HOME", str(clone.parent / "kept"))
-    assert paths.home() == platformdirs.user_data_path("initflow")
+    assert paths.home() == clone.parent / "kept" / "initflow"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:1")
     assert connection.folder() == paths.home()
     monkeypatch.setenv("INITFLOW_OUTBOX", "outbox")
     assert outbox.folder() == paths.home() / "outbox"
+
+
+@pytest.mark.parametrize("set_to", [None, "/own place", "relative"])
+@pytest.mark.parametrize(("system", "kind"), [("linux", Unix), ("darwin", MacOS)])
+def test_the_users_folders_are_those_of_platformdirs(monkeypatch, tmp_path, system, kind, set_to):
+    """By the variable, if it names a folder, or the usual one of the system."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", system)
+    theirs = kind("initflow")
+    for name, (variable, *_) in paths.KINDS.items():
+        monkeypatch.delenv(variable, raising=False)
+        if set_to:
+            monkeypatch.setenv(variable, set_to)
+        assert str(paths.of_user(name)) == getattr(theirs, f"user_{name}_dir")
 
 
 def test_plugins_are_the_projects_and_the_users(clone, nothing_shipped):

@@ -22,7 +22,6 @@ from typing import Any
 import mlflow
 import mlflow.pyfunc
 import numpy as np
-import platformdirs
 import torch
 import yaml
 from mlflow.models import Model, ModelSignature
@@ -37,9 +36,9 @@ from mlflow.utils.environment import (
     _PythonEnv,
 )
 from mlflow.utils.file_utils import get_total_file_size
-from safetensors.torch import load as tensors_of
 from torch import Tensor, nn
 
+from initflow.core import paths
 from initflow.initializers import activations
 from initflow.models import architectures
 from initflow.tracking.logged_models import served_model
@@ -114,7 +113,9 @@ def of(entry: Entry) -> Files:
     if "activation" not in values:
         module = torch.export.load(io.BytesIO(entry.content)).module()
         return _with(module, takes, pixels, exported(module, pixels))
-    state = tensors_of(entry.content)
+    from safetensors.torch import load  # noqa: PLC0415 - watching has no need of it
+
+    state = load(entry.content)
     architecture = Architecture.of(state, values)
     hollow = _hollow(architecture)
     archive = filled(hollow, state) if hollow else exported(architecture.module(state), pixels)
@@ -203,7 +204,7 @@ def _cached(architecture: Architecture) -> Path:
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
     told = repr((architecture, torch.__version__, list(map(str, sources)), code))
     name = hashlib.sha256(told.encode()).hexdigest()
-    return platformdirs.user_cache_path("initflow") / "models" / f"{name}.pt2"
+    return paths.of_user("cache") / "models" / f"{name}.pt2"
 
 
 def _read(path: Path) -> bytes | None:

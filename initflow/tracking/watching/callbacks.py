@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from initflow.errors import SettingError
+from initflow.errors import naming_extras
 from initflow.tracking.watching.watch import Wanted
 
 
@@ -59,11 +59,5 @@ def transformers_callback(
 
 def _module(package: str) -> Any:
     """That of the callback for an optional ``package``."""
-    try:
+    with naming_extras(f"{package}_callback"):
         return importlib.import_module(f"initflow.tracking.watching.{package}_callback")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != package:
-            raise
-        raise SettingError(
-            f"{package}_callback needs the package {package}: pip install 'initflow[{package}]'"
-        ) from None
