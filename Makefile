@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 READY := $(VENV)/.ready
+SITE := $(VENV)/.site
 
 # mlflow runs the project by whatever `python` comes first on the path.
 export PATH := $(VENV)/bin:$(PATH)
@@ -11,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export GIT_PYTHON_REFRESH ?= quiet
 PORT ?= 5000
 
-.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz test-project bench anyinit claims model-claims screenshots lock clean
+.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz test-project docs bench anyinit claims model-claims screenshots lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -77,6 +78,15 @@ fuzz: $(READY) ## hostile bytes made by what they cover, FUZZ_S seconds for each
 test-project: $(READY) ## every entry point in the environment that MLflow builds from conda.yaml
 	python -m pytest -m project tests/test_in_environment.py
 
+# What it takes is installed at its first use. Each notebook is run, and a warning is an error.
+$(SITE): $(READY) requirements-docs.lock
+	uv pip install --quiet --compile-bytecode -r requirements-docs.lock
+	@touch $@
+
+docs: $(SITE) ## the site, in build/docs, with the tutorials run anew
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m mkdocs build --quiet --config-file docs/site/mkdocs.yml
+	@echo "The site is in build/docs: python -m http.server --bind 127.0.0.1 --directory build/docs"
+
 bench: $(READY) ## speed against the usual way, both sides in one run
 	python -m bench
 
@@ -102,6 +112,7 @@ lock: $(READY) ## pin the newest packages that pyproject.toml allows
 	sed -i -E '$(CUDA)' requirements.lock
 	$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
 	sed -i -E '$(CUDA)' requirements-dev.lock
+	$(COMPILE) --group docs --constraint requirements.lock --constraint requirements-dev.lock --output-file requirements-docs.lock
 
 clean: ## remove the environment and the tools' caches, keep the runs
 	rm -rf $(VENV) .mlflow-envs .pytest_cache .hypothesis .import_linter_cache .mypy_cache .ruff_cache build *.egg-info

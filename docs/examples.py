@@ -1,4 +1,4 @@
-"""The examples of ``docs/api.md``, which is made by ``docs/api.py``: of each public function one.
+"""The examples of the Python reference, ``docs/api.md``: of each public function one.
 
 What stands in a function, named like the public one with ``_`` for a dot, is the example as a user
 writes it. A test runs each by itself. What a ``print`` has behind it is what it prints, ``...``

@@ -130,7 +130,7 @@ def test_every_import_is_declared():
 
 def test_the_pins_name_no_index_no_host_no_path():
     """And none of the CUDA libraries, which torch pins itself and its CPU build does not need."""
-    for name in ("requirements.lock", "requirements-dev.lock"):
+    for name in ("requirements.lock", "requirements-dev.lock", "requirements-docs.lock"):
         text = (ROOT / name).read_text()
         assert not re.search(r"://|--|file:|@", text)
         assert not re.search(r"^(nvidia-|cuda-|triton=)", text, re.MULTILINE)

@@ -211,3 +211,4 @@ _ALL = (
     ),
 )
 ACTIVATIONS = {activation.name: activation for activation in _ALL}
+"""The built-in activation functions by name, each an :class:`Activation`."""

@@ -25,7 +25,8 @@ Mode = Literal["fan_in", "fan_out", "fan_avg"]
 # √(1 − 4·φ(2)/(2Φ(2) − 1)), with φ its density and Φ its distribution function.
 TRUNCATED_STD = 0.87962566103423978
 
-BUILT_IN: dict[str, Scheme] = {}  # by name, in the order in which they are defined
+BUILT_IN: dict[str, Scheme] = {}
+"""The built-in schemes by name, each a :class:`Scheme`, in the order in which they are defined."""
 
 
 def draw(
