@@ -12,10 +12,10 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export GIT_PYTHON_REFRESH ?= quiet
 PORT ?= 5000
 
-.PHONY: help setup browser run ui test test-gpu lint format typecheck audit fuzz test-project docs bench anyinit claims model-claims screenshots lock clean
+.PHONY: help setup browser run ui test test-lowest test-gpu lint format typecheck audit fuzz test-project docs bench anyinit claims model-claims screenshots lock clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9.%-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## the virtual environment with the pinned packages, in .venv
 
@@ -48,6 +48,36 @@ ui: $(READY) ## MLflow's page of the runs, on 127.0.0.1, opened at the last comp
 test: $(READY) ## the whole test suite, on all cores
 	python -m compileall -q initflow plugins tests/warm.py
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python -m pytest -m "not project" -n auto --dist loadfile --no-loadscope-reorder
+
+# The suite in an environment of its own, build/NAME: without a browser, a cluster, servers and the
+# optional packages. PART is what is run of it. An interpreter that is not here is not downloaded.
+LOWEST_PYTHON := 3.11
+PART ?= tests/core tests/initializers tests/theory tests/models tests/training tests/diagnostics tests/reporting tests/tracking tests/experiments tests/cli plugins
+FOR_TESTS := cmaes hypothesis 'psycopg[binary]' pytest
+define test-in
+	uv venv --quiet --clear --no-python-downloads --python $(2) build/$(1)
+	uv pip install --quiet --compile-bytecode --python build/$(1)/bin/python --requirements $(3)
+	uv pip install --quiet --python build/$(1)/bin/python --constraints $(3) $(FOR_TESTS)
+	uv pip install --quiet --python build/$(1)/bin/python --no-deps --editable .
+	PATH=$(CURDIR)/build/$(1)/bin:$(PATH) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE build/$(1)/bin/python -m pytest -m "not project and not end_to_end" -W default::DeprecationWarning --ignore tests/tracking/test_callbacks.py --ignore tests/experiments/tuning/test_cluster.py $(PART)
+endef
+
+test-lowest: $(READY) ## the suite on the lowest versions that pyproject.toml allows; PART="tests/core …"
+	mkdir -p build
+	PYENV_VERSION=$(LOWEST_PYTHON) uv pip compile --quiet --no-python-downloads --resolution lowest-direct --python-version $(LOWEST_PYTHON) --output-file build/lowest.txt pyproject.toml
+	$(call test-in,lowest,$(LOWEST_PYTHON),build/lowest.txt)
+
+# pyenv has a python3.13 on the path also where it is not the chosen one, which then only fails.
+test-3.%: $(READY) ## the suite on the pinned versions and another Python: make test-3.13
+	@if PYENV_VERSION=3.$* uv python find --quiet --no-python-downloads 3.$* > /dev/null 2>&1; then \
+		$(MAKE) --no-print-directory test-on PYTHON_FOUND="$$(PYENV_VERSION=3.$* uv python find --no-python-downloads 3.$*)" NAME=python3.$*; \
+	else \
+		echo "There is no Python 3.$* here: nothing was tested on it."; \
+	fi
+
+.PHONY: test-on
+test-on:
+	$(call test-in,$(NAME),$(PYTHON_FOUND),requirements.lock)
 
 # All others leave a GPU alone, as their numbers are the CPU's.
 test-gpu: $(READY) ## the tests that need a GPU

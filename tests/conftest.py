@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
+from packaging.requirements import Requirement
 
 from tests import warm
 
@@ -154,12 +155,23 @@ MNIST = _find_mnist()
 
 
 def pytest_collection_modifyitems(items):
-    """Without MNIST at hand, or a GPU, the tests that need it are skipped, and say so."""
+    """Without MNIST, a GPU or the package that a test needs, it is skipped, and says so."""
     for item in items:
         if MNIST is None and item.get_closest_marker("mnist"):
             item.add_marker(pytest.mark.skip(reason="MNIST is not in INITFLOW_DATA_DIR"))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="-m gpu finds no CUDA device"))
+        for mark in item.iter_markers("needs"):
+            if lacking := [one for one in mark.args if not _is_installed(Requirement(one))]:
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(lacking)}"))
+
+
+@functools.cache
+def _is_installed(requirement):
+    try:
+        return metadata.version(requirement.name) in requirement.specifier
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def pytest_collection_finish():

@@ -9,9 +9,10 @@ import contextlib
 import re
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
+from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from initflow.core import environment, machine
 from initflow.experiments.replay import recorded
@@ -104,8 +105,11 @@ def _registered():
     return library
 
 
-_setup_privateuseone_for_python_backend()
-_LIBRARY = _registered()
+# Tests that need the device are marked so, as older versions of PyTorch do not have it.
+possible = pytest.mark.needs("torch>=2.10")
+if hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+    backend_registration._setup_privateuseone_for_python_backend()
+    _LIBRARY = _registered()
 
 
 def be_found(patch):

@@ -20,6 +20,8 @@ from initflow.cli.commands import cli
 from initflow.cli.console import for_people, printable
 from initflow.errors import InitflowError, did_you_mean, naming_extras
 
+# Who gives no arguments is shown the help, which before click 8.2 is no error.
+NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 # Signals that end the command, with the run closed on the way out.
 STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _invoke(context)
     except click.exceptions.Exit as done:
         code = done.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
+    except NO_ARGUMENTS as error:
         error.show()
         code = error.exit_code
     except click.ClickException as error:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 import initflow
-from initflow.core import paths, repository
+from initflow.core import machine, paths, repository
 from initflow.core.repository import UNKNOWN
 from initflow.core.secrets import without_credentials
 from initflow.errors import LONGEST, shortened
@@ -252,11 +252,11 @@ def _settings(device: str) -> dict[str, str]:
         "flush_denormal": _flag(sys.float_info.min / 2 == 0.0),
         "onednn_enabled": _flag(backends.mkldnn.enabled),
         "onednn_deterministic": _flag(backends.mkldnn.deterministic),
-        "onednn_float32": _precisions(backends.mkldnn.matmul, backends.mkldnn.conv),
+        "onednn_float32": _precisions("cpu"),
     }
     if device != "cpu":
         found |= {
-            "cuda_float32": _precisions(backends.cuda.matmul, backends.cudnn.conv),
+            "cuda_float32": _precisions(device),
             "cudnn_enabled": _flag(backends.cudnn.enabled),
             "cudnn_deterministic": _flag(backends.cudnn.deterministic),
             "cudnn_benchmark": _flag(backends.cudnn.benchmark),
@@ -268,8 +268,20 @@ def _deterministic() -> str:
     return ("off", "warn only", "on")[torch.get_deterministic_debug_mode()]
 
 
-def _precisions(matmul: Any, conv: Any) -> str:
+def _precisions(device: str) -> str:
     """Read by PyTorch's new names, as the old ones raise where a user has set the new ones."""
+    backends: Any = torch.backends
+    if not machine.has_new_names():
+        tf32 = device != "cpu" and backends.cuda.matmul.allow_tf32
+        bf16 = device == "cpu" and torch.get_float32_matmul_precision() == "medium"
+        matmul = "tf32" if tf32 else "bf16" if bf16 else "ieee"
+        conv = "tf32" if device != "cpu" and backends.cudnn.allow_tf32 else "ieee"
+        return f"matmul {matmul}, conv {conv}"
+    matmul, conv = (
+        (backends.mkldnn.matmul, backends.mkldnn.conv)
+        if device == "cpu"
+        else (backends.cuda.matmul, backends.cudnn.conv)
+    )
     text = f"matmul {matmul.fp32_precision}, conv {conv.fp32_precision}"
     return text.replace("none", "ieee")  # nothing chosen is exact, too
 

@@ -55,6 +55,13 @@ def _put_numpy_state(state: tuple[str, bytes, int, int, float]) -> None:
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *others))  # type: ignore[arg-type]  # noqa: NPY002
 
 
+def _default_device() -> torch.device:
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # older versions of PyTorch, once it was set to none
+        return torch.device("cpu")
+
+
 def _bytes(state: Tensor) -> bytes:
     return state.numpy().tobytes()
 
@@ -78,7 +85,7 @@ _STATES: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
     "the state of Python's random": (random.getstate, random.setstate),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (
-        torch.get_default_device,
+        _default_device,
         # Not by "cpu", which would make every tensor's making ask for it.
         lambda device: torch.set_default_device(None if device.type == "cpu" else device),
     ),

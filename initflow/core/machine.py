@@ -188,6 +188,11 @@ def _told(settings: Iterable[_Setting]) -> list[tuple[_Setting, Any]]:
     return found
 
 
+def has_new_names() -> bool:
+    """Whether PyTorch has a precision for each kind of operation, as it does since 2.9."""
+    return hasattr(torch.backends.cuda.matmul, PRECISION)
+
+
 def _old_names() -> list[_Setting]:
     """Those of all versions of PyTorch, which set the new ones too.
 
@@ -200,10 +205,10 @@ def _old_names() -> list[_Setting]:
 
 
 def _new_names() -> list[_Setting]:
-    """Those that PyTorch has since 2.9, one for each kind of operation."""
-    backends: Any = torch.backends  # its modules make up some attributes as they are requested
-    if not hasattr(backends.cuda.matmul, PRECISION):
+    """Those of PyTorch since 2.9; none before."""
+    if not has_new_names():
         return []
+    backends: Any = torch.backends  # its modules make up some attributes as they are requested
     of_cuda = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     # The CPU's is set along with CUDA's by the old name, and has no part in this.
     of_cpu = _Setting(backends.mkldnn.matmul, PRECISION, on="ieee", off="ieee")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 # Called with what is being done and how much of it is done: (what, done, of).
 Progress = Callable[[str, int, int], None]
-LOUD = ("alembic", "mlflow.store.db.utils")  # which log each step of making MLflow's database
+# Which log each step of making MLflow's database. Older versions of MLflow put the levels of
+# alembic's back meanwhile, but not what filters the one that logs.
+LOUD = ("alembic", "mlflow.store.db.utils")
+STEPS = logging.getLogger("alembic.runtime.migration")
 _logger = logging.getLogger("initflow")
 
 
@@ -41,7 +44,10 @@ def shown(progress: bool | Progress) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def bar(console: Console, beginning: str = "") -> Iterator[Progress]:
-    """A bar on a ``console`` that is a terminal, which is gone at the end."""
+    """A bar on a ``console`` that is a terminal, which is gone at the end; silent on any other."""
+    if not console.is_terminal:
+        yield silent
+        return
     from rich import progress  # noqa: PLC0415 - needed only here
 
     columns = ("{task.description}", progress.BarColumn(), progress.TimeElapsedColumn())
@@ -49,7 +55,6 @@ def bar(console: Console, beginning: str = "") -> Iterator[Progress]:
         *columns,
         console=console,
         transient=True,
-        disable=not console.is_terminal,
         redirect_stdout=not console.stderr,  # else what is printed would go to the bar's stream
     ) as shown:
         task = shown.add_task(beginning, total=None)
@@ -88,9 +93,15 @@ def warn(text: str, *, error: bool = False) -> None:
     _logger.warning(text, exc_info=error)
 
 
+def is_warning(record: logging.LogRecord) -> bool:
+    """Whether it says that something may be wrong."""
+    return record.levelno >= logging.WARNING
+
+
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Without what MLflow logs of each step of making its database."""
+    STEPS.addFilter(is_warning)
     loud = [logging.getLogger(name) for name in LOUD]
     before = [logger.level for logger in loud]
     for logger in loud:
@@ -100,3 +111,4 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loud, before, strict=True):
             logger.setLevel(level)
+        STEPS.removeFilter(is_warning)

@@ -165,6 +165,7 @@ def test_deterministic_algorithms_may_only_warn():
     assert facts()["deterministic"] == "off"
 
 
+@pytest.mark.needs("torch>=2.9")
 def test_old_and_new_settings_of_precision_may_be_mixed():
     """After which PyTorch raises when it is asked the old way."""
     before = facts()

@@ -19,6 +19,7 @@ READ = {
     "old cudnn": lambda: backends.cudnn.allow_tf32,
     "old products": torch.get_float32_matmul_precision,
 }
+new_names = pytest.mark.needs("torch>=2.9")
 USED = ("matmul", "conv", "rnn")  # what kernels on CUDA go by
 
 
@@ -70,6 +71,7 @@ def before(request):
     assert said()["conv"] == said()["rnn"] == "tf32"
 
 
+@new_names
 @pytest.mark.parametrize(("allowed", "expected"), [(False, "ieee"), (True, "tf32")])
 def test_it_is_what_is_said_and_then_what_it_was(before, allowed, expected):
     """Whatever the process had set, the old way, the new way or not at all; after an error too."""
@@ -87,6 +89,7 @@ def test_it_is_what_is_said_and_then_what_it_was(before, allowed, expected):
     assert said() == before
 
 
+@new_names
 @pytest.mark.parametrize("wider", [backends, backends.cudnn], ids=["all", "cudnn"])
 def test_what_follows_a_wider_setting_goes_on_to(wider):
     """When that is changed later; what had the same value by itself, as convolutions, keeps it."""
@@ -100,6 +103,7 @@ def test_what_follows_a_wider_setting_goes_on_to(wider):
         wider.fp32_precision = "none"
 
 
+@new_names
 def test_old_names_can_be_read_meanwhile():
     """As compilers and models do; PyTorch raises where the new names say something else."""
     for allowed in (False, True):
@@ -110,6 +114,7 @@ def test_old_names_can_be_read_meanwhile():
                 assert said()["conv"] == ("tf32" if allowed else "none")
 
 
+@new_names
 def test_nothing_changes_for_the_cpu(before):
     """Where what a process has set stays its own affair, and is recorded."""
     with machine.tf32("cpu", allowed=False):
@@ -120,16 +125,21 @@ def test_older_versions_of_pytorch_have_the_old_names_alone(monkeypatch):
     """Before 2.9."""
 
     class Matmul:
-        pass
+        allow_tf32 = property(lambda _: torch.get_float32_matmul_precision() != "highest")
 
     monkeypatch.setattr(backends.cuda, "matmul", Matmul())
-    for allowed in (False, True):
+    for allowed, expected in ((False, "ieee"), (True, "tf32")):
         with machine.tf32("cuda:0", allowed=allowed):
             assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
             assert backends.cudnn.allow_tf32 == allowed
+            facts = environment._settings("cuda:0")
+        assert facts["cuda_float32"] == f"matmul {expected}, conv {expected}"
+        assert facts["onednn_float32"] == "matmul ieee, conv ieee"
     assert torch.get_float32_matmul_precision() == "highest"
     assert backends.cudnn.allow_tf32
-    backends.mkldnn.matmul.fp32_precision = "none"
+    monkeypatch.undo()
+    if machine.has_new_names():
+        backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_the_statistic_is_that_of_kolmogorov_and_smirnov():
     assert p_value(one, other) == pytest.approx(1 - inside / every, rel=1e-6)
 
 
+@elsewhere.possible
 def test_accuracies_there_are_those_of_the_cpu(monkeypatch):
     """On the device of the tests; another learning rate is told from this one."""
     elsewhere.be_found(monkeypatch)

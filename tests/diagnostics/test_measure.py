@@ -68,6 +68,7 @@ def on_the_device(members, data):
     return networks.Stack(drawn(members), configs_of(members), schemes, there), there
 
 
+@elsewhere.possible
 @pytest.mark.parametrize("memory", [2**30, 2**14], ids=["all at once", "few images at once"])
 def test_a_stack_on_a_gpu_is_evaluated_at_once(monkeypatch, memory):
     """What is done grows with no network, and the result alone is read: the same numbers."""
@@ -137,6 +138,7 @@ def measured(stack, members, data):
     return found, work
 
 
+@elsewhere.possible
 def test_signals_of_a_stack_on_a_gpu_are_measured_at_once():
     """What is done grows with no network, and one read is all: the numbers of the formulas."""
     data, done = images(150, pixels=30), []
@@ -172,6 +174,7 @@ def odd_networks():
     return [usual, copies, lost, infinite, zero]
 
 
+@elsewhere.possible
 def test_what_is_odd_is_measured_there_as_on_the_cpu():
     """Copies, which count once; what is no number, which is counted; networks that are 0."""
     data = images(150, pixels=30)
@@ -189,6 +192,7 @@ def test_what_is_odd_is_measured_there_as_on_the_cpu():
     assert shares == [1.0, 1.0, 3 / 20, 9 / 10, 1.0, 1.0, 1.0, 1.0, 1 / 20, 1 / 10]
 
 
+@elsewhere.possible
 def test_in_little_memory_a_stack_on_a_gpu_is_measured_in_parts(monkeypatch):
     """With the same numbers."""
     data = images(150, pixels=30)
@@ -204,6 +208,7 @@ def on_the_device_with(members, data):
     return stack, members, there
 
 
+@elsewhere.possible
 def test_some_of_a_stack_are_measured_by_themselves():
     """In the order in which they are asked for; so they are evaluated."""
     data = images(150, pixels=30)
@@ -218,6 +223,7 @@ def test_some_of_a_stack_are_measured_by_themselves():
     assert some == {member: evaluated[member] for member in chosen}
 
 
+@elsewhere.possible
 def test_untrained_networks_on_a_gpu_are_read_at_once():
     """Two reads, of the images and of what was measured; the theory is that of each alone."""
     data, done = images(150, pixels=30), []
@@ -238,7 +244,9 @@ def test_untrained_networks_on_a_gpu_are_read_at_once():
     assert done[0].reads == 2
 
 
-@pytest.mark.parametrize("device", ["cpu", elsewhere.DEVICE])
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param(elsewhere.DEVICE, marks=elsewhere.possible)]
+)
 def test_theory_is_worked_out_once_for_the_seeds_of_a_scheme(device):
     """In whatever order they stand; with the numbers that it has for each network by itself."""
     data = images(150, pixels=30)
@@ -274,6 +282,7 @@ def test_theory_is_worked_out_once_for_the_seeds_of_a_scheme(device):
                 assert vars(ours) == pytest.approx(vars(its), rel=1e-4)
 
 
+@elsewhere.possible
 def test_first_losses_on_a_gpu_are_found_at_once():
     """Each over the first batch of its seed, however many seeds there are."""
     data, done = images(150, pixels=30), []
@@ -301,6 +310,7 @@ def test_first_losses_on_a_gpu_are_found_at_once():
     assert done[0].reads == 1
 
 
+@elsewhere.possible
 def test_trained_networks_leave_a_gpu_in_one_read():
     """Each with what is its own."""
     for members in (2, 20):

@@ -354,6 +354,7 @@ def work_there(config, members, seeds):
     return work, between
 
 
+@elsewhere.possible
 @pytest.mark.parametrize(
     "own",
     [
@@ -379,6 +380,7 @@ def test_a_whole_training_is_as_many_operations_for_many_networks(monkeypatch, o
     assert few.reads == (len(between) + 1) * reads.pop() + 2
 
 
+@elsewhere.possible
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("of_process", ["high", "highest"])
 def test_tf32_is_used_where_the_setting_says_so_alone(monkeypatch, tf32, of_process):

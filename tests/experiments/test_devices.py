@@ -32,7 +32,12 @@ SMALL = {"dataset": "digits", "hidden": "12,8", "epochs": 1, "eval_every": 10, "
 WHOLE = "initflow_lsuv:lsuv"  # sees images, and fills the whole network
 
 
-@pytest.fixture(params=[elsewhere.DEVICE, pytest.param("cuda:0", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=[
+        pytest.param(elsewhere.DEVICE, marks=elsewhere.possible),
+        pytest.param("cuda:0", marks=pytest.mark.gpu),
+    ]
+)
 def device(request, store, monkeypatch):
     """That ``device=auto`` finds."""
     if request.param == elsewhere.DEVICE:
@@ -40,6 +45,7 @@ def device(request, store, monkeypatch):
     return request.param
 
 
+@elsewhere.possible
 def test_it_tells_what_a_gpu_would_not_do():
     """Or the others would show nothing."""
     there = torch.ones(3, device=elsewhere.DEVICE)
@@ -138,6 +144,7 @@ def test_tf32_is_recorded_and_used_again(device, monkeypatch, tf32):
         torch.set_float32_matmul_precision("highest")
 
 
+@elsewhere.possible
 @pytest.mark.parametrize("tf32", [False, True])
 def test_what_is_measured_without_training_goes_by_the_setting_too(store, monkeypatch, tf32):
     """In a diagnosis, and what a range of learning rates is held against."""

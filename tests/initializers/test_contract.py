@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from initflow.core import isolation
 from initflow.core.seeds import generator
 from initflow.errors import PluginError, SettingError
 from initflow.initializers import contract
@@ -174,7 +175,7 @@ def applied(function, into):
 
 def states():
     numpys = np.random.get_state()  # noqa: NPY002
-    settings = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    settings = torch.get_default_dtype(), isolation._default_device(), torch.get_num_threads()
     more = torch.are_deterministic_algorithms_enabled(), Path.cwd()
     return torch.get_rng_state().tolist(), str(numpys), random.getstate(), settings, more
 

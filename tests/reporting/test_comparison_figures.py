@@ -229,7 +229,7 @@ def test_published_curves_are_marks_over_ours():
 
 NAMES = [
     "a$b$",
-    "_hidden",
+    pytest.param("_hidden", marks=pytest.mark.needs("matplotlib>=3.10")),
     "normal:std=0.05",
     "plugins/file.py:function:first=0.123456789,second=another,third=one_with_underscores",
     "x" * 200,

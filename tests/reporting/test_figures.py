@@ -186,7 +186,7 @@ def test_an_activation_is_drawn_over_what_each_layer_receives(depth, drawn, acti
     assert ("24 of 40 layers" in figure.get_suptitle()) == (depth == 40)
     for axes in panels:
         function, derivative = axes.lines
-        x = torch.tensor(function.get_xdata())
+        x = torch.as_tensor(function.get_xdata())
         np.testing.assert_allclose(function.get_ydata(), phi.function(x))
         np.testing.assert_allclose(derivative.get_ydata(), phi.derivative(x))
     histograms = [axes for axes in figure.axes if axes.patches]

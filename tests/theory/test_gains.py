@@ -232,4 +232,5 @@ def test_the_table_of_gains_is_true():
             assert (theirs, share) == ("none", ""), name
             continue
         assert theirs.rpartition("= ")[2] == f"{by_torch:.4f}", name
-        assert share == f"× {(by_torch / gain) ** 2:.3f}", name
+        # Of 0.5625, the last digit differs with the libraries.
+        assert float(share.removeprefix("× ")) == pytest.approx((by_torch / gain) ** 2, abs=5.1e-4)

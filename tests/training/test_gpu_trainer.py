@@ -67,6 +67,7 @@ def there(networks, recipes, split):
     return stack, gpu_trainer.GpuTrainer(stack, recipes, on_device)
 
 
+@elsewhere.possible
 @pytest.mark.parametrize("name", STACKS)
 def test_networks_train_there_as_they_do_on_the_cpu(name):
     """Whatever settings of their own they have: but for rounding, at the same checkpoints."""
@@ -86,6 +87,7 @@ def test_networks_train_there_as_they_do_on_the_cpu(name):
     assert training.exact(BATCH) == [False] * len(configs)
 
 
+@elsewhere.possible
 def test_every_activation_function_trains_there():
     """Side by side, under several seeds."""
     recipes = [recipe(name, epochs=3, seed=n % 3, lr=0.05) for n, name in enumerate(ACTIVATIONS)]
@@ -98,6 +100,7 @@ def test_every_activation_function_trains_there():
         assert theirs == pytest.approx(one, rel=2e-4)
 
 
+@elsewhere.possible
 def test_one_that_diverges_keeps_what_it_had_at_that_step():
     """That is told at the next checkpoint, of the step where it was; the others go on."""
     widths, split = (784, 50, 50, 10), images(1_000)
@@ -133,6 +136,7 @@ def test_one_that_diverges_keeps_what_it_had_at_that_step():
             assert torch.allclose(tensor.cpu(), theirs, rtol=1e-3, equal_nan=True)
 
 
+@elsewhere.possible
 def test_a_training_without_a_network_left_ends():
     """At the checkpoint that finds the last one lost, though more updates were asked for."""
     networks = [drawn(0)]
@@ -143,6 +147,7 @@ def test_a_training_without_a_network_left_ends():
     assert training.running == []
 
 
+@elsewhere.possible
 def test_one_that_is_told_to_stop_stays_as_it_is():
     """And the last checkpoint is not of it."""
     networks = [drawn(seed) for seed in range(3)]
@@ -156,6 +161,7 @@ def test_one_that_is_told_to_stop_stays_as_it_is():
     assert not torch.equal(stack.member(0).flat.cpu(), networks[0].flat)
 
 
+@elsewhere.possible
 @pytest.mark.parametrize("updates", [1, 5, 7, 10, 1_000])
 def test_a_training_ends_after_so_many_updates(updates):
     """With a checkpoint there, as on the CPU."""
@@ -195,6 +201,7 @@ def update(members, seeds, monkeypatch, settings):
     return work, len(recordings)
 
 
+@elsewhere.possible
 @pytest.mark.parametrize(
     "settings",
     [{}, {"optimizer": optimizers.Optimizer("adam"), "clip": 1.0}],
@@ -210,6 +217,7 @@ def test_what_is_launched_grows_with_neither_networks_nor_seeds(monkeypatch, set
     assert few.reads == 1
 
 
+@elsewhere.possible
 def test_a_gpu_counts_what_it_does():
     """Or the counts would say nothing."""
     one = torch.ones(3, device=elsewhere.DEVICE)
@@ -220,6 +228,7 @@ def test_a_gpu_counts_what_it_does():
     assert work.operations >= 4
 
 
+@elsewhere.possible
 def test_a_batch_as_large_as_the_data_is_the_data():
     """And larger ones."""
     split = Split(*(of_all[:30] for of_all in (data().images, data().labels)))

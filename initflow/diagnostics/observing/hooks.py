@@ -33,6 +33,9 @@ _of_modules: dict[int, list[ForwardObserver]] = {}  # by their identity
 _of_scalers: list[ScaleObserver] = []
 _in_place: dict[tuple[type, str], tuple[int, object, object]] = {}  # how often, theirs and ours
 _lock = threading.Lock()
+# By its newer name where there is one: the older one has come to mean torch.export as well.
+_OF_FX: Any = torch.fx._symbolic_trace  # noqa: SLF001
+IS_WRITTEN_DOWN = getattr(_OF_FX, "is_fx_symbolic_tracing", _OF_FX.is_fx_tracing)
 COMPILED = "_compiled_call_impl"  # as modules have it
 
 
@@ -60,7 +63,7 @@ def is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()  # noqa: SLF001
-        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()  # noqa: SLF001
+        or IS_WRITTEN_DOWN()
         or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
         or torch._guards.active_fake_mode() is not None  # noqa: SLF001
     )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +18,8 @@ from initflow.experiments.tuning import storages
 from initflow.experiments.tuning.searches import DIVERGED, ERROR, PendingTrial, Search
 from initflow.experiments.tuning.studies import load
 
+# Raised by what has ended already; older versions of Optuna have only what it derives from.
+FINISHED = getattr(optuna.exceptions, "UpdateFinishedTrialError", RuntimeError)
 WORST = 0.0  # the accuracy that a diverged trial is told as, so that the sampler learns from it
 
 
@@ -41,7 +43,7 @@ class RunningTrials:
         try:
             with storages.failing(self._search.storage):
                 yield
-        except (UpdateFinishedTrialError, ValueError) as error:  # the latter by Optuna's tell
+        except (FINISHED, ValueError) as error:  # the latter by Optuna's tell
             raise GivenUpError(
                 f"trial {number} of study '{self._search.name}' was given up meanwhile by another "
                 "process, which took its worker for dead"

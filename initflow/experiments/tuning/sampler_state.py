@@ -62,6 +62,8 @@ ADMITTED: dict[tuple[str, str], Callable[..., object] | None] = {
 
 class _Reader(pickle._Unpickler):  # noqa: SLF001 - the one in C takes any memory that it is told to
     def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("numpy.core."):  # as NumPy 1 names it
+            module = module.replace("core", "_core", 1)
         if (module, name) not in ADMITTED:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return ADMITTED[module, name]

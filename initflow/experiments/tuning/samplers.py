@@ -27,6 +27,9 @@ def check_sampler(sampler: str) -> None:
         raise SettingError("sampler=cmaes needs the package cmaes: pip install cmaes")
 
 
+OPTIMIZER = "cma:optimizer"  # of a trial's attributes, those that hold what CMA-ES has learned
+
+
 class _CmaEsSampler(optuna.samplers.CmaEsSampler):
     """Goes by a trial's place where Optuna's goes by its number, which cut off ones move.
 
@@ -49,8 +52,9 @@ class _CmaEsSampler(optuna.samplers.CmaEsSampler):
         self._space, self._direction = search_space, study.direction
         return super().sample_relative(study, placed, search_space)
 
-    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
-        key = self._attr_key_optimizer
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial], *_: int) -> Any:
+        """Older versions of Optuna say how often the optimizer was restarted, which it never is."""
+        key = OPTIMIZER
         for trial in reversed(completed_trials):
             parts = {k: v for k, v in trial.system_attrs.items() if k.startswith(key)}
             if not parts:
@@ -59,7 +63,7 @@ class _CmaEsSampler(optuna.samplers.CmaEsSampler):
             new = optuna.samplers.CmaEsSampler(seed=0)  # this one's random state is left alone
             optimizer = new._init_optimizer(space, self._direction)  # noqa: SLF001 - as here
             try:
-                packed = bytes.fromhex(self._concat_optimizer_attrs(parts))
+                packed = bytes.fromhex("".join(parts[f"{key}:{at}"] for at in range(len(parts))))
                 state = sampler_state.learned(packed, optimizer.__getstate__())
             except (ValueError, LookupError, TypeError) as error:
                 raise StudyError(

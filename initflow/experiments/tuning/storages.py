@@ -151,6 +151,9 @@ def open_storage(storage: str) -> BaseStorage:
     """Opened once in a process."""
     if not is_database(storage):
         try:
+            Path(storage).parent.mkdir(
+                parents=True, exist_ok=True
+            )  # older versions of Optuna do not
             _mend(Path(storage))
             lock: Any = _journal_lock(storage)  # it has what Optuna asks of one
             return JournalStorage(JournalFileBackend(storage, lock_obj=lock))

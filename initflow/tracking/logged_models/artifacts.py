@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -42,7 +43,7 @@ def put(uri: str, place: str, files: Mapping[str, bytes], upload: Upload) -> Non
     with tempfile.TemporaryDirectory() as scratch:
         _write(Path(scratch), files)
         if place.startswith(PROXIED):  # without asking for the address, which is known
-            get_artifact_repository(place, tracking_uri=uri).log_artifacts(scratch)  # type: ignore[no-untyped-call]
+            _server(place, uri).log_artifacts(scratch)
         else:
             upload(scratch)
 
@@ -64,7 +65,7 @@ def get(uri: str, place: str, name: str, limit: int) -> bytes | None:
                 return file.read(limit + 1)
         except FileNotFoundError:
             return None
-    server = get_artifact_repository(place, tracking_uri=uri)._host_creds  # type: ignore[attr-defined]  # noqa: SLF001 - which has no method without a listing
+    server = _server(place, uri)._host_creds  # noqa: SLF001 - which has no method without a listing
     with http_request(server, f"/{name}", "GET", stream=True) as answer:  # type: ignore[no-untyped-call]
         if answer.status_code == NOT_FOUND:
             return None
@@ -75,6 +76,14 @@ def get(uri: str, place: str, name: str, limit: int) -> bytes | None:
             if len(content) > limit:
                 break
         return bytes(content[: limit + 1])
+
+
+def _server(place: str, uri: str) -> Any:
+    """What gives and takes the files at ``place``."""
+    try:
+        return get_artifact_repository(place, tracking_uri=uri)
+    except TypeError:  # older versions of MLflow go by the process's tracking server, which it is
+        return get_artifact_repository(place)
 
 
 def _put_here(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -77,6 +78,11 @@ def _is_frame(data: Any) -> bool:
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Classifier:
     """Called by MLflow with the folder of the model's data."""
-    wrapped = mlflow.pytorch._load_pyfunc(path, model_config)  # noqa: SLF001
+    flavor = mlflow.pytorch
+    if hasattr(flavor, "_EXPORTED_TORCH_MODEL_FILE_NAME"):
+        wrapped = flavor._load_pyfunc(path, model_config)  # noqa: SLF001
+    else:  # older versions of MLflow load no such archive
+        module = torch.export.load(Path(path, "model.pt2")).module()
+        wrapped = flavor._PyTorchWrapper(module, device="cpu")  # noqa: SLF001
     saved = Model.load(str(Path(path).parent)).metadata or {}
     return Classifier(wrapped, int(saved[PIXELS]))
