@@ -230,7 +230,12 @@ def test_gamma_may_not_be_searched(journal, sampler):
     assert set(study.figures()) == {"history", "slice"}
 
 
-@pytest.mark.parametrize("gamma", [None, (0.8, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "gamma",
+    # Of a single setting, older versions of Optuna learn nothing.
+    [pytest.param(None, marks=pytest.mark.needs("optuna>=5")), (0.8, 1.0)],
+    ids=str,
+)
 def test_cmaes_learns_over_generations(journal, gamma):
     """What it learned is read back and goes on, also to a second generation and a third."""
     search = searching(journal, sampler="cmaes", gamma=gamma)
