@@ -43,7 +43,8 @@ def networks_of(name, parent):
 
 
 def models_of(run):
-    return [one.model_id for one in run.outputs.model_outputs] if run.outputs else []
+    outputs = mlflow.get_run(run.info.run_id).outputs  # older versions find runs without them
+    return [one.model_id for one in outputs.model_outputs] if outputs else []
 
 
 def assert_best_alone(runs, metric="accuracy/test"):

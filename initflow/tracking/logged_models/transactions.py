@@ -48,6 +48,14 @@ def is_possible(client: mlflow.MlflowClient) -> bool:
     return isinstance(store_of(client), SqlAlchemyStore)
 
 
+def _session_of(store: Any) -> contextlib.AbstractContextManager[Any]:
+    """One that may write."""
+    try:
+        return store.ManagedSessionMaker(read_only=False)  # type: ignore[no-any-return]
+    except TypeError:  # in older versions of MLflow all may
+        return store.ManagedSessionMaker()  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
 def together(client: mlflow.MlflowClient) -> Iterator[mlflow.MlflowClient]:
     """The same client, of which all requests are one transaction: all of it is there, or nothing.
@@ -55,7 +63,7 @@ def together(client: mlflow.MlflowClient) -> Iterator[mlflow.MlflowClient]:
     It is for one thread. An error within undoes what was requested, and is raised.
     """
     store = store_of(client)
-    with store.ManagedSessionMaker(read_only=False) as session:
+    with _session_of(store) as session:
         shared = _Session(session)
 
         @contextlib.contextmanager
