@@ -39,7 +39,7 @@ FORMS = {
     if path.stem != "config"
 }
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-COMING = {"test-lowest", "docs", "test-package"}  # targets that are not there yet
+COMING = {"test-package"}  # targets that are not there yet
 COMING_COMMANDS = {"doctor"}
 ON_CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}  # by other names there
 LOWEST_PYTHON = PROJECT["requires-python"].removeprefix(">=")
