@@ -74,9 +74,9 @@ def test_watching_needs_torch_and_mlflow_alone(tmp_path, monkeypatch):
     assert said["measured"] > 0
     assert said["logged"] > 0
     assert "initflow.watch_failed" not in said["tags"]
-    ending = "needs the package matplotlib: pip install 'initflow[experiments]'"
-    assert said["compare"] == f"initflow.compare {ending}"
-    assert said["figure"] == f"a figure {ending}"
+    ending = "needs the package {}: pip install 'initflow[experiments]'".format
+    assert said["compare"] == f"initflow.compare {ending('safetensors')}"
+    assert said["figure"] == f"a figure {ending('matplotlib')}"
     assert said["command"] == 2
 
 
