@@ -12,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export GIT_PYTHON_REFRESH ?= quiet
 PORT ?= 5000
 
-.PHONY: help setup browser run ui test test-lowest test-gpu lint format typecheck audit fuzz test-project docs bench anyinit claims model-claims screenshots lock clean
+.PHONY: help setup browser run ui test test-lowest test-gpu lint format typecheck audit fuzz test-project test-package docs bench anyinit claims model-claims screenshots lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9.%-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -107,6 +107,9 @@ fuzz: $(READY) ## hostile bytes made by what they cover, FUZZ_S seconds for each
 # From a clone in which nothing was installed: a leftover *.egg-info would hide what is missing there.
 test-project: $(READY) ## every entry point in the environment that MLflow builds from conda.yaml
 	python -m pytest -m project tests/test_in_environment.py
+
+test-package: $(READY) ## what pip installs of the wheel and the sdist, in fresh environments
+	python -m pytest -m project tests/test_installed.py
 
 # What it takes is installed at its first use. Each notebook is run, and a warning is an error.
 $(SITE): $(READY) requirements-docs.lock
