@@ -11,6 +11,7 @@ from setuptools.command.build_py import build_py
 SHIPPED = [  # where initflow.core.paths.shipped looks for them
     "MLproject",
     "conda.yaml",
+    "pyproject.toml",
     "requirements.lock",
     *(
         f"plugins/initflow-{name}/{file}"

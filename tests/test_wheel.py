@@ -73,7 +73,7 @@ def test_the_wheel_is_the_package_with_copies_of_what_lies_beside_it(wheel):
     plugins = {
         name for home in paths.SHIPPED_PLUGINS for name in committed_files(f"plugins/{home}")
     }
-    others = {"MLproject", "conda.yaml", "requirements.lock"}
+    others = {"MLproject", "conda.yaml", "pyproject.toml", "requirements.lock"}
     assert copies == others | {name for name in plugins if "/tests/" not in name}
     for name in own | {SHIPPED + copy for copy in copies}:
         assert wheel[name] == (ROOT / name.removeprefix(SHIPPED)).read_bytes(), name

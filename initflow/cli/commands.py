@@ -19,7 +19,16 @@ import click
 
 import initflow
 from initflow.cli import completion
-from initflow.cli.console import Table, for_people, printable, remark, running, say, show
+from initflow.cli.console import (
+    Table,
+    for_people,
+    printable,
+    quieten_libraries,
+    remark,
+    running,
+    say,
+    show,
+)
 from initflow.cli.options import (
     CONTEXT,
     Group,
@@ -383,6 +392,27 @@ def sync() -> None:
     show(console, done.as_json, sent, *lines)
     if last:
         raise TrackingError(last)
+
+
+@command(cli)
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """What is there, what waits, what is missing and what is broken, to read and to report.
+
+    Versions, devices, MLflow's server or store, plugins, data sets, folders; without passwords.
+    Nothing is sent, and no store is made. Exit 1 if something is broken.
+
+    \b
+    Example:
+      initflow doctor
+    """
+    from initflow.checkup import examination
+    from initflow.cli import checklist
+
+    quieten_libraries()
+    found = examination.look()
+    show(None, found.as_json, *checklist.lines(found))
+    context.exit(1 if found.problems else 0)
 
 
 @command(cli, click.argument("folder", metavar="DIR", type=click.Path(path_type=Path)))

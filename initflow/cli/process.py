@@ -27,6 +27,8 @@ STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 if hasattr(signal, "SIGHUP"):  # not on Windows
     STOPS[signal.SIGHUP] = "Hung up"
 
+TELLING = ("doctor", "sync")  # commands that tell themselves what waits for MLflow
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
@@ -80,7 +82,7 @@ def _invoke(context: click.Context) -> None:
 def _tell_what_waits(*, send: bool) -> None:
     """What the command could not send to MLflow; ``send`` what others have left."""
     unsent = sys.modules.get("initflow.tracking.unsent")
-    if unsent and click.get_current_context().invoked_subcommand != "sync":
+    if unsent and click.get_current_context().invoked_subcommand not in TELLING:
         with contextlib.suppress(InitflowError):  # the command's own error is the one to tell
             for line in unsent.waiting_lines(send=send):
                 click.echo(printable(line), err=not for_people())

@@ -36,8 +36,8 @@ _importing = threading.RLock()  # of the path, of sys.modules, and of what follo
 _used_in_place: set[Path] = set()  # where modules were imported from
 
 
-def within_limit(function: Callable[[], T]) -> T:
-    """What ``function`` returns or raises; after :data:`LIMIT_S` a :class:`TimeoutError`.
+def within_limit(function: Callable[[], T], limit_s: float | None = None) -> T:
+    """What ``function`` returns or raises; after ``limit_s`` a :class:`TimeoutError`.
 
     It then goes on in a thread of its own, which ends with the process. Where it exits, that is
     a :class:`PluginError`: the process goes on.
@@ -50,11 +50,12 @@ def within_limit(function: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             future.set_exception(error)
 
+    limit_s = LIMIT_S if limit_s is None else limit_s
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(LIMIT_S)
+    thread.join(limit_s)
     if not future.done():
-        raise TimeoutError(f"not done within {LIMIT_S:g} s")
+        raise TimeoutError(f"not done within {limit_s:g} s")
     error = future.exception()
     if error and not isinstance(error, Exception):
         raise PluginError(cause(error))

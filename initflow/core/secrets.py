@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 # What is in the names of secrets; the parameters of addresses have further ones.
@@ -53,6 +54,15 @@ def without_secrets(text: str) -> str:
         return USER.sub("", found[0])
 
     return re.sub(r"[^\s'\"]+", cut, text)
+
+
+def without_home(text: str) -> str:
+    """``text`` with ``~`` for the user's home folder, whose name is often the user's."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # it is not known
+        return text
+    return text if len(home) < 2 else re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
 
 
 def _without_values(text: str, names: str, ends: str) -> str:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 from filelock import FileLock
@@ -75,8 +76,10 @@ def is_served(where: str = "") -> bool:
 
 
 def is_there(where: str = "") -> bool:
-    """False for a store whose file is missing, which asking would make."""
-    store = store_file(where or uri())
+    """False for a store whose file or folder is missing, which asking would make."""
+    where = where or uri()
+    folder = where.startswith("file:") or ("/" in where and "://" not in where)
+    store = Path(unquote(where.removeprefix("file://"))) if folder else store_file(where)
     return not store or os.path.exists(store)  # noqa: PTH110 - never raises
 
 

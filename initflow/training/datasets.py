@@ -351,7 +351,7 @@ def _download(name: str, folder: Path) -> None:
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            if _is_there(name, folder):  # another process was first
+            if is_there(name, folder):  # another process was first
                 return
             # torchvision sets none of its own and would wait for a silent server for ever.
             afterwards.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
@@ -372,7 +372,13 @@ def _download(name: str, folder: Path) -> None:
         ) from error
 
 
-def _is_there(name: str, folder: Path) -> bool:
+def is_there(name: str, folder: Path) -> bool:
+    """Whether ``folder`` has files of the data set, so that nothing would be downloaded.
+
+    The digits are scikit-learn's. Raises :class:`DataError` where it cannot be looked into.
+    """
+    if name == "digits":
+        return bool(importlib.util.find_spec("sklearn"))
     if name == "cifar10":
         return cifar.find(folder) is not None
     return not idx.find(folder, TORCHVISION[name]).is_empty

@@ -1,5 +1,6 @@
 """What commands print, all of them alike: in words, quietly, as JSON, in colours or without."""
 
+import functools
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 from rich.table import Table
 
 import initflow
+from initflow.checkup import examination
 from initflow.cli import console, process
 from initflow.cli.commands import cli
 from initflow.core import progress
@@ -38,6 +40,7 @@ SMALL_WORK = {
     "plugins new": "mine",
     "project": "mine",
     "sync": "",
+    "doctor": "",
 }
 # What each says besides its result, to those who read it.
 REMARKS = {
@@ -85,6 +88,7 @@ def ask(tracked):
 
         for name in (*WITH_A_RUN, "export"):
             once(name, getattr(initflow, name))
+        patch.setattr(examination, "look", functools.cache(examination.look))
         patch.setattr("initflow.initializers.scaffold.new", lambda name, folder: folder / name)
         patch.setattr("initflow.experiments.project.new", lambda _: "initflow==1.0")
         rules = list(initflow.testing.check("he", None))

@@ -200,13 +200,18 @@ def _hollow(architecture: Architecture) -> bytes | None:
     return found
 
 
+def cache() -> Path:
+    """Where archives are kept between commands, in the user's cache folder."""
+    return paths.of_user("cache") / "models"
+
+
 def _cached(architecture: Architecture) -> Path:
     """Where its archive is kept between commands, by all that it follows from."""
     sources = [Path(str(one.__file__)) for one in (model, architectures, activations, torch)]
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
     told = repr((architecture, torch.__version__, list(map(str, sources)), code))
     name = hashlib.sha256(told.encode()).hexdigest()
-    return paths.of_user("cache") / "models" / f"{name}.pt2"
+    return cache() / f"{name}.pt2"
 
 
 def _read(path: Path) -> bytes | None:
