@@ -28,8 +28,10 @@ class Examination:
 def look() -> Examination:
     """Look at everything; the user's home folder is ``~`` in all that is told."""
     found = {name: _part(name) for name in PARTS}
-    problems = [problem for finding in found.values() for problem in finding.problems]
-    told: Any = _homeless([problems, {name: finding.facts for name, finding in found.items()}])
+    problems = dict.fromkeys(one for finding in found.values() for one in finding.problems)
+    told: Any = _homeless(
+        [list(problems), {name: finding.facts for name, finding in found.items()}]
+    )
     return Examination(*told)
 
 
@@ -37,8 +39,10 @@ def _part(name: str) -> Finding:
     """By its name, as importing it may fail, too."""
     try:
         finding: Finding = importlib.import_module(f"initflow.checkup.{name}").look()
+    except ModuleNotFoundError as error:  # of any part, and told once
+        return Finding({}, [f"{error.name} cannot be imported: install it, and look again"])
     except Exception as error:  # noqa: BLE001 - what is broken is what is asked for
-        return Finding({}, [f"{name}: cannot be looked at ({cause(error)})"])
+        return Finding({}, [f"{name}: cannot be looked at ({cause(error)}); please report it"])
     return finding
 
 

@@ -55,10 +55,11 @@ def _versions(facts: Facts) -> Iterator[tuple[str, str]]:
     if others:
         own = [name for name in packages if name in others]
         named = [f"{name} {others[name]['pinned']}" for name in own]
-        more = [f"{len(others) - len(own)} that these need"] if len(others) > len(own) else []
+        more = len(others) - len(own)
+        named += [f"and {more} more that these need"] if more else []
         told = (
-            f"{len(others)} of {facts['pinned']} packages are not as pinned, so bits are not "
-            f"promised; pinned are {_listed([*named, *more])}"
+            f"not {len(others)} of {facts['pinned']} packages, so bits are not promised; pinned "
+            f"are {_listed(named)}"
         )
     yield "pinned", told
     extras = facts["missing_of_extras"]

@@ -229,9 +229,17 @@ def test_one_part_that_fails_leaves_the_others(monkeypatch):
     def fail():
         raise RuntimeError("no /home/me/data, but /home/me2")
 
+    def lack():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
     monkeypatch.setattr(data, "look", fail)
+    for part in (machine, plugins):
+        monkeypatch.setattr(part, "look", lack)
     found = examination.look()
-    assert found.problems == ["data: cannot be looked at (RuntimeError: no ~/data, but /home/me2)"]
+    assert found.problems == [
+        "torch cannot be imported: install it, and look again",
+        "data: cannot be looked at (RuntimeError: no ~/data, but /home/me2); please report it",
+    ]
     assert found.parts["store"] == {"paths": ["~/x", {"n": 1}]}
     assert found.parts["data"] == {}
     assert list(found.as_json()) == ["problems", *examination.PARTS]

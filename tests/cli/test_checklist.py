@@ -64,8 +64,8 @@ def test_it_fits_on_one_screen_and_is_what_the_page_shows(shown):
                 }
             },
             (
-                "packages  torch 2.9.0, numpy 2.4.6 pinned    2 of 9 packages are not as pinned, "
-                "so bits are not promised; pinned are torch 2.15.0, 1 that these need "
+                "packages  torch 2.9.0, numpy 2.4.6 pinned    not 2 of 9 packages, so bits "
+                "are not promised; pinned are torch 2.15.0, and 1 more that these need "
                 "extras    tune; not installed: ray (ray), two (a, b)"
             ),
         ),
