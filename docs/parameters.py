@@ -42,8 +42,8 @@ A parameter has the same name everywhere:
 
 Which MLflow experiment the runs go to is said by `--experiment-name` for `mlflow run`,
 `--experiment` for `initflow`, and `experiment=` in Python. `initflow export`, `initflow project`,
-`initflow ui`, `initflow sync` and `initflow completion` have no parameters but those that `--help`
-shows.
+`initflow ui`, `initflow sync`, `initflow doctor` and `initflow completion` have no parameters but
+those that `--help` shows.
 """
 COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "train": (TrainConfig, "Trains one network: see [training](training.md)."),

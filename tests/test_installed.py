@@ -88,6 +88,7 @@ def test_the_wheel_brings_all_that_its_commands_need(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     there.install(wheel)
     assert there.run("initflow", "--version") == f"initflow {initflow.__version__}\n"
+    assert there.run("initflow", "doctor").endswith("\nNothing is broken.\n")
     listed = json.loads(there.run("initflow", "plugins", "list", "--json"))["plugins"]
     assert {"critical", "looks-linear", "lsuv"} <= {p["name"] for p in listed if p["shipped"]}
     small = ("--dataset", "digits", "--hidden", "8", "--epochs", "1", "--activation", "tanh")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import initflow
+from initflow.checkup import versions
 from initflow.core import environment, paths
 from tests.conftest import ROOT
 from tests.repository import committed
@@ -99,11 +100,12 @@ def test_it_runs_without_the_checkout(site, tmp_path):
     """With its schemes, and as the same source: a run can be verified by either."""
     code = (
         "import json, initflow; from initflow.core import environment;"
-        "from initflow.initializers import plugins;"
+        "from initflow.checkup import versions; from initflow.initializers import plugins;"
         "found = [(p.name, p.origin, s.provider) for p, s in plugins.load_all() if p.shipped];"
-        "print(json.dumps([initflow.__file__, environment.source_sha256(), found]))"
+        "print(json.dumps([initflow.__file__, environment.source_sha256(), found,"
+        " versions.look()]))"
     )
-    where, source, found = json.loads(
+    where, source, found, checked = json.loads(
         run(tmp_path, sys.executable, "-c", code, PYTHONPATH=str(site))
     )
     assert Path(where) == site / "initflow" / "__init__.py"
@@ -116,6 +118,7 @@ def test_it_runs_without_the_checkout(site, tmp_path):
         ]
         for name in ("critical", "looks-linear", "lsuv")
     ]
+    assert checked == json.loads(json.dumps(versions.look()))
 
 
 def test_a_project_of_ones_own_runs_anywhere(site, tmp_path):
