@@ -31,6 +31,7 @@ from .experiments.comparisons.compare import compare
 from .experiments.comparisons.rates import rates
 from .experiments.comparisons.reproduce import reproduce
 from .experiments.comparisons.trainability import trainability
+from .experiments.logged.compare_runs import compare_runs
 from .experiments.train import train
 from .experiments.tuning.tune import tune
 from .experiments.untrained.diagnose import diagnose
@@ -68,6 +69,7 @@ __all__ = [
     "VerifyConfig",
     "WorkError",
     "compare",
+    "compare_runs",
     "diagnose",
     "export",
     "initialize",
