@@ -29,6 +29,23 @@ def compare() -> None:
     comparison.figure("accuracies").savefig("accuracies.png")
 
 
+def read() -> None:
+    import mlflow
+
+    import initflow as inf
+
+    with mlflow.start_run() as run:  # of any script
+        mlflow.log_param("lr", 0.1)
+        for step, loss in enumerate([0.9, 0.5, 0.3]):
+            mlflow.log_metric("val_loss", loss, step)
+
+    logged = inf.read(run.info.run_id)
+    print(logged.params)  # {'lr': '0.1'}
+    print(logged.metrics)  # {'val_loss': 0.3}
+    print(logged.history["val_loss"])  # a row for each step
+    logged.figure("metrics").savefig("metrics.png")
+
+
 def compare_runs() -> None:
     import mlflow
 

@@ -32,6 +32,7 @@ from .experiments.comparisons.rates import rates
 from .experiments.comparisons.reproduce import reproduce
 from .experiments.comparisons.trainability import trainability
 from .experiments.logged.compare_runs import compare_runs
+from .experiments.logged.read import read
 from .experiments.train import train
 from .experiments.tuning.tune import tune
 from .experiments.untrained.diagnose import diagnose
@@ -79,6 +80,7 @@ __all__ = [
     "lightning_callback",
     "phase",
     "rates",
+    "read",
     "reproduce",
     "testing",
     "theory",

@@ -52,7 +52,7 @@ NAMES = {
     *("initialize", "lightning_callback", "transformers_callback"),
     *("InitflowError", "SettingError", "PluginError", "DataError", "TrackingError", "OutageError"),
     *("OutboxError", "StudyError", "GivenUpError", "WorkError", "ReplayError", "ReportError"),
-    *("VerdictError", "compare_runs"),
+    *("VerdictError", "compare_runs", "read"),
 }
 SMALL = {"dataset": "digits", "hidden": "8", "epochs": 1, "probe": 100, "eval_every": 10}
 SMALL |= {"threads": 1, "log_model": False}

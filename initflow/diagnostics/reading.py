@@ -286,3 +286,29 @@ def _finite(numbers: MeanField | Interval) -> dict[str, float | str]:
 def _plain(number: float) -> float | str:
     """As text where it is not a finite number."""
     return number if math.isfinite(number) else str(number)
+
+
+def table(content: bytes) -> list[dict[str, object]]:
+    """A file of :func:`as_json` as rows, one for each step, layer and quantity.
+
+    ``measured`` is a number; ``median``, ``low`` and ``high`` are what is predicted of it at the
+    first step, where that is known. A ValueError where the file is none.
+    """
+    try:
+        values = json.loads(content)
+        first = values["measured"][0]["step"]
+        return [
+            {"step": step["step"], "layer": layer, "quantity": quantity, "measured": number}
+            | (_band(values, quantity, layer) if step["step"] == first else {})
+            for step in values["measured"]
+            for layer, quantities in step["layers"].items()
+            for quantity, number in quantities.items()
+        ]
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no table of signals: {error!r}") from error
+
+
+def _band(values: Mapping[str, Any], quantity: str, layer: str) -> dict[str, float]:
+    """Numbers that are not finite stand there as text."""
+    band = values["predicted"].get(quantity, {}).get(layer, {})
+    return {name: float(band[name]) for name in ("median", "low", "high") if name in band}

@@ -16,11 +16,9 @@ from initflow.experiments.failures import Failures
 from initflow.experiments.populations import arrangement
 from initflow.experiments.public import public
 from initflow.experiments.results import TrackedResult
-from initflow.reporting.results import Drawings
+from initflow.reporting.results import Drawings, by_step
 from initflow.tracking import runs
 from initflow.training import cache, datasets
-
-FIRST = ("accuracy", "loss", "lr")  # of the metrics that a table shows
 
 
 @dataclass(kw_only=True, repr=False)
@@ -47,11 +45,7 @@ class Training(TrackedResult, Record):
 
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """A row for each step at which something was logged, with its metrics by key."""
-        rows: dict[int, dict[str, object]] = {}
-        for key in sorted(self.history, key=lambda key: not key.startswith(FIRST)):
-            for step, value in self.history[key]:
-                rows.setdefault(step, {"step": step})[key] = value
-        return [rows[step] for step in sorted(rows)]
+        return by_step(self.history)
 
 
 @public(TrainConfig)

@@ -24,6 +24,7 @@ from initflow.theory.prediction import Interval, Prediction
 if TYPE_CHECKING:
     from initflow.reporting.drawing import Axes, Figure
 
+MOST_METRICS = 12  # that a figure has a panel for
 History = Mapping[str, Sequence[tuple[int, float]]]
 
 # Of the palette in ``drawing``: one colour a meaning.
@@ -326,3 +327,26 @@ def _common_range(values: Values) -> tuple[float, float]:
     low, high = np.quantile(values, (0.001, 0.999)) if len(values) else (0.0, 0.0)
     reach = max(abs(low), abs(high), 1e-3)
     return min(low, -0.4 * reach), max(high, 0.4 * reach)
+
+
+def metrics_over_steps(history: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
+    """Each metric over its steps, of (step, value) pairs, in a panel; of many the first ones.
+
+    What is no finite number is left out.
+    """
+    names = list(history)[:MOST_METRICS]
+    rows = max(1, -(-len(names) // 3))
+    figure = drawing.wide_figure(0.9 + 2.0 * rows, title)
+    grid = figure.subplots(rows, 3, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        points = np.array([point for point in history[name] if abs(point[1]) < np.inf])
+        axes.set_title(drawing.wrapped(name, 26), fontsize=drawing.MIDDLE)
+        if len(points):
+            axes.plot(*points.T, marker="." if len(points) < 10 else "", linewidth=1.2)
+        drawing.few_ticks(axes, 3, whole=True)
+        axes.tick_params(labelsize=drawing.SMALL)
+        drawing.tidy(axes)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("step", fontsize=drawing.SMALL)
+    return figure

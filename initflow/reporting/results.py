@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # which take a second, and are not always asked for
 
     from initflow.reporting.drawing import Figure
 
+FIRST = ("accuracy", "loss", "lr")  # of the metrics that a table shows
 MOST_ROWS, MOST_COLUMNS = 20, 12  # of a table in a notebook
 
 Drawings = Mapping[str, Callable[[], "Figure"]]  # how each figure is drawn, by its name
@@ -98,6 +99,18 @@ class Result(ABC):
             except Exception as error:  # noqa: BLE001 - the numbers are shown whatever it is
                 failed.append(f"{name}.png could not be made: {cause(error)}")
         return made, failed
+
+
+def by_step(history: Mapping[str, Sequence[tuple[int, float]]]) -> list[dict[str, object]]:
+    """A row for each step of a ``history`` of (step, value) pairs by metric, with its metrics.
+
+    Accuracies and losses come first. Of several values at one step the last one counts.
+    """
+    rows: dict[int, dict[str, object]] = {}
+    for key in sorted(history, key=lambda key: not key.startswith(FIRST)):
+        for step, value in history[key]:
+            rows.setdefault(step, {"step": step})[key] = value
+    return [rows[step] for step in sorted(rows)]
 
 
 def as_html(table: pd.DataFrame) -> str:
