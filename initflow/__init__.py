@@ -9,6 +9,6 @@ mlflow, optuna or matplotlib is loaded until something needs it.
 
 from initflow.core.lazy import attach
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -329,6 +329,7 @@ def test_a_server_that_answers_nonsense(tmp_path, monkeypatch, answer):
         f'[project]\nname = "x"\n[project.entry-points."{GROUP}"]\na = 0x{"f" * 9_000}',
     ],
 )
+@pytest.mark.usefixtures("nothing_shipped")
 def test_a_project_that_takes_for_ever_to_parse(tmp_path, text):
     """Is listed with its cause; so is one that is no file of a sane size."""
     (tmp_path / "one").mkdir()
@@ -339,6 +340,7 @@ def test_a_project_that_takes_for_ever_to_parse(tmp_path, text):
 
 
 @pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.usefixtures("nothing_shipped")
 def test_a_strange_thing_among_the_plugins(tmp_path, kind):
     """It is passed over, or listed as broken."""
     (tmp_path / "one").mkdir()

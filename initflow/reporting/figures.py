@@ -335,9 +335,10 @@ def metrics_over_steps(history: Mapping[str, Sequence[tuple[int, float]]], title
     What is no finite number is left out.
     """
     names = list(history)[:MOST_METRICS]
-    rows = max(1, -(-len(names) // 3))
+    columns = min(len(names), 3) or 1
+    rows = -(-len(names) // columns) or 1
     figure = drawing.wide_figure(0.9 + 2.0 * rows, title)
-    grid = figure.subplots(rows, 3, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         points = np.array([point for point in history[name] if abs(point[1]) < np.inf])
         axes.set_title(drawing.wrapped(name, 26), fontsize=drawing.MIDDLE)

@@ -101,10 +101,12 @@ def test_a_process_that_only_has_mlflow_is_left_alone(monkeypatch):
         assert EnvironmentTags().in_context()
 
 
-# They load torch to tell of the machine, to keep its state, for its generators or its switches.
+# They load torch to tell of the machine, to keep its state, for its generators or its switches;
+# and initflow doctor looks at what is there.
 TOOLS = ("environment", "isolation", "importing", "machine", "seeds", "workers")
 SETTINGS = [f"core.{name}" for name in ("configurations", "kinds", "settings", "paths")]
-NO_WORK = ["tracking.context", *(f"core.{name}" for name in TOOLS)]
+LOOKS = [f"checkup.{name}" for name in ("examination", "store", "machine")]
+NO_WORK = ["tracking.context", *(f"core.{name}" for name in TOOLS), *LOOKS]
 read = functools.cache(lambda name: list(imports(MODULES[name])))
 
 

@@ -6,12 +6,12 @@ it needs MLflow, PyTorch and NumPy alone.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -82,7 +82,9 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Class
     if hasattr(flavor, "_EXPORTED_TORCH_MODEL_FILE_NAME"):
         wrapped = flavor._load_pyfunc(path, model_config)  # noqa: SLF001
     else:  # older versions of MLflow load no such archive
-        module = torch.export.load(Path(path, "model.pt2")).module()
+        # By its name, as torch is loaded where a model is, not where one is written.
+        load = importlib.import_module("torch.export").load
+        module = load(Path(path, "model.pt2")).module()
         wrapped = flavor._PyTorchWrapper(module, device="cpu")  # noqa: SLF001
     saved = Model.load(str(Path(path).parent)).metadata or {}
     return Classifier(wrapped, int(saved[PIXELS]))
