@@ -42,7 +42,8 @@ def read() -> None:
     logged = inf.read(run.info.run_id)
     print(logged.params)  # {'lr': '0.1'}
     print(logged.metrics)  # {'val_loss': 0.3}
-    print(logged.history["val_loss"])  # a row for each step
+    losses = logged.history["val_loss"]  # a table with a row for each value
+    print(len(losses))  # 3
     logged.figure("metrics").savefig("metrics.png")
 
 
