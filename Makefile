@@ -53,7 +53,7 @@ test: $(READY) ## the whole test suite, on all cores
 # optional packages. PART is what is run of it. An interpreter that is not here is not downloaded.
 LOWEST_PYTHON := 3.11
 PART ?= tests/core tests/initializers tests/theory tests/models tests/training tests/diagnostics tests/reporting tests/tracking tests/experiments tests/cli plugins
-FOR_TESTS := cmaes hypothesis 'psycopg[binary]' pytest
+FOR_TESTS := cmaes hypothesis platformdirs 'psycopg[binary]' pytest
 define test-in
 	uv venv --quiet --clear --no-python-downloads --python $(2) build/$(1)
 	uv pip install --quiet --compile-bytecode --python build/$(1)/bin/python --requirements $(3)
