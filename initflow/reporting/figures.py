@@ -341,7 +341,7 @@ def metrics_over_steps(history: Mapping[str, Sequence[tuple[int, float]]], title
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         points = np.array([point for point in history[name] if abs(point[1]) < np.inf])
-        axes.set_title(drawing.wrapped(name, 26), fontsize=drawing.MIDDLE)
+        axes.set_title(drawing.wrapped(name, 27), fontsize=drawing.SMALL)
         if len(points):
             axes.plot(*points.T, marker="." if len(points) < 10 else "", linewidth=1.2)
         drawing.few_ticks(axes, 3, whole=True)

@@ -101,13 +101,18 @@ class Result(ABC):
         return made, failed
 
 
+def comes_later(key: str) -> bool:
+    """Whether a metric stands behind accuracies and losses."""
+    return not key.startswith(FIRST)
+
+
 def by_step(history: Mapping[str, Sequence[tuple[int, float]]]) -> list[dict[str, object]]:
     """A row for each step of a ``history`` of (step, value) pairs by metric, with its metrics.
 
     Accuracies and losses come first. Of several values at one step the last one counts.
     """
     rows: dict[int, dict[str, object]] = {}
-    for key in sorted(history, key=lambda key: not key.startswith(FIRST)):
+    for key in sorted(history, key=comes_later):
         for step, value in history[key]:
             rows.setdefault(step, {"step": step})[key] = value
     return [rows[step] for step in sorted(rows)]

@@ -13,7 +13,7 @@ from initflow.errors import OutageError, TrackingError, first_line, naming_extra
 from initflow.experiments.logged.selection import existing, id_of
 from initflow.reporting import figures
 from initflow.reporting.formats import counted
-from initflow.reporting.results import Drawings, Result, by_step
+from initflow.reporting.results import Drawings, Result, by_step, comes_later
 from initflow.tracking import connection, runs
 from initflow.tracking.runs import Found
 
@@ -78,7 +78,10 @@ class LoggedRun(Result):
         return pd.DataFrame(self.signals)
 
     def drawings(self) -> Drawings:
-        return {"metrics": partial(self.figure_of, *self.points)} if self.points else {}
+        """Accuracies and losses first; a metric with a single value is no curve."""
+        several = [name for name, points in self.points.items() if len(points) > 1]
+        names = sorted(several, key=comes_later) or list(self.points)
+        return {"metrics": partial(self.figure_of, *names)} if names else {}
 
     def figure_of(self, *metrics: str) -> Figure:
         """These metrics over their steps; a :class:`SettingError` of one that is not there."""

@@ -31,6 +31,8 @@ def sentences(
 
 
 def _differing(groups: Groups, told: Sequence[str | None]) -> Iterator[str]:
+    """Not what is one of the ``told`` in other words, as ``init`` is the scheme."""
+    names = [name for name in told if name]
     keys = {key for member in groups.members for key in member.run.params}
     differing = [
         key
@@ -38,6 +40,10 @@ def _differing(groups: Groups, told: Sequence[str | None]) -> Iterator[str]:
         if key not in told
         and not key.startswith(RESOLVED)
         and len({value_of(member.run, key) for member in groups.members}) > 1
+        and not any(
+            all(value_of(one.run, key) == value_of(one.run, name) for one in groups.members)
+            for name in names
+        )
     ]
     if differing:
         more = len(differing) - NAMED

@@ -220,3 +220,14 @@ def test_what_is_not_there_is_told(experiment, given, said):
     assert "\n" not in str(caught.value)
     with pytest.raises(SettingError, match=f"a run with runs below it, not '{run}'"):
         inf.compare_runs(run, by="lr", metric="val_loss")
+
+
+def test_a_parameter_that_is_the_group_in_other_words_is_not_told(experiment):
+    """As init is the scheme of a run of ours; one that is so in some runs alone is told."""
+    name, where = experiment
+    for scheme in ("he", "zero"):
+        logged(where, [0.5], scheme=scheme, init=scheme, other="he")
+    assert inf.compare_runs(experiment=name, by="scheme", metric="val_loss").problems() == []
+    logged(where, [0.5], scheme="he", init="he:mode=fan_out", other="he")
+    (told,) = inf.compare_runs(experiment=name, by="scheme", metric="val_loss").problems()[:1]
+    assert told == "The runs differ in other parameters, too: init."
