@@ -413,11 +413,6 @@ def experiment_id(name: str) -> str | None:
     return str(found.experiment_id) if found else None
 
 
-def experiment_name(one: Found) -> str:
-    with reading():
-        return str(connection.client().get_experiment(one.experiment_id).name)
-
-
 def read_history(run_id: str, keys: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
     """The (step, value) pairs of those metrics that the run has."""
     client = connection.client()
