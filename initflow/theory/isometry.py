@@ -41,9 +41,11 @@ STEPS, TURN = 16, 0.3  # of the first half circles, down to this angle
 LOWERED = 0.4  # logarithm of the factor on the angle in each further step
 PASSES = 3
 NEWTON = 30  # iterations
-CLOSE = 1e-8  # change of a logarithm with which they end
+HALVINGS = 24  # of some hundred units of a logarithm, from where Newton goes on
+CLOSE = 1e-6  # change of a logarithm with which they end: the error is its square
 LONGEST = 0.5  # change of a logarithm in one of them
 SAME = 1e-9
+SMALLEST = 1e-250  # value, of the largest
 FEW = 9  # values of a function that is made of straight lines
 
 
@@ -246,13 +248,16 @@ class _Product:
         slopes = [one for one in factors if isinstance(one, Slopes)]
         self._slopes, self.powers = _interpolated(slopes)
         size = max((len(one.squares[0]) for one in self._slopes), default=0)
-        self._values = torch.zeros(len(self._slopes), size, dtype=torch.float64)
-        self._masses = torch.zeros_like(self._values)
+        # One over the values: 0 counts for nothing, and none leaves the range of numbers.
+        self._inverses = torch.zeros(len(self._slopes), 1, size, dtype=torch.float64)
+        self._masses = torch.zeros(len(self._slopes), size, 1, dtype=torch.float64)
+        self._largest = torch.ones(len(self._slopes), dtype=torch.float64)
         for at, one in enumerate(self._slopes):
             values, masses = one.squares
-            self._values[at, : len(values)], self._masses[at, : len(values)] = values, masses
-        of = [one.width for one in self._slopes]
-        self._of = torch.tensor(of, dtype=torch.float64)
+            self._largest[at] = values[-1]
+            inverses = (values / values[-1]).clamp(min=SMALLEST).reciprocal()
+            self._inverses[at, 0, : len(values)] = inverses
+            self._masses[at, : len(values), 0] = one.width * masses * (values > 0)
 
     def known(self, m: Tensor, log_m: Tensor) -> tuple[Tensor, Tensor]:
         """ln z but for the diagonal factors' u, and its derivative by ln m; ``m``: (g,)."""
@@ -263,10 +268,25 @@ class _Product:
         return value, m * (by_fans + by_ranks - by_widths) - self._poles
 
     def diagonal(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """n·M of each diagonal factor at ``u``, (g, k), and its derivative."""
-        parts = 1 / (u.unsqueeze(-1) - self._values)
-        weighted = self._of[:, None] * self._masses * self._values * parts
-        return weighted.sum(-1), -(weighted * parts).sum(-1)
+        """n·M of each diagonal factor at complex ``u``, (g, k), and its derivative by ln u.
+
+        These are sums of 1/(x − 1), x = u/λ, and of −x/(x − 1)² = −1/(x − 1) − 1/(x − 1)², in real
+        numbers: those that are complex take several times as long.
+        """
+        u = (u / self._largest).T.unsqueeze(-1)  # (k, g, 1)
+        real, imaginary = u.real * self._inverses - 1, u.imag * self._inverses  # (k, g, λ)
+        size = (real.square().addcmul_(imaginary, imaginary)).reciprocal_()
+        real, imaginary = real.mul_(size), imaginary.mul_(size).neg_()
+        value = torch.complex(real @ self._masses, imaginary @ self._masses)
+        product = (real * imaginary) @ self._masses
+        square = real.square_().addcmul_(imaginary, imaginary, value=-1) @ self._masses
+        by = -value - torch.complex(square, 2 * product)
+        return value.squeeze(-1).T, by.squeeze(-1).T
+
+    def on_negative(self, u: Tensor) -> Tensor:
+        """n·M of each diagonal factor at −``u``, which are positive, (g, k)."""
+        x = (u / self._largest).T.unsqueeze(-1) * self._inverses
+        return -(x.add_(1).reciprocal_() @ self._masses).squeeze(-1).T
 
     def newton(self, log_z: Tensor, log_m: Tensor, log_u: Tensor) -> tuple[Tensor, Tensor]:
         """ln m (g,) and ln u (g, k) at ``log_z`` (g,), from some near it."""
@@ -274,10 +294,10 @@ class _Product:
         open_ = torch.arange(len(log_z))  # the points that are still to be solved
         for _ in range(NEWTON):
             at_m, at_u = log_m[open_], log_u[open_]
-            m, u = at_m.exp(), at_u.exp()
+            m = at_m.exp()
             known, slope = self.known(m, at_m)
-            value, by = self.diagonal(u)
-            off, by = value - m.unsqueeze(-1), by * u
+            value, by = self.diagonal(at_u.exp())
+            off = value - m.unsqueeze(-1)
             residual = known + (self.powers * (at_u - off / by)).sum(-1) - log_z[open_]
             of_u = m.unsqueeze(-1) / by
             change = -residual / (slope + (self.powers * of_u).sum(-1))
@@ -297,9 +317,9 @@ class _Product:
         low = torch.tensor([float(x.min()) for x in positive], dtype=torch.float64).log() - 60
         high = torch.tensor([float(x.max()) for x in positive], dtype=torch.float64).log() + 60
         low, high = low.expand(len(m), -1).clone(), high.expand(len(m), -1).clone()
-        for _ in range(60):
+        for _ in range(HALVINGS):
             middle = (low + high) / 2
-            above = self.diagonal(-middle.exp())[0] < m.unsqueeze(-1)
+            above = self.on_negative(middle.exp()) < m.unsqueeze(-1)
             low, high = middle.where(above, low), high.where(above, middle)
         log_u = (low + high) / 2
         value = self.known(m, (-m).log())[0]
