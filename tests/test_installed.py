@@ -5,13 +5,13 @@ Each takes some 6 GB for a while: `make test-package` runs it.
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import initflow
+from tests import outside
 from tests.conftest import ROOT
 from tests.repository import committed
 
@@ -42,10 +42,10 @@ class Environment:
     """A fresh virtual environment, and a folder that its commands are given in."""
 
     def __init__(self, folder):
-        self.folder, self.bin = folder, folder / "venv" / "bin"
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "PYTHON"))}
-        self.shell = kept | {
-            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+        self.folder = folder
+        own, outer = folder / "venv" / "bin", os.environ["PATH"]
+        self.shell = {
+            "PATH": f"{own}{os.pathsep}{outer}",
             "VIRTUAL_ENV": str(folder / "venv"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
             "INITFLOW_OUTBOX": str(folder / "outbox"),
@@ -56,19 +56,8 @@ class Environment:
         """With what the lock has, as far as it is needed."""
         self.run(UV, "pip", "install", "--quiet", "--constraint", ROOT / "requirements.lock", *what)
 
-    def run(self, *command, code=0):
-        done = subprocess.run(
-            list(map(str, command)),
-            cwd=self.folder,
-            env=self.shell,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == code, done.stderr[-4000:]
-        assert "Traceback" not in done.stderr
-        return done.stdout
+    def run(self, *command):
+        return outside.run(self.folder, *command, **self.shell)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +66,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     (folder / "source").mkdir()
     committed(folder / "source")
-    command = [UV, "build", "--quiet", "--out-dir", folder, folder / "source"]
-    subprocess.run(list(map(str, command)), check=True, cwd=folder)
+    outside.run(folder, UV, "build", "--quiet", "--out-dir", folder, "source")
     return folder
 
 
