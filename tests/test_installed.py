@@ -5,6 +5,8 @@ Each takes some 6 GB for a while: `make test-package` runs it.
 
 import json
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,18 +41,24 @@ except inf.SettingError as error:
 
 
 class Environment:
-    """A fresh virtual environment, and a folder that its commands are given in."""
+    """A fresh virtual environment, and a folder that its commands are given in.
 
-    def __init__(self, folder):
-        self.folder = folder
-        own, outer = folder / "venv" / "bin", os.environ["PATH"]
+    ``built`` stands in for the package index that initflow comes from.
+    """
+
+    def __init__(self, folder, built):
+        self.folder, own = folder, folder / "venv" / "bin"
+        others = [one for one in os.environ["PATH"].split(os.pathsep) if Path(one) != UV.parent]
         self.shell = {
-            "PATH": f"{own}{os.pathsep}{outer}",
+            "PATH": os.pathsep.join([str(own), *others]),
             "VIRTUAL_ENV": str(folder / "venv"),
+            "UV_FIND_LINKS": str(built),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "MLFLOW_ENV_ROOT": str(folder / "envs"),
             "INITFLOW_OUTBOX": str(folder / "outbox"),
         }
         self.run(UV, "venv", "--quiet", "--python", sys.executable, "venv")
+        (own / "uv").symlink_to(UV)  # which MLflow looks for
 
     def install(self, *what):
         """With what the lock has, as far as it is needed."""
@@ -71,10 +79,9 @@ def built(tmp_path_factory):
 
 
 def test_the_wheel_brings_all_that_its_commands_need(built, tmp_path):
-    """The command, the schemes that come with it, a network, and a project of one's own."""
-    there = Environment(tmp_path)
-    (wheel,) = built.glob("*.whl")
-    there.install(wheel)
+    """As of a package index: the command, schemes, a network, a project that MLflow sets up."""
+    there = Environment(tmp_path, built)
+    there.install(f"initflow=={initflow.__version__}")
     assert there.run("initflow", "--version") == f"initflow {initflow.__version__}\n"
     assert there.run("initflow", "doctor").endswith("\nNothing is broken.\n")
     listed = json.loads(there.run("initflow", "plugins", "list", "--json"))["plugins"]
@@ -84,13 +91,17 @@ def test_the_wheel_brings_all_that_its_commands_need(built, tmp_path):
     replayed = there.run("initflow", "verify", done["run_id"])
     assert "Identical" in replayed
     there.run("initflow", "project", "mine")
-    parameters = ("-P", "init=he", "-P", "dataset=digits", "-P", "epochs=1")
-    there.run("mlflow", "run", "mine", "--env-manager", "local", *parameters)
+    parameters = ("-P", "init=template", "-P", "dataset=digits", "-P", "epochs=1")
+    said = there.run("mlflow", "run", "mine", "--env-manager", "uv", *parameters)
+    assert re.search(r"template .* \d\d\.\d\d% ", said)
+    (its,) = (tmp_path / "envs").glob("mlflow-*")
+    assert len(list(its.glob("lib/*/site-packages/initflow/shipped"))) == 1
+    shutil.rmtree(its)
 
 
 def test_watching_takes_torch_and_mlflow_and_what_is_missing_then_can_be_added(built, tmp_path):
     """By the source distribution, without its dependencies; then what the error says is typed."""
-    there = Environment(tmp_path)
+    there = Environment(tmp_path, built)
     there.install("torch", "mlflow")
     (source,) = built.glob("*.tar.gz")
     there.install("--no-deps", source)
