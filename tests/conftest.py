@@ -13,6 +13,7 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,22 @@ def whole_figures():
 def nothing_shipped(monkeypatch):
     """The package comes without plugins."""
     monkeypatch.setattr("initflow.core.paths.SHIPPED_PLUGINS", ())
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """The versions that are installed, to change: those that are pinned, and no other package."""
+    from initflow.experiments.replay import promise
+
+    fake = {one.name: promise.version(one) for one in promise.pins()}
+
+    def distribution(name):
+        if not fake.get(name):
+            raise metadata.PackageNotFoundError(name)
+        return SimpleNamespace(version=fake[name])
+
+    monkeypatch.setattr(promise.metadata, "distribution", distribution)
+    return fake
 
 
 # A published table of a single network, which is trained in no time.

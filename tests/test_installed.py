@@ -5,13 +5,15 @@ Each takes some 6 GB for a while: `make test-package` runs it.
 
 import json
 import os
-import subprocess
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 import initflow
+from tests import outside
 from tests.conftest import ROOT
 from tests.repository import committed
 
@@ -39,36 +41,31 @@ except inf.SettingError as error:
 
 
 class Environment:
-    """A fresh virtual environment, and a folder that its commands are given in."""
+    """A fresh virtual environment, and a folder that its commands are given in.
 
-    def __init__(self, folder):
-        self.folder, self.bin = folder, folder / "venv" / "bin"
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "PYTHON"))}
-        self.shell = kept | {
-            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+    ``built`` stands in for the package index that initflow comes from.
+    """
+
+    def __init__(self, folder, built):
+        self.folder, own = folder, folder / "venv" / "bin"
+        others = [one for one in os.environ["PATH"].split(os.pathsep) if Path(one) != UV.parent]
+        self.shell = {
+            "PATH": os.pathsep.join([str(own), *others]),
             "VIRTUAL_ENV": str(folder / "venv"),
+            "UV_FIND_LINKS": str(built),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "MLFLOW_ENV_ROOT": str(folder / "envs"),
             "INITFLOW_OUTBOX": str(folder / "outbox"),
         }
         self.run(UV, "venv", "--quiet", "--python", sys.executable, "venv")
+        (own / "uv").symlink_to(UV)  # which MLflow looks for
 
     def install(self, *what):
         """With what the lock has, as far as it is needed."""
         self.run(UV, "pip", "install", "--quiet", "--constraint", ROOT / "requirements.lock", *what)
 
-    def run(self, *command, code=0):
-        done = subprocess.run(
-            list(map(str, command)),
-            cwd=self.folder,
-            env=self.shell,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == code, done.stderr[-4000:]
-        assert "Traceback" not in done.stderr
-        return done.stdout
+    def run(self, *command):
+        return outside.run(self.folder, *command, **self.shell)
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +74,14 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     (folder / "source").mkdir()
     committed(folder / "source")
-    command = [UV, "build", "--quiet", "--out-dir", folder, folder / "source"]
-    subprocess.run(list(map(str, command)), check=True, cwd=folder)
+    outside.run(folder, UV, "build", "--quiet", "--out-dir", folder, "source")
     return folder
 
 
 def test_the_wheel_brings_all_that_its_commands_need(built, tmp_path):
-    """The command, the schemes that come with it, a network, and a project of one's own."""
-    there = Environment(tmp_path)
-    (wheel,) = built.glob("*.whl")
-    there.install(wheel)
+    """As of a package index: the command, schemes, a network, a project that MLflow sets up."""
+    there = Environment(tmp_path, built)
+    there.install(f"initflow=={initflow.__version__}")
     assert there.run("initflow", "--version") == f"initflow {initflow.__version__}\n"
     assert there.run("initflow", "doctor").endswith("\nNothing is broken.\n")
     listed = json.loads(there.run("initflow", "plugins", "list", "--json"))["plugins"]
@@ -96,13 +91,17 @@ def test_the_wheel_brings_all_that_its_commands_need(built, tmp_path):
     replayed = there.run("initflow", "verify", done["run_id"])
     assert "Identical" in replayed
     there.run("initflow", "project", "mine")
-    parameters = ("-P", "init=he", "-P", "dataset=digits", "-P", "epochs=1")
-    there.run("mlflow", "run", "mine", "--env-manager", "local", *parameters)
+    parameters = ("-P", "init=template", "-P", "dataset=digits", "-P", "epochs=1")
+    said = there.run("mlflow", "run", "mine", "--env-manager", "uv", *parameters)
+    assert re.search(r"template .* \d\d\.\d\d% ", said)
+    (its,) = (tmp_path / "envs").glob("mlflow-*")
+    assert len(list(its.glob("lib/*/site-packages/initflow/shipped"))) == 1
+    shutil.rmtree(its)
 
 
 def test_watching_takes_torch_and_mlflow_and_what_is_missing_then_can_be_added(built, tmp_path):
     """By the source distribution, without its dependencies; then what the error says is typed."""
-    there = Environment(tmp_path)
+    there = Environment(tmp_path, built)
     there.install("torch", "mlflow")
     (source,) = built.glob("*.tar.gz")
     there.install("--no-deps", source)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,25 +15,11 @@ import initflow
 from initflow.checkup import versions
 from initflow.core import environment, paths
 from tests.conftest import ROOT
+from tests.outside import run
 from tests.repository import committed
 
 pytestmark = pytest.mark.end_to_end
 SHIPPED = "initflow/shipped/"
-
-
-def run(folder, *command, **more):
-    """What ``command`` prints, in ``folder``, where no checkout is in sight."""
-    shell = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=shell | more,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

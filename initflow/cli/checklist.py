@@ -51,17 +51,14 @@ def _versions(facts: Facts) -> Iterator[tuple[str, str]]:
         _listed(f"{name} {version or 'missing'}" for name, version in packages.items()),
     )
     others = facts["others_than_pinned"]
-    told = f"all {facts['pinned']} packages are as pinned: bits are promised"
+    told = f"all {facts['pinned']} packages are as pinned"
     if others:
         own = [name for name in packages if name in others]
         named = [f"{name} {others[name]['pinned']}" for name in own]
         more = len(others) - len(own)
         named += [f"and {more} more that these need"] if more else []
-        told = (
-            f"not {len(others)} of {facts['pinned']} packages, so bits are not promised; pinned "
-            f"are {_listed(named)}"
-        )
-    yield "pinned", told
+        told = f"not {len(others)} of {facts['pinned']} packages; pinned are {_listed(named)}"
+    yield "pinned", f"{told}. {facts['promise']['sentence']}"
     extras = facts["missing_of_extras"]
     there = _listed(name for name, missing in extras.items() if not missing)
     absent = _listed(f"{name} ({_listed(its)})" for name, its in extras.items() if its)

@@ -16,6 +16,7 @@ from initflow.core.progress import Progress
 from initflow.errors import ReplayError, SettingError
 from initflow.experiments.public import public
 from initflow.experiments.replay import bundle, provenance, recorded
+from initflow.experiments.replay.promise import PROMISED
 from initflow.experiments.replay.provenance import REPLAY, UNCOMMITTED, Evidence, Provenance
 from initflow.experiments.replay.retraining import Replay, replay, sentence
 from initflow.experiments.results import TrackedResult
@@ -52,7 +53,10 @@ class Verification(Result):
 
     @property
     def conclusions(self) -> Sequence[str]:
-        return [sentence(self.replay, self.what)]
+        """What came of it and, where the same bits are not promised, where they are."""
+        promise = self.replay.promise
+        told = [] if promise.bits == PROMISED else [promise.sentence]
+        return [sentence(self.replay, self.what), *told]
 
     def as_json(self) -> dict[str, object]:
         """What every result has, with the verdict and what of the environment differs."""
@@ -300,7 +304,7 @@ def _log(result: Verification, what: str, config: VerifyConfig, device: str) -> 
     resolved = machine.Resolved(device, found.provenance.threads)
     with runs.start(
         name=f"verify {what}",
-        description=sentence(found, result.what),
+        description=" ".join(result.conclusions),
         params={"run_id": what} | config.as_text() | resolved.as_text(),
         tags={"initflow.version": initflow.__version__},
     ) as run:

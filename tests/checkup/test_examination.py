@@ -3,7 +3,7 @@
 import os
 import shutil
 import threading
-from importlib import import_module, metadata
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -21,28 +21,11 @@ from initflow.checkup import (
 )
 from initflow.checkup.finding import Finding
 from initflow.core import environment
+from initflow.experiments.replay.promise import NOT_PROMISED, PROMISED
 from initflow.tracking import connection, outbox
 from initflow.tracking.outbox import Entry, Outbox
 from tests.conftest import small_mnist, write_raw
 from tests.initializers.test_finder import project
-
-LOCK = {one.name: str(one.specifier)[2:] for one in versions._requirements(
-    (versions.paths.shipped("requirements.lock")).read_text().splitlines()
-)}  # fmt: skip
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """The versions that are installed, to change: those that are pinned, and no other package."""
-    fake = dict(LOCK)
-
-    def distribution(name):
-        if name not in fake:
-            raise metadata.PackageNotFoundError(name)
-        return SimpleNamespace(version=fake[name])
-
-    monkeypatch.setattr(versions.metadata, "distribution", distribution)
-    return fake
 
 
 def test_the_pinned_packages_are_all_that_is_needed(installed):
@@ -50,7 +33,8 @@ def test_the_pinned_packages_are_all_that_is_needed(installed):
     installed["torch"] += "+cu132"
     found = versions.look()
     assert found.problems == []
-    assert found.facts["pinned"] == len(LOCK)
+    assert found.facts["pinned"] == len(installed)
+    assert found.facts["promise"]["bits"] == PROMISED
     assert found.facts["others_than_pinned"] == {}
     assert found.facts["packages"]["torch"].endswith("+cu132")
     assert found.facts["missing_of_extras"]["transformers"] == ["accelerate", "transformers"]
@@ -74,6 +58,8 @@ def test_packages_that_are_others_are_named(installed, name, version, problem):
         installed[name] = version
     found = versions.look()
     assert found.facts["others_than_pinned"] == {name: {"installed": version, "pinned": pinned}}
+    promised = name not in ("torch", "numpy")
+    assert found.facts["promise"]["bits"] == (PROMISED if promised else NOT_PROMISED)
     assert len(found.problems) == bool(problem)
     assert all(line.startswith(problem) for line in found.problems)
 

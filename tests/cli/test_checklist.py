@@ -60,12 +60,13 @@ def test_it_fits_on_one_screen_and_is_what_the_page_shows(shown):
                         "alembic": {"installed": None, "pinned": "1.0"},
                         "torch": {"installed": "2.9.0", "pinned": "2.15.0"},
                     },
+                    "promise": {"bits": "not promised", "sentence": "Not with torch 2.9.0."},
                     "missing_of_extras": {"tune": [], "ray": ["ray"], "two": ["a", "b"]},
                 }
             },
             (
-                "packages  torch 2.9.0, numpy 2.4.6 pinned    not 2 of 9 packages, so bits "
-                "are not promised; pinned are torch 2.15.0, and 1 more that these need "
+                "packages  torch 2.9.0, numpy 2.4.6 pinned    not 2 of 9 packages; pinned are "
+                "torch 2.15.0, and 1 more that these need. Not with torch 2.9.0. "
                 "extras    tune; not installed: ray (ray), two (a, b)"
             ),
         ),

@@ -378,13 +378,13 @@ def test_another_version_is_named_first_and_the_replay_goes_on(tmp_path, capsys)
     assert first < shown.index("2.7") < shown.index("more packages.") < shown.index("Identical: ")
 
 
-def test_the_command_tells_what_is_identical(result, capsys, tmp_path):
-    """A table and a sentence; export tells the next command."""
+def test_the_command_tells_what_is_identical(result, installed, capsys, tmp_path):
+    """A table and a sentence, and no other with the pinned versions; export tells what is next."""
     assert process.main(["verify", result.run_id]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"final weights +identical", shown)
     (told,) = re.findall(r"^Identical: .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert told.replace("RUN_ID", result.run_id).replace(" 75 ", " 30 ") in shown
+    assert shown.endswith(told.replace("RUN_ID", result.run_id).replace(" 75 ", " 30 ") + "\n")
     assert process.main(["export", result.run_id, "--to", str(tmp_path / "it")]) == 0
     shown = capsys.readouterr().out
     assert shown.endswith(f"Next, try it: initflow verify {tmp_path / 'it'}\n")
@@ -404,8 +404,20 @@ def test_the_command_ends_with_3_within_tolerance(tmp_path, capsys):
     assert "Within tolerance, but not identical: the initial weights differ first at fc1" in shown
 
 
-def test_inside_mlflow_run_the_result_is_in_its_run(result, monkeypatch):
-    """Tags, a table of what was compared, and the sentence."""
+@pytest.mark.parametrize(("lr", "code"), [("0.1", 0), ("0.2", 1)])
+def test_versions_that_are_not_pinned_are_told(exported, installed, capsys, lr, code):
+    """With what came of it, by name."""
+    promised = "The same bits are promised with torch {torch} and numpy {numpy}".format(**installed)
+    installed["numpy"] = "2.0.1"
+    rewritten(exported, "config", "lr", to=lr)
+    assert process.main(["verify", str(exported)]) == code
+    told = "".join(capsys.readouterr())
+    assert told.endswith(f"{promised}, not with numpy 2.0.1.\n")
+
+
+def test_inside_mlflow_run_the_result_is_in_its_run(result, installed, monkeypatch):
+    """Tags, a table of what was compared, and the sentences."""
+    installed["torch"] = "2.9.0"
     client = mlflow.MlflowClient()
     launched = opened("launched")
     monkeypatch.setenv("MLFLOW_RUN_ID", launched)
@@ -415,9 +427,11 @@ def test_inside_mlflow_run_the_result_is_in_its_run(result, monkeypatch):
     assert run.data.tags["initflow.replay"] == IDENTICAL
     assert run.data.tags["initflow.verified"] == result.run_id
     assert run.data.tags["mlflow.note.content"].startswith("Identical: trained again, run ")
+    assert run.data.tags["mlflow.note.content"].endswith(", not with torch 2.9.0.")
     told = mlflow.artifacts.load_dict(f"runs:/{launched}/verification.json")
     assert (told["verified"], told["verdict"]) == (result.run_id, IDENTICAL)
     assert told["parts"]["losses"] == {"verdict": IDENTICAL}
+    assert told["promise"]["bits"] == "not promised"
 
 
 @pytest.mark.end_to_end

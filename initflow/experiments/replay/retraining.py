@@ -21,7 +21,8 @@ from initflow.core.progress import Progress, silent
 from initflow.core.seeds import generator
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.errors import DataError, ReplayError
-from initflow.experiments.replay import provenance
+from initflow.experiments.replay import promise, provenance
+from initflow.experiments.replay.promise import Promise
 from initflow.experiments.replay.provenance import Evidence, Provenance, State
 from initflow.initializers.scheme import BUILT_IN, Scheme
 from initflow.training import model
@@ -84,7 +85,8 @@ class Replay:
     ``differences`` are those of the environment, and ``causes`` what of them, and else, may round
     differently. ``outcomes`` are then's and now's, in words. ``parts`` are the initial weights, the
     losses, the final weights and the outcome. From iteration ``chaos`` on, rounding alone decides;
-    None where it never does, or nothing had to be judged.
+    None where it never does, or nothing had to be judged. ``promise`` is that of the versions with
+    which it was trained again.
     """
 
     provenance: Provenance
@@ -94,6 +96,7 @@ class Replay:
     parts: Sequence[Part]
     verdict: str
     chaos: int | None
+    promise: Promise
 
     def as_json(self) -> dict[str, Any]:
         then, now = self.outcomes
@@ -107,6 +110,7 @@ class Replay:
             "rounding_decides_from": self.chaos,
             "environment": [difference._asdict() for difference in self.differences],
             "may_round_differently": list(self.causes),
+            "promise": self.promise._asdict(),
         }
 
 
@@ -291,7 +295,8 @@ def _judged(
         for part, odd in zip(parts, unknown, strict=True)
     ]
     verdict = max((part.verdict for part in parts), key=VERDICTS.index)
-    return Replay(past, differences, causes, outcomes, parts, verdict, chaos)
+    of_versions = promise.here()
+    return Replay(past, differences, causes, outcomes, parts, verdict, chaos, of_versions)
 
 
 def sentence(found: Replay, what: str) -> str:

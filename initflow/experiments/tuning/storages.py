@@ -78,6 +78,12 @@ def locked(storage: str, study: str) -> Iterator[None]:
         raise _no_storage(storage, error) from error
     if not file or file == ":memory:":
         raise SettingError(f"storage must outlive its process, not '{storage}', which is in memory")
+    if os.path.isdir(file):  # noqa: PTH112 - never raises
+        name = f"{study}.db" if is_database(storage) else f"{study}.journal"
+        example = os.path.join(storage, name)  # noqa: PTH118 - of a URL, too
+        raise SettingError(
+            f"storage must be a file, such as '{example}', not '{storage}', which is a folder"
+        )
     lock = FileLock(f"{file}.{study}.lock")
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)

@@ -704,7 +704,6 @@ def test_a_file_that_is_no_journal(tmp_path, content):
     ("storage", "reason"),
     [
         ("file/x.journal", r"(File exists|Not a directory)"),
-        ("folder", "Is a directory"),
         ("/proc/nowhere/x.journal", "No such file or directory"),
         ("n" * 300, "File name too long"),
         ("sqlite:///file/x.db", r"(File exists|Not a directory)"),
@@ -715,7 +714,6 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch, storage, reason):
     """One line that names the place and the system's reason."""
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    Path("folder").mkdir()
     with (
         pytest.raises(StudyError, match=rf"^storage '{storage}' cannot be written: {reason}$"),
         storages.locked(storage, NAME),
@@ -876,6 +874,20 @@ def heartbeats_in(database):
             sqlalchemy.text("SELECT trial_id, heartbeat FROM trial_heartbeats")
         )
         return {key: str(when) for key, when in rows}
+
+
+@pytest.mark.parametrize(
+    ("storage", "instead"),
+    [("a", f"a/{NAME}.journal"), ("sqlite:///a/", f"sqlite:///a/{NAME}.db")],
+)
+def test_a_folder_is_no_storage(tmp_path, monkeypatch, storage, instead):
+    """It is told at once, with what would be one; nothing is left beside it."""
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    said = f"^storage must be a file, such as '{instead}', not '{storage}', which is a folder$"
+    with pytest.raises(SettingError, match=said), storages.locked(storage, NAME):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
