@@ -26,7 +26,10 @@ Drawings = Mapping[str, Callable[[], "Figure"]]  # how each figure is drawn, by 
 
 
 class Result(ABC):
-    """``title`` says what it is of, and ``conclusions`` are sentences on what came of it."""
+    """What all results have; in a notebook one shows its sentences, its table and its figures.
+
+    ``title`` says what it is of, and ``conclusions`` are sentences on what came of it.
+    """
 
     @property
     @abstractmethod
@@ -41,7 +44,7 @@ class Result(ABC):
         """The rows of :meth:`to_pandas`, each by the names of its columns."""
 
     def to_pandas(self) -> pd.DataFrame:
-        """The numbers as a table; accuracies are fractions."""
+        """The numbers as a table; accuracies are fractions, from 0 to 1."""
         import pandas as pd  # noqa: PLC0415 - takes half a second
 
         return pd.DataFrame(self.numbers())

@@ -247,8 +247,10 @@ def _normal_moments(q: Tensor) -> tuple[Tensor, Tensor]:
 def product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
     """E[φ(u₁) φ(u₂)], u₁ and u₂ normal, of mean 0, variance ``q`` and correlation ``c``.
 
-    They are a unit's pre-activations for two inputs. ``activation`` (φ) is an :class:`Activation`,
-    ``q`` and ``c`` are as in :func:`pair_expectation`, and so are what is returned and the errors.
+    They are a unit's pre-activations for two inputs. ``activation`` (φ) is an :class:`Activation`;
+    ``q``, ``c`` and what is returned are as in :func:`pair_expectation`. Raises
+    :class:`SettingError` for what is no activation or no such tensor.
+
     In closed form for relu, leaky_relu and linear: Cho and Saul 2009, "Kernel Methods for Deep
     Learning" (arc-cosine kernels).
     """
@@ -278,8 +280,8 @@ def difference_moment(activation: Activation, q: Tensor, angle: Tensor) -> Tenso
 def slope_product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
     """E[φ′(u₁) φ′(u₂)]: as :func:`product_moment`, of the slopes of φ.
 
-    ``activation``, ``q``, ``c``, what is returned and the errors are as there; σ_w² times it is the
-    slope of the correlation map where the variance is at its fixed point (Poole et al. 2016).
+    ``activation``, ``q``, ``c``, what is returned and the :class:`SettingError` are as there. σ_w²
+    times it is the slope of the correlation map at q* (Poole et al. 2016).
     """
     check(activation, q=q, c=c)
     if _is_rectifier(activation):
