@@ -11,11 +11,9 @@ import torch
 import initflow as inf
 from docs import api
 from initflow.reporting.results import Result
-from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "api.md").read_text()
 PUBLIC = api.public()
-RESULTS = set(re.findall(r"^::: initflow\.((?:experiments|reporting)\.\S+)$", PAGE, re.MULTILINE))
+RESULTS = {name for name in api.listed() if name.startswith(("experiments.", "reporting."))}
 FUNCTIONS = [name for name, value in PUBLIC.items() if inspect.isfunction(value)]
 EXAMPLES = api.examples()
 # What a docstring leaves to its page.
@@ -74,7 +72,7 @@ OTHERS = [
 
 def test_every_public_name_is_told_once():
     """Under the sections of the page; of results and errors, those that there are."""
-    told = re.findall(r"^::: initflow\.([\w.]+)$", PAGE, re.MULTILINE)
+    told = api.listed()
     assert sorted(name for name in told if name not in RESULTS) == sorted(PUBLIC)
     assert set(told) >= {"train", "theory.gain", "initializers.find", "testing.check", *RESULTS}
 
@@ -168,6 +166,7 @@ def test_the_examples_print_what_they_say(name, store, capsys):
         ("see :func:`initflow.theory.gain`", "see [`theory.gain`][initflow.theory.gain]"),
         ("as :class:`Place` does", "as [`Place`][initflow.initializers.Place] does"),
         ("a :class:`initflow.SettingError`", "a [`SettingError`][initflow.SettingError]"),
+        ("a :class:`Training`", "a [`Training`][initflow.experiments.train.Training]"),
         (
             "A decorator:\n\n::\n\n    @it\n    def f(): ...\n\nIt stays.",
             "A decorator:\n\nIt stays.",

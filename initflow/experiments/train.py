@@ -66,7 +66,7 @@ class Training(TrackedResult, Record):
 def train(config: TrainConfig, *, experiment: str | None = None, progress: Progress) -> Training:
     """Train one network, as one MLflow run, and log its metrics, figures, hashes and model.
 
-    Returns a ``Training``. A training that diverges is a result, too.
+    Returns a :class:`Training`. A training that diverges is a result, too.
 
     Raises, before a run is made, :class:`SettingError` for a wrong setting, :class:`PluginError`
     for a scheme or model that fails or breaks its contract, and :class:`DataError` for data that is

@@ -78,8 +78,8 @@ def verify(
     :func:`initflow.export` wrote. Settings are for what is no longer where it was: the scheme, the
     plugins, the data, the device.
 
-    Returns a ``Verification``. Inside ``mlflow run`` it is written to that run; else nothing is
-    written anywhere.
+    Returns a :class:`Verification`. Inside ``mlflow run`` it is written to that run; else nothing
+    is written anywhere.
 
     Raises :class:`SettingError` for what is no run or a wrong setting, :class:`ReplayError` for a
     record that is missing or damaged, or cannot be trained again here, :class:`DataError` for data

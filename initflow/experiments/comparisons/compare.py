@@ -80,7 +80,7 @@ def compare(
     Each network has an MLflow run of its own below that of the comparison; what an interrupted
     one of the same settings has trained is not trained again.
 
-    Returns a ``Comparison``. A network that fails is in its ``failed``, and ends no other.
+    Returns a :class:`Comparison`. A network that fails is in its ``failed``, and ends no other.
 
     Raises, before a run is made, :class:`SettingError` for a wrong setting, :class:`PluginError`
     for a scheme or model that fails or breaks its contract, and :class:`DataError` for data that is

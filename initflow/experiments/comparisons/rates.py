@@ -166,7 +166,7 @@ def rates(config: RatesConfig, *, experiment: str | None = None, progress: Progr
     Hessian at the start, and with a momentum β up to 2(1 + β)/λ (Polyak 1964), in Nesterov's form
     2(1 + β)/((1 + 2β)λ).
 
-    Returns a ``Rates``. Raises what :func:`initflow.compare` does.
+    Returns a :class:`Rates`. Raises what :func:`initflow.compare` does.
     """
     schemes = cache.distinct(config.inits, config.plugins_dir)
     progress("loading the data, downloaded at its first use", 0, 1)

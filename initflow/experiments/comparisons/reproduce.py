@@ -102,7 +102,7 @@ def reproduce(
     ``table`` is ``"tutorial"``, ``"assignment"``, ``"normalized-cnn"``, or the path of a table's
     file, which ends with ``.toml``. Each says what it was published in.
 
-    Returns a ``Reproduction``. Raises what :func:`initflow.compare` does.
+    Returns a :class:`Reproduction`. Raises what :func:`initflow.compare` does.
     """
     table = published.load(config.table)
     first = [table.network(row, config.seed, config) for row in table.rows]

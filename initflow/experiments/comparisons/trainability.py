@@ -93,7 +93,7 @@ def trainability(
     of about six times ξ_c. Each network has an MLflow run of its own below that of the command;
     what an interrupted one of the same settings has trained is not trained again.
 
-    Returns a ``Trainability``. Raises what :func:`initflow.compare` does.
+    Returns a :class:`Trainability`. Raises what :func:`initflow.compare` does.
     """
     progress("loading the data, downloaded at its first use", 0, 1)
     configs = _configs(config)

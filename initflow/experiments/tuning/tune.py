@@ -46,7 +46,7 @@ def tune(config: TuneConfig, *, experiment: str | None = None, progress: Progres
     for each scheme. Settings are chosen by the accuracy on images held out from training; the best
     is tested on the test images, under fresh seeds. A study that is there already goes on.
 
-    Returns a ``Tuning``. Raises, before a run is made, what :func:`initflow.compare` does,
+    Returns a :class:`Tuning`. Raises, before a run is made, what :func:`initflow.compare` does,
     :class:`StudyError` where the studies' storage cannot be reached, or another process is running
     them, and :class:`TrackingError` where MLflow does not answer.
     """

@@ -31,7 +31,7 @@ def diagnose(
     images and units, of pre-activations, activations and gradients, and shares of its units. Theory
     predicts the mean squares, with bands in which 95 % of networks lie.
 
-    Returns a ``Diagnosis``. Raises, before a run is made, :class:`SettingError` for a wrong
+    Returns a :class:`Diagnosis`. Raises, before a run is made, :class:`SettingError` for a wrong
     setting, :class:`PluginError` for a scheme or model that fails or breaks its contract, and
     :class:`DataError` for data that is missing or damaged; and :class:`TrackingError` where MLflow
     refuses the run.

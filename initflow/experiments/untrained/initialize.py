@@ -169,8 +169,8 @@ def initialize(
     - ``forget_bias``: of every LSTM's forget gates, such as 1.0 (Jozefowicz et al. 2015; default
       None: as ``bias`` says).
 
-    Returns an ``Initialization``. Raises :class:`SettingError` for what is wrong in these or cannot
-    be filled, and :class:`PluginError` for a scheme that fails or breaks its contract.
+    Returns an :class:`Initialization`. Raises :class:`SettingError` for what is wrong in these or
+    cannot be filled, and :class:`PluginError` for a scheme that fails or breaks its contract.
     """
     options = Options(batch, seed, only, skip, residual, bias, forget_bias)
     report = initialization.initialize(model, scheme, options)

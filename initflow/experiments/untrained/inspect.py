@@ -102,9 +102,9 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Ins
     The model is measured in the mode that it is in, training or evaluation; its parameters,
     their gradients, its buffers and torch's random state are left as they were.
 
-    Returns an ``Inspection``: numbers by layer (``metrics()``, ``to_pandas()``), sentences on them
-    (``conclusions``) and ``figures()``. Raises :class:`SettingError` for what is no model, batch or
-    loss, or where they do not go together.
+    Returns an :class:`Inspection`: numbers by layer (``metrics()``, ``to_pandas()``), sentences on
+    them (``conclusions``) and ``figures()``. Raises :class:`SettingError` for what is no model,
+    batch or loss, or where they do not go together.
     """
     found = inspection.inspect(model, batch, loss)
     return Inspection(**vars(found), model=type(model).__name__)

@@ -83,9 +83,9 @@ def phase(config: PhaseConfig, *, experiment: str | None = None, progress: Progr
     networks (Poole et al. 2016; Schoenholz et al. 2017; :func:`initflow.theory.mean_field`):
     nothing is trained or measured.
 
-    Returns a ``Phase``. Raises, before a run is made, :class:`SettingError` for a wrong setting and
-    :class:`PluginError` for a scheme that fails; and :class:`TrackingError` where MLflow refuses
-    the run.
+    Returns a :class:`Phase`. Raises, before a run is made, :class:`SettingError` for a wrong
+    setting and :class:`PluginError` for a scheme that fails; and :class:`TrackingError` where
+    MLflow refuses the run.
     """
     activation, provider = _activation(config.activation)
     schemes = cache.distinct(config.inits, config.plugins_dir)
