@@ -120,6 +120,8 @@ class Wanted:
     def of(cls, every: int, quantities: Iterable[str] | None, name: str | None) -> Wanted:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
+        if name is not None and not (isinstance(name, str) and name):
+            raise SettingError(f"name must be text to stand before layers' names, not {name!r}")
         return cls(every, _known(quantities), name)
 
 
