@@ -16,7 +16,7 @@ from typing import Any
 
 import initflow
 
-EXAMPLES = Path(__file__).with_name("examples.py")
+EXAMPLES, PAGE = (Path(__file__).with_name(name) for name in ("examples.py", "api.md"))
 NAMESPACES = ("initializers", "theory", "testing")
 
 
@@ -32,6 +32,11 @@ def public() -> dict[str, Any]:
             if not any(value is other for other in found.values()):
                 found[prefix + name] = value
     return {name: value for name, value in found.items() if not isinstance(value, ModuleType)}
+
+
+def listed() -> list[str]:
+    """All that the page tells, public names and results, without the package before them."""
+    return re.findall(r"^::: initflow\.(\S+)$", PAGE.read_text(), re.MULTILINE)
 
 
 def _names(space: ModuleType) -> list[str]:
@@ -83,6 +88,6 @@ def markdown(text: str) -> str:
 def _link(target: str) -> str:
     """To where it is told on the page, if it is."""
     name = target.removeprefix("initflow.")
-    told = {full.rpartition(".")[2]: full for full in public()}
+    told = {full.rpartition(".")[2]: full for full in listed()}
     full = name if name in told.values() else told.get(name)
     return f"[`{name}`][initflow.{full}]" if full else f"`{target}`"

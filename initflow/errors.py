@@ -24,7 +24,10 @@ EXTRAS = {
 
 
 class InitflowError(Exception):
-    """The root of all errors of this package; raised only through its leaves."""
+    """What all errors of this package are; each that is raised is of one of its subclasses.
+
+    ``exit_code`` is that of the command: 1, or 2 for a :class:`SettingError`.
+    """
 
     exit_code = 1
 
@@ -64,7 +67,7 @@ class GivenUpError(StudyError):
 
 
 class WorkError(InitflowError):
-    """The workers died, one after the other, or memory does not suffice for what they are given."""
+    """Workers died, one after the other, or memory does not suffice for what they are given."""
 
 
 class ReplayError(InitflowError):

@@ -60,9 +60,12 @@ SAMPLED_RULES: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
 
 @dataclass(frozen=True)
 class RuleResult:
-    """How an initializer did by one rule: in ``cases`` cases, with these ``failures``.
+    """How an initializer did by one rule of its contract.
 
-    ``meaning`` is the rule in words, ``passed`` whether there are no failures.
+    - ``rule``: its name; ``meaning`` is the rule in words.
+    - ``cases``: in how many layers or networks it was tried.
+    - ``failures``: a line for each case that broke it; ``passed`` is whether there are none.
+    - ``note``: what was not tried, or refused, if anything.
     """
 
     rule: str
@@ -87,8 +90,14 @@ def assert_initializer_contract(
 ) -> None:
     """Raise an :class:`AssertionError` that lists what is wrong with an initializer, if anything.
 
-    It is for a plugin's own tests. ``initializer`` is the function, or what ``init`` would be:
-    ``name:gain=2`` or ``file.py:function``. A name that is none at all is a :class:`SettingError`.
+    It is for a plugin's own tests.
+
+    - ``initializer``: the function, or what ``init`` would be: ``name:gain=2`` or
+      ``file.py:function``.
+    - ``plugins_dir``: as in :func:`initflow.initializers.find`.
+
+    Returns nothing. Raises a :class:`initflow.SettingError` for a name that is none at all, or for
+    what is no function.
     """
     failed = [row for row in check(initializer, plugins_dir) if not row.passed]
     lines = [f"{row.rule} ({row.meaning}): {failure}" for row in failed for failure in row.failures]
@@ -101,8 +110,10 @@ def check(
 ) -> Iterator[RuleResult]:
     """Try an initializer on many layers or networks: how it did by each rule, row by row.
 
-    ``initializer`` is as in :func:`assert_initializer_contract`, which raises what this tells. It
-    ends early where nothing further can be tried.
+    ``initializer`` and ``plugins_dir`` are as in :func:`assert_initializer_contract`, which raises
+    what this tells; the :class:`initflow.SettingError` comes with the first row.
+
+    Returns an iterator of :class:`RuleResult`, which ends early where nothing further can be tried.
     """
     try:
         if isinstance(initializer, str):

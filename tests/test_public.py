@@ -100,6 +100,11 @@ def test_help_tells_the_settings(name):
     assert (told["config"].default, told["config"].annotation) == (None, f"{kind.__name__} | None")
     assert (told["progress"].default, told["progress"].annotation) == (True, "bool | Progress")
     assert "config" in getattr(inf, name).__wrapped__.__annotations__
+    words = inspect.getdoc(getattr(inf, name))
+    assert f":class:`initflow.{kind.__name__}`" in words
+    meanings = inspect.getdoc(kind)
+    for field in kind.__dataclass_fields__.values():
+        assert f"- ``{field.name}``: {field.metadata['meaning'][:20]}" in meanings
 
 
 def probed(**settings):

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from initflow.errors import SettingError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,9 +29,14 @@ def silent(_what: str, _done: int, _of: int) -> None:
 
 @contextlib.contextmanager
 def shown(progress: bool | Progress) -> Iterator[Progress]:
-    """``progress`` itself or, where it is True, a bar in a notebook or a terminal, if in one."""
+    """``progress`` itself or, where it is True, a bar in a notebook or a terminal, if in one.
+
+    What is neither True, False nor a function is a :class:`SettingError`.
+    """
     if callable(progress):
         yield progress
+    elif not isinstance(progress, bool):
+        raise SettingError(f"progress must be True, False or a function, not {progress!r}")
     elif progress and _in_notebook():
         with _notebook_bar() as update:
             yield update

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self, dataclass_transform
 
 from initflow.core.kinds import Kind
@@ -29,11 +31,12 @@ def shared(owner: type[Settings], name: str) -> Any:
 class Settings:
     """Named settings, each read and checked by its kind; invalid ones are a `SettingError`.
 
-    Every class that inherits from this one is a frozen dataclass, too.
+    Every class that inherits from this one is a frozen dataclass, too, whose help lists them.
     """
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", *map(_line, fields(cls))])
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -95,6 +98,15 @@ class Settings:
             options = (f"--{key.replace('_', '-')} {text}" for key, text in chosen.items())
             words = ["initflow", name, *options]
         return " ".join(words)
+
+
+def _line(its: Field[Any]) -> str:
+    """What a setting means, the values that it takes, and its default."""
+    kind, meaning, only = (its.metadata[key] for key in ("kind", "meaning", "only"))
+    alone = f" (for {only[0]}={either(only[1])} only)" if only else ""
+    values = f"{kind.expected} (default {kind.format(its.default)})"
+    line = f"- ``{its.name}``: {meaning}{alone}; {values}."
+    return textwrap.fill(line, 100, subsequent_indent="  ", break_long_words=False)
 
 
 def check_range(settings: Settings, name: str) -> None:

@@ -14,6 +14,17 @@ from initflow.errors import SettingError, TrackingError, naming_extras
 from initflow.tracking import unsent
 
 Result_co = TypeVar("Result_co", covariant=True)
+# What help says of the parameters that all such functions have; the page of docs says it once.
+SETTINGS = """
+Settings are keywords, the fields of :class:`initflow.{kind}`, whose help says what each means,
+with its values and its default. Or they are given as one such object, ``config``."""
+EXPERIMENT = """
+``experiment`` is the name of MLflow's experiment (default None: the one that MLflow's environment
+variables name, else ``initflow``)."""
+PROGRESS = """
+``progress`` is True for a bar in a terminal or a notebook, False for none, or a function that is
+called with ``(what, done, total)``.
+"""
 
 
 class Public(Protocol[Result_co]):
@@ -63,6 +74,9 @@ def public(kind: type[Settings]) -> Callable[[Callable[..., Result_co]], Public[
             return result
 
         call.__signature__ = _told(signature, kind)  # type: ignore[attr-defined]
+        of_all = [SETTINGS.format(kind=kind.__name__)]
+        of_all += [EXPERIMENT] if "experiment" in signature.parameters else []
+        call.__doc__ = "\n".join([inspect.getdoc(function) or "", *of_all, PROGRESS])
         return call
 
     return decorate

@@ -23,7 +23,20 @@ from initflow.training import cache, datasets
 
 @dataclass(kw_only=True, repr=False)
 class Training(TrackedResult, Record):
-    """What came of a training: its ``config``, ``history`` by metric, and ``losses``."""
+    """What came of :func:`initflow.train`: a network, and all that was measured of it.
+
+    - ``run_id``: that of its run in MLflow.
+    - ``config``: its settings, a :class:`TrainConfig`, and ``scheme``, a :class:`Scheme`.
+    - ``history``: (step, value) pairs of each metric, by its key; accuracies are fractions, losses
+      means in nats, and step 0 is before the first update. ``last(metric)`` is the last value, or
+      None.
+    - ``losses``: that of each training batch, in nats.
+    - ``outcome``: ``finished`` or ``diverged``, at the step ``diverged_at``.
+    - ``signals``: (step, quantities by layer) pairs; ``reading`` has those of the untrained network
+      beside theory. Without a probe there are none.
+    - ``trained``: the weights at the end, by name; ``initial`` is the network as it began.
+    - ``seconds``: what training and measuring took.
+    """
 
     config: TrainConfig
     run: runs.Run
@@ -53,8 +66,13 @@ class Training(TrackedResult, Record):
 def train(config: TrainConfig, *, experiment: str | None = None, progress: Progress) -> Training:
     """Train one network, as one MLflow run, and log its metrics, figures, hashes and model.
 
-    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is
-    made. Whatever is raised later, the run is closed with what was measured.
+    Returns a :class:`Training`. A training that diverges is a result, too.
+
+    Raises, before a run is made, :class:`SettingError` for a wrong setting, :class:`PluginError`
+    for a scheme or model that fails or breaks its contract, and :class:`DataError` for data that is
+    missing or damaged; and :class:`TrackingError` where MLflow refuses the run. Whatever is raised
+    later, the run is closed with what was measured. A server that does not answer is no error: what
+    it should have waits on this machine.
     """
     scheme = cache.scheme(config.init, config.plugins_dir)
     device = machine.device(config.device)

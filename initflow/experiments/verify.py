@@ -37,14 +37,18 @@ DEPTH = 3  # runs above one another, of a tuning
 
 @dataclass(frozen=True, repr=False)
 class Verification(Result):
-    """What came of verifying ``what``, a run or a folder, in words."""
+    """What came of :func:`initflow.verify`.
+
+    ``what`` is the run or the folder, in words, ``verdict`` is ``identical``, ``tolerable`` or
+    ``different``, and ``replay`` has what was compared and how far it differs.
+    """
 
     what: str
     replay: Replay
 
     @property
     def verdict(self) -> str:
-        """Identical, tolerable or different."""
+        """``identical``, bit for bit; ``tolerable``, as far as rounding explains; ``different``."""
         return self.replay.verdict
 
     @property
@@ -74,11 +78,17 @@ def verify(
 ) -> Verification:
     """Train a network again from what its ``run`` recorded, and compare the two bit for bit.
 
-    ``run`` is its id, a result that has one, or the folder that :func:`export` wrote. Settings are
-    for what is no longer where it was: the scheme, the plugins, the data, the device.
+    ``run`` is the id of one network's run, a result that has one, or the folder that
+    :func:`initflow.export` wrote. Settings are for what is no longer where it was: the scheme, the
+    plugins, the data, the device.
 
-    Inside ``mlflow run`` the result is written to its run; else nothing is written anywhere.
-    What keeps it from being trained again is an error of :mod:`initflow.errors`.
+    Returns a :class:`Verification`. Inside ``mlflow run`` it is written to that run; else nothing
+    is written anywhere.
+
+    Raises :class:`SettingError` for what is no run or a wrong setting, :class:`ReplayError` for a
+    record that is missing or damaged, or cannot be trained again here, :class:`DataError` for data
+    that is missing or another, and :class:`TrackingError` where MLflow fails. Other numbers are no
+    error.
     """
     what = _named(run)
     is_folder = _is_folder(what)
@@ -124,9 +134,15 @@ def verify(
 def export(run: str | TrackedResult, to: str | os.PathLike[str]) -> str:
     """Write what it takes to verify a ``run``, without access to MLflow, into the folder ``to``.
 
-    ``run`` is its id or a result that has one; the folder is a new or an empty one. Returned is the
-    command that verifies it.
+    ``run`` is the id of one network's run or a result that has one; ``to`` is the path of a folder
+    that is not there yet, or empty.
+
+    Returns the command that verifies it, as text. Raises :class:`SettingError` for what is no run
+    or no such folder, :class:`ReplayError` for a run that cannot be verified, and
+    :class:`TrackingError` where MLflow fails.
     """
+    if not isinstance(to, (str, os.PathLike)):
+        raise SettingError(f"to must be the path of a folder, not {to!r}")
     run_id, folder = _named(run), Path(to)
     bundle.check_free(folder)
     if not RUN_ID.fullmatch(run_id):

@@ -23,13 +23,17 @@ SELU_SCALE = 1.0507009873554804934193349852946
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function φ and its derivative.
+    """An elementwise function φ and its derivative; :meth:`of` makes one of any function.
 
-    ``function(x)`` gives φ(x). ``forward(x, y)`` writes φ(x) into ``y``, and
-    ``backward(grad, x, y, out)`` writes ``grad`` · φ′(x) into ``out``, given ``y`` = φ(x).
-    Both are the kernels that autograd itself runs, so that a backward pass written out
-    with them has autograd's bits. Where neither ``rounds``, beyond a single product, an entry's
-    bits depend on no other.
+    - ``name``: what it is called.
+    - ``function``: ``function(x)`` gives φ(x), a tensor of the shape and dtype of ``x``.
+    - ``forward``: ``forward(x, y)`` writes φ(x) into ``y``.
+    - ``backward``: ``backward(grad, x, y, out)`` writes ``grad`` · φ′(x) into ``out``, given
+      ``y`` = φ(x).
+    - ``rounds``: False where both give an entry bits that depend on no other entry.
+
+    Those of the built-in ones are the kernels that autograd itself runs, so that a backward pass
+    written out with them has autograd's bits.
     """
 
     name: str
@@ -42,10 +46,12 @@ class Activation:
     def of(cls, function: Callable[[Tensor], Tensor], name: str | None = None) -> Activation:
         """The activation of any elementwise ``function``, its derivative by autograd.
 
-        A module is taken as it is now, in a copy, so that it computes in double precision where
-        the theory does. Where autograd has no derivative, as of a step, it is 0. What raises on
-        a tensor in double precision, or takes another number into account than an entry's own,
-        is a :class:`SettingError`.
+        ``name`` is what it is called (default None: as the function is). A module is taken as it is
+        now, in a copy, so that it computes in double precision where the theory does. Where
+        autograd has no derivative, as of a step, it is 0.
+
+        Raises :class:`SettingError` for what raises on a tensor in double precision, or takes
+        another number into account than an entry's own.
         """
         if not callable(function):
             raise SettingError(

@@ -60,14 +60,19 @@ def _by_place(place: str) -> Scheme:
 
 
 def find(spec: str, plugins_dir: Path | None = None) -> Scheme:
-    """The scheme that ``spec`` names, with its arguments: what ``init`` is everywhere.
+    """The scheme that a text names, with its arguments: what ``init`` is everywhere.
 
-    ``he`` and ``normal:std=0.05`` are built-in ones; a plugin has its name, and a function its
-    place, ``file.py:function:gain=2`` or ``package.module:function``.
+    - ``spec``: ``he`` or ``normal:std=0.05`` for a built-in one; a plugin's name; or the place of a
+      function, ``file.py:function:gain=2`` or ``package.module:function``. Arguments are
+      ``key=value`` behind a colon, with commas between them.
+    - ``plugins_dir``: a folder whose plugins are used in place (default None:
+      ``INITFLOW_PLUGINS_DIR``, else ``plugins``).
 
-    Raises :class:`SettingError` for a name or an argument that is wrong, and
-    :class:`PluginError` for a plugin that cannot be used.
+    Returns a :class:`Scheme`. Raises :class:`SettingError` for a name or an argument that is wrong,
+    and :class:`PluginError` for a plugin or function that cannot be used.
     """
+    if not isinstance(spec, str):
+        raise SettingError(f"init must be text, such as 'he' or 'normal:std=0.05', not {spec!r}")
     wanted = spec.partition(":")[0].strip()
     # A built-in scheme need not wait for a search of the whole path.
     plugins = found_in_notebook() if wanted in BUILT_IN else found(plugins_dir)

@@ -44,8 +44,12 @@ F = TypeVar("F", bound=Callable[..., object])
 class Place:
     """Where a layer stands: what its initialization may go by.
 
-    ``layer`` counts from 0 to ``depth`` - 1, the one that gives the logits; ``activation`` is
-    that of the hidden layers.
+    - ``fan_in``: the inputs that each of its units sums over; of a convolution every position of
+      the kernel counts (He et al. 2015, section 2.2).
+    - ``fan_out``: the outputs that each input feeds, likewise.
+    - ``activation``: the :class:`Activation` of the hidden layers (default ReLU).
+    - ``layer``: its number, from 0 to ``depth`` - 1, the one that gives the logits (default 0).
+    - ``depth``: how many layers the network has (default 1).
     """
 
     fan_in: int
@@ -73,17 +77,19 @@ class Scheme:
 
     :func:`initflow.initializers.find` gives one, :class:`Place` says where a layer stands.
 
-    ``fill`` writes into tensors in place and gets what it asks for by parameter name: of
-    ``weight``, ``bias``, ``fan_in``, ``fan_out``, ``activation``, ``layer``, ``depth`` and
-    ``generator`` or, where it asks for ``network``, of ``network``, ``images``, ``labels``,
-    ``activation``, ``depth`` and ``generator``; and the arguments. ``stated_variance`` gives the
-    variance of a weight tensor's entries: of the distribution they are drawn from or, where nothing
-    is drawn, of the entries themselves; ``stated_bias_variance`` the mean square of the biases, if
-    ``fill`` sets them. Either gets what it asks for of a :class:`Place` and the arguments; None
-    where nothing is stated.
-
-    ``signature`` is the function whose keyword parameters are the scheme's arguments, with
-    their defaults and types; ``provider`` says who offers the scheme, in which version.
+    - ``name``: what it is called, without arguments.
+    - ``fill``: the function that writes into tensors in place. It gets what it asks for by
+      parameter name: of ``weight``, ``bias``, ``fan_in``, ``fan_out``, ``activation``, ``layer``,
+      ``depth`` and ``generator`` or, where it asks for ``network``, of ``network``, ``images``,
+      ``labels``, ``activation``, ``depth`` and ``generator``; and the arguments.
+    - ``stated_variance``: the function that gives the variance of a weight tensor's entries: of the
+      distribution they are drawn from or, where nothing is drawn, of the entries themselves. It
+      gets what it asks for of a :class:`Place` and the arguments. None where nothing is stated.
+    - ``stated_bias_variance``: the same of the mean square of the biases, if ``fill`` sets them.
+    - ``signature``: the function whose keyword parameters are the scheme's arguments, with their
+      defaults and types.
+    - ``arguments``: those that were given, by name; the others have their defaults.
+    - ``provider``: who offers the scheme, in which version.
     """
 
     name: str
@@ -96,7 +102,10 @@ class Scheme:
 
     @classmethod
     def of(cls, function: object, name: str, provider: str) -> Scheme:
-        """The scheme that ``function`` is, or a :class:`SettingError` that says why it is none."""
+        """The scheme that ``function`` is, called ``name`` and offered by ``provider``.
+
+        Raises a :class:`SettingError` that says why it is none.
+        """
         variances = getattr(function, MARK, (None, None))
         check(function, variances)
         assert callable(function)
@@ -104,11 +113,12 @@ class Scheme:
 
     @property
     def kind(self) -> Literal["layer", "network"]:
-        """Whether ``fill`` sees one layer at a time or the whole network and some images."""
+        """``layer`` where ``fill`` sees one at a time, ``network`` where it sees all of them."""
         return "network" if "network" in parameters_of(self.fill) else "layer"
 
     @property
     def fills_biases(self) -> bool:
+        """Whether it sets the biases too; else they are as ``bias_init`` says."""
         return self.kind == "network" or "bias" in parameters_of(self.fill)
 
     def asks_for(self, name: str) -> bool:
@@ -118,6 +128,7 @@ class Scheme:
 
     @property
     def description(self) -> str:
+        """Its docstring: what it draws, of which variance, and who published it."""
         return inspect.getdoc(self.signature) or ""
 
     @property
@@ -141,7 +152,7 @@ class Scheme:
         return {name: p.default for name, p in self.parameters.items()} | dict(self.arguments)
 
     def variance(self, at: Place) -> float | None:
-        """The stated variance of a layer's weights, or None.
+        """The stated variance of a layer's weights, a number of at least 0; None without one.
 
         Raises :class:`SettingError` for a ValueError of the function that states it, which is
         about arguments, and :class:`PluginError` for any other failure.
@@ -149,7 +160,7 @@ class Scheme:
         return self._stated(self.stated_variance, at)
 
     def bias_variance(self, at: Place) -> float | None:
-        """The stated mean square of a layer's biases, or None."""
+        """The stated mean square of a layer's biases, or None; errors as of :meth:`variance`."""
         return self._stated(self.stated_bias_variance, at)
 
     def _stated(self, variance: Variance | None, at: Place) -> float | None:
@@ -184,7 +195,7 @@ class Scheme:
 
         ``bias``, (fan_out,) or (channels_out,), is filled too if the scheme asks for it. All
         randomness is drawn from ``generator``, on the weight's device. What ``fill`` returns is
-        returned.
+        returned. Nothing is checked: what ``fill`` raises is raised.
         """
         given = {"weight": weight, "bias": bias, "generator": generator, **at.given()}
         return ask(self.fill, given, self.values)
@@ -202,8 +213,9 @@ class Scheme:
     ) -> object:
         """Fill all of ``network``, seeing ``images`` (n, pixels) and their ``labels`` (n,).
 
-        Of any other model than ours, ``images`` are what it is called with, and ``depth`` is
-        given; ours has as many layers as it has Linears.
+        ``activation`` is that of the hidden layers, ``generator`` what is drawn from. Of any other
+        model than the feed-forward one, ``images`` are what it is called with, and ``depth``, how
+        many layers it has, is given; that one has as many as it has Linears.
         """
         if depth is None:
             depth = sum(isinstance(module, nn.Linear) for module in network.modules())
@@ -218,7 +230,7 @@ class Scheme:
         return ask(self.fill, given, self.values)
 
     def bind(self, arguments: Mapping[str, str]) -> Scheme:
-        """The scheme with ``arguments``, given as text, or a :class:`SettingError`."""
+        """The scheme with ``arguments``, each as text; a :class:`SettingError` for a wrong one."""
         bound = {}
         for name, text in arguments.items():
             if name not in self.parameters:
@@ -244,7 +256,7 @@ def initializer(
     variance: Variance | None = None,
     bias_variance: Variance | None = None,
 ) -> F | Callable[[F], F]:
-    """Make a function an initialization scheme, which may state its ``variance``: a decorator.
+    """Make a ``function`` an initialization scheme, which may state its ``variance``: a decorator.
 
     ::
 
@@ -252,11 +264,16 @@ def initializer(
         def mine(weight, fan_in, generator, *, gain: float = 1.0):
             weight.normal_(0.0, gain / fan_in**0.5, generator=generator)
 
-    The function stays as it is. Defined in a notebook or a script, it is a scheme there, by its
-    name; elsewhere an entry point or ``package.module:function`` names it. ``variance`` asks by
-    parameter name for what it needs of ``fan_in``, ``fan_out``, ``activation``, ``layer``,
-    ``depth`` and the function's own arguments, and gives the variance of the weights' entries;
-    ``bias_variance`` the mean square of the biases. The theory predicts by them.
+    - ``function``: fills ``weight`` in place, and is called as ``fill`` of a :class:`Scheme` is;
+      its other keyword parameters, with defaults, are the scheme's arguments.
+    - ``variance``: a function that gives the variance of the weights' entries, from what it asks
+      for by parameter name: of ``fan_in``, ``fan_out``, ``activation``, ``layer``, ``depth`` and
+      the arguments (default None: theory takes the one that it finds).
+    - ``bias_variance``: the same of the mean square of the biases, where ``function`` fills
+      ``bias`` too (default None: likewise).
+
+    Returns the function, as it is. Defined in a notebook or a script, it is a scheme there, by its
+    name; elsewhere an entry point or ``package.module:function`` names it.
 
     Raises :class:`SettingError` where the function cannot be an initializer.
     """

@@ -26,28 +26,30 @@ Drawings = Mapping[str, Callable[[], "Figure"]]  # how each figure is drawn, by 
 
 
 class Result(ABC):
-    """``title`` says what it is of, and ``conclusions`` are sentences on what came of it."""
+    """What all results have; in a notebook one shows its sentences, its table and its figures."""
 
     @property
     @abstractmethod
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """What it is of, in a line."""
 
     @property
     @abstractmethod
-    def conclusions(self) -> Sequence[str]: ...
+    def conclusions(self) -> Sequence[str]:
+        """Sentences on what came of it."""
 
     @abstractmethod
     def numbers(self) -> Iterable[Mapping[str, object]]:
         """The rows of :meth:`to_pandas`, each by the names of its columns."""
 
     def to_pandas(self) -> pd.DataFrame:
-        """The numbers as a table; accuracies are fractions."""
+        """The numbers as a table; accuracies are fractions, from 0 to 1."""
         import pandas as pd  # noqa: PLC0415 - takes half a second
 
         return pd.DataFrame(self.numbers())
 
     def as_json(self) -> dict[str, object]:
-        """Its title, conclusions, problems and numbers, as values that JSON has: :func:`plain`."""
+        """Its title, conclusions, problems and numbers, as values that JSON has; inf is text."""
         return {
             "title": self.title,
             "conclusions": list(self.conclusions),
@@ -56,10 +58,11 @@ class Result(ABC):
         }
 
     def problems(self) -> list[str]:
-        """What is not as one would expect, or could not be made."""
+        """What is not as one would expect, or could not be made: a sentence for each."""
         return []
 
     def drawings(self) -> Drawings:
+        """How each of its figures is drawn, by its name."""
         return {}
 
     def figures(self) -> dict[str, Figure]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from initflow.initializers.activations import Activation
-from initflow.theory.infinite_width import fixed_points
-from initflow.theory.integrals import HUGE, TINY, second_moment, slope_moment
+from initflow.theory.infinite_width import check_variances, fixed_points
+from initflow.theory.integrals import HUGE, TINY, check, second_moment, slope_moment
 from initflow.theory.roots import root
 
 LEAST, MOST = 1e-12, 1e8  # variances between which the line is followed
@@ -26,11 +26,18 @@ NEAR = 1e-6  # so near to 1 is χ₁ on the line
 
 
 def critical_line(activation: Activation, sigma_b2: Tensor) -> Tensor:
-    """For each of ``sigma_b2``, of any shape, the smallest σ_w² at which χ₁ is 1 at q*.
+    """The smallest σ_w² = fan_in · Var(W) at which χ₁ is 1 at q*, for each of ``sigma_b2``.
 
-    NaN where there is none: there the variance grows without bound before the gradient is stable,
-    as for GELU at small σ_b². Where q* is infinite, as for ReLU with biases, χ₁ is its limit.
+    - ``activation``: φ, an :class:`Activation`.
+    - ``sigma_b2``: variances of the biases, of at least 0, a tensor of any shape.
+
+    Returns a ``torch.float64`` tensor of the shape of ``sigma_b2``. It is NaN where there is none:
+    there the variance grows without bound before the gradient is stable, as for GELU at small σ_b².
+    Where q* is infinite, as for ReLU with biases, χ₁ is its limit. Raises :class:`SettingError`
+    for what is none of these. Schoenholz et al. 2017, "Deep Information Propagation".
     """
+    check(activation)
+    check_variances(sigma_b2=sigma_b2)
     b = sigma_b2.double().flatten()
     ends = b.new_tensor([TINY, HUGE])
     candidates = (1 / slope_moment(activation, ends)).expand(len(b), -1)

@@ -9,28 +9,33 @@ from torch import Tensor
 
 from initflow.errors import SettingError, unknown
 from initflow.initializers.activations import ACTIVATIONS, Activation
-from initflow.theory.integrals import FAR, HUGE, TINY, expectation, second_moment
+from initflow.theory.integrals import FAR, expectation, positive, second_moment
 
 OUTLYING = 1e-6  # share of the mean square from beyond 11 standard deviations that is refused
 
 
 def gain(activation: str | Activation | Callable[[Tensor], Tensor], q: float = 1.0) -> float:
-    """The factor 1/√(E[φ(√q z)²]/q), z ~ N(0, 1), by which weights make up for an activation φ.
+    """The gain √(q / E[φ(√q z)²]), z ~ N(0, 1), by which weights make up for an activation φ.
 
-    Weights of standard deviation gain/√fan_in give pre-activations of variance ``q`` where those
-    of the layer before have it. ``torch.nn.init.calculate_gain`` approximates it for some φ.
+    Weights of standard deviation gain/√fan_in, without biases, give pre-activations of variance
+    ``q`` where those of the layer before have it.
 
-    ``activation`` is the name of a built-in one, an ``Activation``, or any elementwise function
-    of a tensor: of ``torch``, a module, a lambda. It is integrated in double precision, on pieces
-    that end at its kinks and steps, wherever they are, to 1e-9 of itself where they are some
-    hundreds or fewer. A function that is not elementwise, gives what is not finite, gives 0
-    everywhere or grows so fast that its mean square is not finite, is a
-    :class:`SettingError`.
+    - ``activation``: the name of a built-in one, an :class:`Activation`, or any elementwise
+      function of a tensor: of ``torch``, a module, a lambda.
+    - ``q``: the variance of the pre-activations, a number above 0 (default 1).
+
+    Returns a factor on a standard deviation, as ``torch.nn.init.calculate_gain`` does, whose
+    numbers for some activations are approximations. It is integrated in double precision between
+    the kinks and steps of φ, wherever they are: to 1e-9 of itself where there are some hundreds or
+    fewer.
+
+    Raises :class:`SettingError` for another ``q``, and for a function that is not elementwise,
+    gives numbers that are not finite, gives 0 everywhere, or grows so fast that its mean square is
+    not finite. For ReLU it is the √2 of He et al. 2015, "Delving Deep into Rectifiers".
     """
     phi = _activation(activation)
-    if isinstance(q, bool) or not isinstance(q, (int, float)) or not TINY <= q <= HUGE:
-        raise SettingError(f"q must be a number above 0, the pre-activations' variance, not {q!r}")
-    at = torch.tensor(float(q), dtype=torch.float64)
+    q = positive("q", q)
+    at = torch.tensor(q, dtype=torch.float64)
     _check_finite(phi, q)
     moment = second_moment(phi, at).item()
     if moment == 0:

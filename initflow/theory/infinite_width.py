@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from initflow.errors import SettingError
 from initflow.initializers.activations import Activation
 from initflow.theory.correlations import RIGHT, Correlations
 from initflow.theory.integrals import (
+    check,
     log_slope,
+    positive,
     product_moment,
     second_moment,
     slope_moment,
@@ -37,12 +41,15 @@ ROUNDING = 1e-12  # of a growth that is none
 
 @dataclass(frozen=True)
 class MeanField:
-    """An infinitely deep and wide network under one σ_w² and σ_b².
+    """What :func:`mean_field` gives: an infinitely deep and wide network under one σ_w² and σ_b².
 
-    ``q_star`` is the variance that the variance map leads to, ``chi_1`` the factor on the
-    gradient's second moment per layer there (stable where it is 1), ``c_star`` the
-    correlation that two inputs come to. ``xi_q`` and ``xi_c`` are the depths, in layers, over
-    which the distances from ``q_star`` and ``c_star`` change e-fold.
+    - ``q_star``: the variance of its pre-activations that the variance map leads to, from 0 to
+      infinity.
+    - ``chi_1``: χ₁, what the gradient's mean square is multiplied by at each layer there, on its
+      way back: stable where it is 1.
+    - ``c_star``: the correlation that two inputs come to, from 0 to 1.
+    - ``xi_q``, ``xi_c``: the layers over which the distances from ``q_star`` and ``c_star`` change
+      by a factor of e; infinity where they do not, as on the critical line.
     """
 
     q_star: float
@@ -54,7 +61,10 @@ class MeanField:
 
 @dataclass(frozen=True)
 class MeanFields:
-    """What :class:`MeanField` has, of many networks: tensors of double precision, of one shape."""
+    """What :func:`mean_fields` gives: ``q_star``, ``chi_1``, ``c_star``, ``xi_q`` and ``xi_c``.
+
+    They are as in :class:`MeanField`, of many networks: ``torch.float64`` tensors of one shape.
+    """
 
     q_star: Tensor
     chi_1: Tensor
@@ -66,9 +76,15 @@ class MeanFields:
 def variance_map(
     activation: Activation, q: Tensor, sigma_w2: float | Tensor, sigma_b2: float | Tensor
 ) -> Tensor:
-    """The next layer's pre-activation variance, for each of ``q``: σ_w² E[φ(√q z)²] + σ_b².
+    """The variance of the next layer's pre-activations: σ_w² E[φ(√q z)²] + σ_b², z ~ N(0, 1).
 
-    ``sigma_w2`` is fan_in · Var(W), ``sigma_b2`` the variance of the biases.
+    - ``activation``: φ, an :class:`Activation`.
+    - ``q``: the layer's own variances, of at least 0, a ``torch.float64`` tensor of any shape.
+    - ``sigma_w2``: fan_in · Var(W) of the next layer, a number or a tensor that broadcasts.
+    - ``sigma_b2``: the variance of its biases, likewise.
+
+    Returns a ``torch.float64`` tensor of the shape that these broadcast to. Raises
+    :class:`SettingError` for what is no activation or no such tensor. Source: Poole et al. 2016.
     """
     return sigma_w2 * second_moment(activation, q) + sigma_b2
 
@@ -76,8 +92,20 @@ def variance_map(
 def correlation_map(
     activation: Activation, c: Tensor, q: float, sigma_w2: float, sigma_b2: float
 ) -> Tensor:
-    """The next layer's correlation of two inputs with correlation ``c`` and variance ``q``."""
-    at = torch.full_like(c, q)
+    """The correlation of two inputs' pre-activations in the next layer.
+
+    - ``activation``: φ, an :class:`Activation`.
+    - ``c``: their correlations in this layer, from -1 to 1, a ``torch.float64`` tensor.
+    - ``q``: the variance of both in this layer, a number above 0.
+    - ``sigma_w2``, ``sigma_b2``: as in :func:`variance_map`, numbers; NaN comes of it where both
+      are 0.
+
+    Returns (σ_w² E[φ(u₁) φ(u₂)] + σ_b²) / (σ_w² E[φ(u₁)²] + σ_b²), a ``torch.float64`` tensor of
+    the shape of ``c``. Raises :class:`SettingError` for what is no activation, no such tensor or no
+    such ``q``. Source: Poole et al. 2016.
+    """
+    check(activation, c=c)
+    at = torch.full_like(c, positive("q", q))
     shared = sigma_w2 * product_moment(activation, at, c) + sigma_b2
     return shared / variance_map(activation, at, sigma_w2, sigma_b2)
 
@@ -85,13 +113,18 @@ def correlation_map(
 def fixed_points(
     activation: Activation, sigma_w2: Tensor, sigma_b2: Tensor, start: float = 1.0
 ) -> Tensor:
-    """q* for each of ``sigma_w2`` and ``sigma_b2``, of shapes that broadcast: the shape of both.
+    """:func:`fixed_point` of many networks: q* for each of ``sigma_w2`` and ``sigma_b2``.
 
-    See :func:`fixed_point`.
+    These are tensors of numbers of at least 0 whose shapes broadcast; ``activation`` and ``start``
+    are as there. Returns a ``torch.float64`` tensor of the shape of both. Raises
+    :class:`SettingError` for what is none of these.
     """
+    check(activation)
+    start = positive("start", start)
+    check_variances(sigma_w2=sigma_w2, sigma_b2=sigma_b2)
     shape = (sigma_w2 + sigma_b2).shape
     w, b = (x.double().expand(shape).flatten() for x in (sigma_w2, sigma_b2))
-    first = variance_map(activation, _double(start), w, b) / start - 1
+    first = variance_map(activation, _double("start", start), w, b) / start - 1
     found = torch.zeros_like(w).masked_fill(first > 0, math.inf)
     for sign, of in ((1, first > 0), (-1, first <= 0)):
         of_side = of.nonzero().flatten()
@@ -110,7 +143,7 @@ def _turned(
     The way leads from ``start`` to infinity where ``sign`` is 1, and to 0 where it is -1.
     """
     least = torch.where(b > 0, b / 2, 1e-9)  # no variance is below σ_b²
-    of, q = torch.arange(len(w)), _double(start)
+    of, q = torch.arange(len(w)), _double("start", start)
     at, beyond = [of[:0]], [w[:0]]
     while len(of) and (q <= MOST if sign > 0 else q >= least[of].min()):
         way = q * STEP ** (sign * torch.arange(STEPS, dtype=w.dtype))
@@ -138,17 +171,28 @@ def _between(activation: Activation, w: Tensor, b: Tensor, low: Tensor, high: Te
 def fixed_point(
     activation: Activation, sigma_w2: float, sigma_b2: float, start: float = 1.0
 ) -> float:
-    """q*: where the variance map leads from ``start``; 0 or infinity where it ends nowhere else.
+    """q*: the variance of the pre-activations that :func:`variance_map` leads to, layer by layer.
 
-    A variance that the map leaves as it is (every one, for ReLU under He) is returned itself.
+    - ``activation``: φ, an :class:`Activation`.
+    - ``sigma_w2``: fan_in · Var(W), a number of at least 0.
+    - ``sigma_b2``: the variance of the biases, a number of at least 0.
+    - ``start``: the variance that it begins from, a number above 0 (default 1).
+
+    Returns a number: the solution of q* = σ_w² E[φ(√q* z)²] + σ_b² that is next on the way from
+    ``start``, 0 or infinity where there is none, and ``start`` itself where the map leaves it as it
+    is (every variance, for ReLU with σ_w² = 2 and no biases). Raises :class:`SettingError` for
+    what is none of these. Poole et al. 2016.
     """
-    return fixed_points(activation, _double(sigma_w2), _double(sigma_b2), start).item()
+    w, b = _double("sigma_w2", sigma_w2), _double("sigma_b2", sigma_b2)
+    return fixed_points(activation, w, b, start).item()
 
 
 def mean_fields(activation: Activation, sigma_w2: Tensor, sigma_b2: Tensor) -> MeanFields:
-    """What many layers make of a signal, for each of ``sigma_w2`` and ``sigma_b2``.
+    """:func:`mean_field` of many networks, for each of ``sigma_w2`` and ``sigma_b2``.
 
-    Their shapes broadcast; all that is returned has the shape of both. See :func:`mean_field`.
+    These are tensors of numbers of at least 0 whose shapes broadcast, such as (n, 1) and (m,) for a
+    plane of n × m networks; ``activation`` is as there. Returns a :class:`MeanFields` of tensors of
+    the shape of both. Raises :class:`SettingError` for what is none of these.
     """
     q_star = fixed_points(activation, sigma_w2, sigma_b2)
     shape = q_star.shape
@@ -179,12 +223,19 @@ def _settled(activation: Activation, q: Tensor, w: Tensor, b: Tensor) -> tuple[T
 
 
 def mean_field(activation: Activation, sigma_w2: float, sigma_b2: float) -> MeanField:
-    """What many layers make of a signal, under one ``sigma_w2`` and ``sigma_b2``.
+    """What many wide layers make of a signal and of a gradient, by mean-field theory.
 
-    ``sigma_w2`` is fan_in · Var(W), 2 under He's scheme and 1 under LeCun's; ``sigma_b2`` is the
-    variance of the biases. Poole et al. 2016; Schoenholz et al. 2017.
+    - ``activation``: φ, an :class:`Activation`: one of ``initializers.ACTIVATIONS``, or
+      ``Activation.of(function)``.
+    - ``sigma_w2``: fan_in · Var(W), a number of at least 0: 2 under He's scheme, 1 under LeCun's.
+    - ``sigma_b2``: the variance of the biases, a number of at least 0.
+
+    Returns a :class:`MeanField`. Raises :class:`SettingError` for what is none of these. Poole et
+    al. 2016, "Exponential expressivity in deep neural networks through transient chaos"; Schoenholz
+    et al. 2017, "Deep Information Propagation".
     """
-    fields = mean_fields(activation, _double(sigma_w2), _double(sigma_b2))
+    w, b = _double("sigma_w2", sigma_w2), _double("sigma_b2", sigma_b2)
+    fields = mean_fields(activation, w, b)
     return MeanField(**{name: value.item() for name, value in vars(fields).items()})
 
 
@@ -193,5 +244,23 @@ def _depth_scale(slope: Tensor) -> Tensor:
     return torch.where(change > 1e-6, 1 / change, math.inf)
 
 
-def _double(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
+def check_variances(**given: object) -> None:
+    """Raise a :class:`SettingError` for what are no tensors of variances that broadcast."""
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise SettingError(f"{name} must be a tensor of variances, not {x!r}")
+        odd = x[~((x >= 0) & x.isfinite())]
+        if len(odd):
+            raise SettingError(f"{name} must be finite and at least 0, not {odd[0].item()}")
+    shapes = {name: tuple(x.shape) for name, x in given.items() if isinstance(x, Tensor)}
+    try:
+        torch.broadcast_shapes(*shapes.values())  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        told = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise SettingError(f"shapes must broadcast, not as {told}") from None
+
+
+def _double(name: str, value: object) -> Tensor:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SettingError(f"{name} must be a number, not {value!r}")
+    return torch.tensor(float(value), dtype=torch.float64)

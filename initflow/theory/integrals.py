@@ -3,16 +3,20 @@
 Closed forms where there is one, and else Gauss-Legendre quadrature, split where the activation
 functions have their kinks, good to 1e-6 or better, in double precision. Those of the built-in
 functions are at 0; any other's are looked for, by :mod:`initflow.theory.pieces`.
+
+What is called with is checked here for all of the theory: a user may call any of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from initflow.errors import SettingError
 from initflow.initializers.activations import LEAKY_RELU_SLOPE, Activation
 from initflow.theory.pieces import NODES as OF_A_PIECE
 from initflow.theory.pieces import legendre, octaves, pieces
@@ -28,12 +32,48 @@ Both = Callable[[Tensor, Tensor], Tensor]
 RECTIFIERS = {"relu": 0.0, "leaky_relu": LEAKY_RELU_SLOPE, "linear": 1.0}
 
 
-def expectation(function: Function, q: Tensor, kinks: Activation | None = None) -> Tensor:
-    """E[f(√q z)], z ~ N(0, 1), for each of ``q``, a tensor of double precision of any shape.
+def check(activation: object, **tensors: object) -> None:
+    """Raise a :class:`SettingError` for another activation, or tensors of another precision."""
+    if not isinstance(activation, Activation):
+        raise SettingError(
+            "activation must be an Activation, such as initializers.ACTIVATIONS['tanh'] or "
+            f"initializers.Activation.of(torch.tanh), not {activation!r}"
+        )
+    _check_double(**tensors)
 
-    f is an elementwise ``function`` of a tensor, smooth but for a kink or step at 0. It may also
-    have those of the activation ``kinks`` and of its derivative, wherever they are.
+
+def positive(name: str, variance: object) -> float:
+    """The ``variance`` as a float; a :class:`SettingError` where it is not a number above 0."""
+    if isinstance(variance, bool) or not (
+        isinstance(variance, Real) and TINY <= float(variance) <= HUGE
+    ):
+        raise SettingError(
+            f"{name} must be a number above 0, the pre-activations' variance, not {variance!r}"
+        )
+    return float(variance)
+
+
+def _check_double(**tensors: object) -> None:
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor) or x.dtype != torch.float64:
+            given = x.dtype if isinstance(x, Tensor) else repr(x)
+            raise SettingError(
+                f"{name} must be a tensor of double precision (dtype=torch.float64), not {given}"
+            )
+
+
+def expectation(function: Function, q: Tensor, kinks: Activation | None = None) -> Tensor:
+    """E[f(√q z)], z ~ N(0, 1), for each of ``q``: the mean of f over normal pre-activations.
+
+    - ``function``: f, elementwise, of a tensor; smooth but for a kink or step at 0.
+    - ``q``: variances of at least 0, a ``torch.float64`` tensor of any shape.
+    - ``kinks``: an :class:`Activation` where f has kinks or steps elsewhere, those of this function
+      and its derivative (default None: none).
+
+    Returns a ``torch.float64`` tensor of the shape of ``q``, good to 1e-6 or better, by
+    Gauss-Legendre quadrature. Raises :class:`SettingError` for a ``q`` that is no such tensor.
     """
+    _check_double(q=q)
     if kinks and not kinks.is_built_in:
         return _on_pieces(function, q, kinks)
     x, w = legendre(NODES)
@@ -48,11 +88,16 @@ def expectation(function: Function, q: Tensor, kinks: Activation | None = None) 
 def pair_expectation(
     function: Function, q: Tensor, c: Tensor, kinks: Activation | None = None
 ) -> Tensor:
-    """E[f(u₁) f(u₂)], u₁ and u₂ Gaussian, of mean 0, variance ``q`` and correlation ``c``.
+    """E[f(u₁) f(u₂)], u₁ and u₂ normal, of mean 0, variance ``q`` and correlation ``c``.
 
-    f and ``kinks`` are as in :func:`expectation`. ``q`` and ``c`` are tensors of double precision
-    of one shape, or of shapes that broadcast.
+    ``function`` (f) and ``kinks`` are as in :func:`expectation`. ``q``, of at least 0, and ``c``,
+    from -1 to 1, are ``torch.float64`` tensors whose shapes broadcast; a ``c`` beyond that counts
+    as -1 or 1.
+
+    Returns a ``torch.float64`` tensor of the shape that they broadcast to, good to 1e-6 or better.
+    Raises :class:`SettingError` for a ``q`` or ``c`` that is no such tensor.
     """
+    _check_double(q=q, c=c)
     return _of_pairs(function, torch.mul, q, torch.arccos(c.clamp(-1, 1)), kinks)
 
 
@@ -156,10 +201,16 @@ def _normal(edges: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def second_moment(activation: Activation, q: Tensor) -> Tensor:
-    """E[φ(√q z)²], z ~ N(0, 1), for each of ``q``: what a signal of variance ``q`` becomes.
+    """E[φ(√q z)²], z ~ N(0, 1): the activations' mean square where pre-activations have variance q.
 
-    In closed form for rectifiers and gelu.
+    - ``activation``: φ, an :class:`Activation`.
+    - ``q``: variances of at least 0, a ``torch.float64`` tensor of any shape.
+
+    Returns a ``torch.float64`` tensor of the shape of ``q``. In closed form for relu, leaky_relu,
+    linear and gelu, else as :func:`expectation`. Raises :class:`SettingError` for what is no
+    activation or no such tensor.
     """
+    check(activation, q=q)
     if _is_rectifier(activation):
         return q * (1 + RECTIFIERS[activation.name] ** 2) / 2
     if activation.is_built_in and activation.name == "gelu":
@@ -169,10 +220,16 @@ def second_moment(activation: Activation, q: Tensor) -> Tensor:
 
 
 def slope_moment(activation: Activation, q: Tensor) -> Tensor:
-    """E[φ′(√q z)²], z ~ N(0, 1), for each of ``q``: what the function makes of a gradient.
+    """E[φ′(√q z)²], z ~ N(0, 1): what φ multiplies the gradient's mean square by, on its way back.
 
-    In closed form for rectifiers and gelu.
+    - ``activation``: φ, an :class:`Activation`.
+    - ``q``: the pre-activations' variances, of at least 0, a ``torch.float64`` tensor of any shape.
+
+    Returns a ``torch.float64`` tensor of the shape of ``q``; σ_w² times it, at q*, is χ₁. In closed
+    form for relu, leaky_relu, linear and gelu, else as :func:`expectation`. Raises
+    :class:`SettingError` for what is no activation or no such tensor.
     """
+    check(activation, q=q)
     if _is_rectifier(activation):
         return torch.full_like(q, (1 + RECTIFIERS[activation.name] ** 2) / 2)
     if activation.is_built_in and activation.name == "gelu":
@@ -188,11 +245,16 @@ def _normal_moments(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
-    """E[φ(u₁) φ(u₂)], u₁ and u₂ Gaussian, of mean 0, variance ``q`` and correlation ``c``.
+    """E[φ(u₁) φ(u₂)], u₁ and u₂ normal, of mean 0, variance ``q`` and correlation ``c``.
 
-    They are a unit's pre-activations for two inputs. In closed form for rectifiers: Cho and Saul
-    2009, "Kernel Methods for Deep Learning" (arc-cosine kernels).
+    They are a unit's pre-activations for two inputs. ``activation`` (φ) is an :class:`Activation`;
+    ``q``, ``c`` and what is returned are as in :func:`pair_expectation`. Raises
+    :class:`SettingError` for what is no activation or no such tensor.
+
+    In closed form for relu, leaky_relu and linear: Cho and Saul 2009, "Kernel Methods for Deep
+    Learning" (arc-cosine kernels).
     """
+    check(activation, q=q, c=c)
     if _is_rectifier(activation):  # φ(x) = even · |x| + odd · x
         odd, even = _odd_and_even(activation)
         c = c.clamp(-1, 1)
@@ -216,7 +278,12 @@ def difference_moment(activation: Activation, q: Tensor, angle: Tensor) -> Tenso
 
 
 def slope_product_moment(activation: Activation, q: Tensor, c: Tensor) -> Tensor:
-    """E[φ′(u₁) φ′(u₂)], u₁ and u₂ as in :func:`product_moment`; closed form for rectifiers."""
+    """E[φ′(u₁) φ′(u₂)]: as :func:`product_moment`, of the slopes of φ.
+
+    ``activation``, ``q``, ``c``, what is returned and the :class:`SettingError` are as there. σ_w²
+    times it is the slope of the correlation map at q* (Poole et al. 2016).
+    """
+    check(activation, q=q, c=c)
     if _is_rectifier(activation):
         odd, even = _odd_and_even(activation)
         return odd**2 + even**2 * 2 / math.pi * torch.arcsin(c.clamp(-1, 1)) + 0 * q

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
 
+import initflow
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.theory import infinite_width, integrals
 
@@ -243,3 +244,42 @@ def test_every_corner_has_numbers(name, sigma_w2, sigma_b2):
     field = infinite_width.mean_field(ACTIVATIONS[name], sigma_w2, sigma_b2)
     for value in (field.q_star, field.chi_1, field.c_star, field.xi_q, field.xi_c):
         assert value >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        *(
+            (name, (torch.tanh, *[double(1.0)] * more), "activation must be an Activation, .*tanh")
+            for name, more in {
+                "mean_fields": 2,
+                "fixed_points": 2,
+                "critical_line": 1,
+                "variance_map": 3,
+                "second_moment": 1,
+                "slope_moment": 1,
+                "product_moment": 2,
+                "slope_product_moment": 2,
+            }.items()
+        ),
+        ("mean_field", ("tanh", 1.0, 0.0), "activation must be an Activation, .*not 'tanh'$"),
+        ("mean_field", (TANH, -1.5, 0.0), "sigma_w2 must be finite and at least 0, not -1.5$"),
+        ("mean_field", (TANH, 1.5, math.nan), "sigma_b2 must be finite and at least 0, not nan$"),
+        ("mean_field", (TANH, "1.5", 0.0), "sigma_w2 must be a number, not '1.5'$"),
+        ("mean_fields", (TANH, 1.5, double(0.0)), "sigma_w2 must be a tensor of variances, not "),
+        ("mean_fields", (TANH, double([1, 2]), double([1, 2, 3])), r"shapes .* sigma_b2 \(3,\)$"),
+        ("critical_line", (TANH, 0.05), "sigma_b2 must be a tensor of variances, not 0.05$"),
+        ("critical_line", (TANH, double(-0.05)), "sigma_b2 must be finite and at least 0, not -0"),
+        ("fixed_point", (TANH, 1.5, 0.05, 0.0), "start must be a number above 0, .* not 0.0$"),
+        ("correlation_map", (TANH, double(0.5), -1.0, 1.0, 0.0), "q must be a number above 0, "),
+        ("correlation_map", (TANH, 0.5, 1.0, 1.0, 0.0), "c must be a tensor of double precision"),
+        ("second_moment", (TANH, 1.0), "q must be a tensor of double precision .* not 1.0$"),
+        ("expectation", (torch.abs, torch.ones(1)), "q must be a tensor .* not torch.float32$"),
+        ("pair_expectation", (torch.abs, double(1.0), 0.5), "c must be a tensor of double "),
+    ],
+)
+def test_what_it_cannot_be_of_is_told(name, given, said):
+    """In one line that names it, and without working on for ever."""
+    with pytest.raises(initflow.SettingError, match=f"^{said}") as caught:
+        getattr(initflow.theory, name)(*given)
+    assert "\n" not in str(caught.value)

@@ -501,6 +501,8 @@ def test_wrong_settings(logged):
         net,
         quantities=["weight_variance", "dead_fractions"],
     )
+    for name, shown in ((5, "5"), ("", "''")):
+        fails(f"name must be text to stand before layers' names, not {shown}", net, name=name)
     fails("model must be a torch.nn.Module, not builtin_function_or_method", torch.relu)
     lazy = "model must have its weights; LazyLinear is lazy: call it on a batch first"
     fails(lazy, nn.LazyLinear(3))

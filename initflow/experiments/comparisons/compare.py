@@ -24,7 +24,16 @@ from initflow.training import cache, datasets
 
 @dataclass(kw_only=True, repr=False)
 class Comparison(PopulationResult):
-    """What came of networks of a ``shape``: ``rows`` and ``differences`` of their accuracies."""
+    """What came of :func:`initflow.compare`: networks of one ``shape``.
+
+    - ``rows``: of each scheme with each activation the final test accuracy over the seeds, as
+      fractions: ``mean``, ``std`` (of a sample) and the 95 % interval of the mean, ``low`` to
+      ``high``.
+    - ``differences``: of each two schemes the ``effect``, a difference of mean accuracies, with its
+      95 % interval (paired t, seed by seed) and p-value, also by Holm.
+    - ``members``: the networks, each with its ``config``, ``run_id`` and ``outcome``; ``failed``
+      says by name why others are not there.
+    """
 
     command: ClassVar = "compare"
     always: ClassVar = ("inits",)
@@ -71,7 +80,12 @@ def compare(
     Each network has an MLflow run of its own below that of the comparison; what an interrupted
     one of the same settings has trained is not trained again.
 
-    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    Returns a :class:`Comparison`. A network that fails is in its ``failed``, and ends no other.
+
+    Raises, before a run is made, :class:`SettingError` for a wrong setting, :class:`PluginError`
+    for a scheme or model that fails or breaks its contract, and :class:`DataError` for data that is
+    missing or damaged; :class:`TrackingError` where MLflow refuses the run; and :class:`WorkError`
+    where memory does not suffice, or the workers die.
     """
     schemes = cache.distinct(config.inits, config.plugins_dir)
     configs = [

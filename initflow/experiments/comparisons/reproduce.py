@@ -27,7 +27,14 @@ EXPLAINED = webpage.Column("explained by the seed")
 
 @dataclass(kw_only=True, repr=False)
 class Reproduction(PopulationResult):
-    """What came of a table: by a row's name, ``checks`` of its published numbers, and ``rows``."""
+    """What came of :func:`initflow.reproduce`.
+
+    - ``table``: the published table, with its ``source`` and ``notes``.
+    - ``rows``: ours, by the name of a row: the final test accuracy over the seeds, a fraction, with
+      the 95 % interval of its mean.
+    - ``checks``: by the name of a row, each of its published accuracies beside ours at the same
+      iteration, and whether the chance of the seed explains the difference (``explained``).
+    """
 
     command: ClassVar = "reproduce"
     always: ClassVar = ("table",)
@@ -93,9 +100,9 @@ def reproduce(
     """Train the networks of a published table under several seeds, and compare with it.
 
     ``table`` is ``"tutorial"``, ``"assignment"``, ``"normalized-cnn"``, or the path of a table's
-    file.
+    file, which ends with ``.toml``. Each says what it was published in.
 
-    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    Returns a :class:`Reproduction`. Raises what :func:`initflow.compare` does.
     """
     table = published.load(config.table)
     first = [table.network(row, config.seed, config) for row in table.rows]

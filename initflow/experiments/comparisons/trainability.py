@@ -35,10 +35,13 @@ CURVE = 301  # places of theory's line
 
 @dataclass(kw_only=True, repr=False)
 class Trainability(PopulationResult):
-    """What came of networks of every σ_w², depth and learning rate.
+    """What came of :func:`initflow.trainability`.
 
-    ``networks`` are those that are there, ``planes`` what they show at each rate, and ``curve``
-    theory's depth scale: (σ_w², ξ) pairs.
+    - ``networks``: each with its ``sigma_w2``, ``depth`` and ``lr``, its ``accuracy`` on training
+      images at the end (a fraction) and its ``loss`` (nats).
+    - ``planes``: of each learning rate the mean accuracies by depth and σ_w², and the edge up to
+      which networks train, beside theory's.
+    - ``curve``: theory's depth scale, (σ_w², ξ) pairs, ξ in layers.
     """
 
     command: ClassVar = "trainability"
@@ -88,9 +91,9 @@ def trainability(
 
     Schoenholz et al. 2017, "Deep Information Propagation", find that networks train up to a depth
     of about six times ξ_c. Each network has an MLflow run of its own below that of the command;
-    where an unfinished run of the same settings is found, its networks are not trained again.
+    what an interrupted one of the same settings has trained is not trained again.
 
-    A wrong setting or missing data is an error of :mod:`initflow.errors`, before a run is made.
+    Returns a :class:`Trainability`. Raises what :func:`initflow.compare` does.
     """
     progress("loading the data, downloaded at its first use", 0, 1)
     configs = _configs(config)

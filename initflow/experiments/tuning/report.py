@@ -23,12 +23,18 @@ from initflow.tracking import mlflow_page, runs
 
 @dataclass(kw_only=True, repr=False)
 class Tuning(ReportedResult):
-    """What came of the studies: a row for each scheme, in words too; ``trials`` are all of them.
+    """What came of :func:`initflow.tune`.
 
-    ``seconds`` is how long the trials of this time took, and ``spent`` what that was spent on by
-    all workers together, who ``by`` says; ``failed`` says of networks to be tested why they were
-    not, ``failures`` of figures and the like why they could not be made. ``versions`` are the
-    registered models, and ``unregistered`` says why there are none.
+    - ``rows``: of each scheme its best trial, and the test accuracy (a fraction, over fresh seeds,
+      with its 95 % interval) of networks with that setting, ``tested``, and with the one that none
+      was chosen for, ``untuned``.
+    - ``trials``: all that were tried, by scheme: ``lr``, ``gamma``, ``outcome``, and the best
+      ``accuracy`` on validation images, a fraction.
+    - ``seconds``: what the trials of this call took, and ``spent`` the seconds of all workers
+      together, on training, Optuna and MLflow.
+    - ``failed`` says of networks to be tested why they were not, ``failures`` of figures and the
+      like why they could not be made.
+    - ``versions``: the registered models; ``unregistered`` says why there are none.
     """
 
     command: ClassVar = "tune"

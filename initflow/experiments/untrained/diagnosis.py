@@ -62,9 +62,14 @@ class Subject:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(TrackedResult):
-    """What was read of each network, by scheme and activation, in the order of the settings.
+    """What came of :func:`initflow.diagnose`.
 
-    ``subject`` is what the networks are.
+    - ``readings``: by (scheme, activation), in the order of the settings, the ``signals`` that were
+      measured by layer, what is ``predicted`` of them, the ``mean_field`` of the middle hidden
+      layer, and the ``verdict``, ``forward`` and ``backward``.
+    - ``spectra``: likewise the singular values of the Jacobians, where they were asked for.
+    - ``subject``: what the networks are.
+    - ``failed``: the readings with a verdict of ``fail_on``.
     """
 
     config: DiagnoseConfig

@@ -24,10 +24,15 @@ LEAST = 10  # characters of a name that stay
 
 @dataclass(frozen=True, repr=False)
 class Initialization(Result, Report):
-    """What was done to a model: ``filled`` lists its matrices, ``left`` says why others were not.
+    """What came of :func:`initflow.initialize`.
 
-    Each matrix has a ``name``, ``kind``, ``fan_in``, ``fan_out``, ``activation`` and ``scheme``,
-    and its variance as ``stated`` and as drawn (``variance``).
+    - ``filled``: the matrices, each with its ``name``, ``kind``, ``fan_in``, ``fan_out``, the
+      ``activation`` that follows (None where that is not known), its ``scheme``, the variance of
+      its entries as ``stated`` by that (or None) and as drawn (``variance``), and the factor
+      ``scale`` of a residual branch.
+    - ``left``: why other tensors were left alone, by name.
+    - ``values``: what single parameters were set to, by name.
+    - ``biases``: what became of them, in words; ``additions``: how many branches are added.
     """
 
     model: str = ""
@@ -136,8 +141,9 @@ def initialize(
 ) -> Initialization:
     """Fill the weights of any ``model`` in place, under a scheme, and report what was done.
 
-    ``scheme`` is what ``init`` is elsewhere (``"he"``, ``"normal:std=0.02"``, a plugin's name,
-    ``"file.py:function"``), a function, or ``"auto"``: for each matrix the one made for the
+    ``model`` is a ``torch.nn.Module``. ``scheme`` is what ``init`` is elsewhere (``"he"``,
+    ``"normal:std=0.02"``, a plugin's name, ``"file.py:function"``), a :class:`Scheme`, a function
+    as of :func:`initflow.initializer`, or ``"auto"``: for each matrix the one made for the
     activation function that its output meets. That is he for rectifiers, xavier for tanh and
     sigmoid, lecun for selu and where none follows, and N(0, gain²/fan_in) with the exact
     :func:`initflow.theory.gain` for any other.
@@ -151,16 +157,20 @@ def initialize(
     - ``batch``, as :func:`initflow.inspect` takes it (a loss is not needed), shows how the model
       computes. It is needed by schemes that see the model on it, such as lsuv, and where
       torch.fx cannot trace the model and something goes by its graph.
-    - ``only`` and ``skip``: names, patterns (``"encoder.*"``) or types of modules, one or several.
-    - ``residual``: how branches start that are added to a trunk. ``"scaled"`` by 1/√N, N being
-      their number, as in GPT-2; ``"zero"`` (or ``"rezero"``) at 0; ``"fixup"`` as Fixup does. It
-      is the last matrix of a branch that is scaled or, where a normalization ends it, that one's
-      weight.
-    - ``bias``: ``"keep"``, or ``"zeros"`` for all that the scheme does not set itself.
-    - ``forget_bias``: of every LSTM's forget gates, 1.0 for one (Jozefowicz et al. 2015).
+    - ``seed``: a whole number of at least 0 (default 0). torch's own random state is neither used
+      nor changed.
+    - ``only`` and ``skip``: names, patterns (``"encoder.*"``) or types of modules, one or several
+      (default None: all, and none).
+    - ``residual``: how branches start that are added to a trunk (default None: as any other
+      matrix). ``"scaled"`` by 1/√N, N being their number, as in GPT-2 (Radford et al. 2019);
+      ``"zero"`` (or ``"rezero"``) at 0; ``"fixup"`` as Fixup does (Zhang et al. 2019). It is the
+      last matrix of a branch that is scaled or, where a normalization ends it, that one's weight.
+    - ``bias``: ``"keep"`` (default), or ``"zeros"`` for all that the scheme does not set itself.
+    - ``forget_bias``: of every LSTM's forget gates, such as 1.0 (Jozefowicz et al. 2015; default
+      None: as ``bias`` says).
 
-    Raises :class:`SettingError` for what is wrong in these or cannot be filled, and
-    :class:`PluginError` for a scheme that breaks its contract.
+    Returns an :class:`Initialization`. Raises :class:`SettingError` for what is wrong in these or
+    cannot be filled, and :class:`PluginError` for a scheme that fails or breaks its contract.
     """
     options = Options(batch, seed, only, skip, residual, bias, forget_bias)
     report = initialization.initialize(model, scheme, options)

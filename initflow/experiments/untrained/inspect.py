@@ -16,10 +16,15 @@ from initflow.reporting.results import Drawings, Result
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Result, Signals):
-    """What was measured: ``layers`` has the quantities of each layer, by name.
+    """What came of :func:`initflow.inspect`.
 
-    ``nonfinite`` counts what is NaN or infinite, ``not_measured`` has the modules that hold weights
-    and are no layers that are measured.
+    - ``layers``: the quantities of each layer, by its name in forward order: variances and mean
+      squares over all inputs and units, and shares from 0 to 1.
+    - ``metrics()``: the same by metric key, ``quantity/layer``.
+    - ``by_time``: those of recurrent layers at each time step.
+    - ``sizes``: the ``units`` of each layer, and how many ``numbers`` it gave in all.
+    - ``nonfinite``: how many entries are NaN or infinite, by ``tensor/layer``.
+    - ``not_measured``: the modules that hold weights and are none of these layers, with why.
     """
 
     model: str = ""
@@ -82,9 +87,10 @@ class Inspection(Result, Signals):
 
 
 def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Inspection:
-    r"""The quantities of each layer of ``model`` on ``batch``, with the gradients of ``loss``.
+    r"""Measure each layer of ``model`` on one ``batch``, with the gradients of ``loss``.
 
-    ``batch`` is what a DataLoader gives:
+    ``model`` is a ``torch.nn.Module``, ``loss`` a function that gives one number as a tensor, and
+    ``batch`` what a DataLoader gives:
 
     - a tensor: the loss is ``loss(model(batch))``;
     - a tuple or list (inputs, \*targets): it is ``loss(model(inputs), *targets)``. Inputs that
@@ -96,8 +102,9 @@ def inspect(model: nn.Module, batch: object, loss: Callable[..., Tensor]) -> Ins
     The model is measured in the mode that it is in, training or evaluation; its parameters,
     their gradients, its buffers and torch's random state are left as they were.
 
-    What it gives has the numbers by layer (``metrics()``, ``to_pandas()``), sentences on them
-    (``conclusions``) and ``figures()``.
+    Returns an :class:`Inspection`: numbers by layer (``metrics()``, ``to_pandas()``), sentences on
+    them (``conclusions``) and ``figures()``. Raises :class:`SettingError` for what is no model,
+    batch or loss, or where they do not go together.
     """
     found = inspection.inspect(model, batch, loss)
     return Inspection(**vars(found), model=type(model).__name__)

@@ -41,7 +41,14 @@ FAR = 6.0  # standard errors by which the mean of weights that are drawn with me
 
 @dataclass(frozen=True, repr=False)
 class Phase(TrackedResult):
-    """The ``plane`` with the ``marks`` of the schemes; ``missing`` says why others have none."""
+    """What came of :func:`initflow.phase`.
+
+    - ``plane``: ``fields``, a :class:`MeanFields` of shape (n, m), at each of n values of
+      ``sigma_w2`` and m of ``sigma_b2``, and the critical ``line``.
+    - ``marks``: where each scheme lies, its mean field and phase: ordered, critical, chaotic or
+      unbounded.
+    - ``missing``: why other schemes have no mark, by name.
+    """
 
     config: PhaseConfig
     run: runs.Run
@@ -72,8 +79,13 @@ class Phase(TrackedResult):
 def phase(config: PhaseConfig, *, experiment: str | None = None, progress: Progress) -> Phase:
     """Work out the plane of σ_w² and σ_b² of an activation, and where schemes lie on it.
 
-    By the theory of infinitely wide networks: nothing is trained or measured. A wrong setting is a
-    :class:`SettingError`, before a run is made.
+    σ_w² is fan_in · Var(W), σ_b² the variance of the biases. By the theory of infinitely wide
+    networks (Poole et al. 2016; Schoenholz et al. 2017; :func:`initflow.theory.mean_field`):
+    nothing is trained or measured.
+
+    Returns a :class:`Phase`. Raises, before a run is made, :class:`SettingError` for a wrong
+    setting and :class:`PluginError` for a scheme that fails; and :class:`TrackingError` where
+    MLflow refuses the run.
     """
     activation, provider = _activation(config.activation)
     schemes = cache.distinct(config.inits, config.plugins_dir)

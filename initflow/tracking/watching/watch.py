@@ -51,44 +51,46 @@ def watch(
     name: str | None = None,
     run_id: str | None = None,
 ) -> Iterator[None]:
-    """Log the layers' quantities into an MLflow run, at every ``every``-th step.
+    """Log the quantities of each layer into an MLflow run, while ``model`` trains in a ``with``.
 
-    The run is the one that is active, or the one with ``run_id``, which is left open or closed as
-    it is.
+    - ``model``: a ``torch.nn.Module``. It may be wrapped in a ``DataParallel`` or
+      ``DistributedDataParallel``, or be compiled: the layers have the names of the model itself.
+    - ``every``: a step is logged whose number is a multiple of it (default 100).
+    - ``quantities``: which, by their names in :data:`initflow.diagnostics.signals.QUANTITIES` and
+      ``BY_TIME``, which say what each is (default None: all).
+    - ``name``: put before the layers' names, where one run has several models, or one model twice
+      (default None: nothing is).
+    - ``run_id``: that of the run to log into, which is left open or closed as it is (default None:
+      the active one).
 
-    A step goes from one state of the parameters to the next: all forwards of ``model`` itself
-    between two updates, with the gradients that come back through them, are one step, and the
-    first is step 0. Forwards without gradients (``torch.no_grad``), and those that no gradient
-    comes back through, are left out. A step is logged, under the keys ``quantity/layer``, when
-    the next one begins or the ``with`` ends. ``quantities`` are names in
-    :data:`initflow.diagnostics.signals.QUANTITIES` or ``BY_TIME``; None stands for all. What is
-    measured by time step is logged of eight at most, evenly chosen, under keys that end in how much
-    of the sequence is over: ``hidden_second_moment/lstm.l0.time_000`` to ``…time_100``. ``name``
-    is put before the layers' names (``quantity/name.layer``), where one run has several models, or
-    one model twice. Names that MLflow does not take are changed to some that it does, never to the
-    same for two.
+    **Steps.** A step goes from one state of the parameters to the next: all forwards of ``model``
+    itself between two updates, with the gradients that come back through them, are one step, and
+    the first is step 0. Forwards without gradients (``torch.no_grad``), and those that no gradient
+    comes back through, are left out. A step is logged when the next one begins or the ``with``
+    ends. Updates are the steps of the parameters' optimizers and other changes in place; one
+    through ``parameter.data`` goes unseen.
 
-    The run gets the environment's tags, unless ``INITFLOW_CONTEXT_TAGS`` is false, and
-    ``initflow.not_measured``, the modules that hold weights but are no layers that are measured,
-    and those that turn out not to be, with why.
+    **Metrics** have the keys ``quantity/layer`` or, with a name, ``quantity/name.layer``. Gradients
+    are those of the loss, whatever a ``torch.amp.GradScaler`` scales it by. What is measured by
+    time step is logged of eight at most, evenly chosen, under keys that end in how much of the
+    sequence is over: ``hidden_second_moment/lstm.l0.time_000`` to ``…time_100``. Names that MLflow
+    does not take are changed to some that it does, never to the same for two.
 
-    Values that are not finite are not logged. The first step that has some gets the run two
-    tags: ``initflow.nonfinite_at_step`` and ``initflow.nonfinite``, which counts the entries
-    that are NaN or infinite.
+    **Tags.** The run gets the environment's, unless ``INITFLOW_CONTEXT_TAGS`` is false, and
+    ``initflow.not_measured``: the modules that hold weights but are no layers that are measured,
+    and those that turn out not to be, with why. Values that are not finite are not logged: the
+    first step that has some gets the run ``initflow.nonfinite_at_step`` and ``initflow.nonfinite``,
+    which counts the entries that are NaN or infinite.
 
-    Gradients are those of the loss, whatever a ``torch.amp.GradScaler`` scales it by.
+    **Errors.** Only a wrong call is refused, before the training begins: a
+    :class:`initflow.SettingError` for a wrong setting, no model, or no run. The training's bits and
+    random numbers are left alone, and nothing that fails later ends it: a step that cannot be
+    measured or logged is left out, and the first one reported in the log and the tag
+    ``initflow.watch_failed``. So is a model that is updated though no forward of it is seen.
 
-    Updates are the steps of the parameters' optimizers and other changes in place; one through
-    ``parameter.data`` goes unseen. The training's bits and random numbers are left alone, and
-    nothing that fails here ends it: a step that cannot be measured or logged is left out, and
-    the first one reported in the log and the tag ``initflow.watch_failed``. A model that is updated
-    though no forward of it is seen is reported so, too. Only a wrong call is refused, before the
-    training begins.
-
-    ``model`` may be wrapped in a ``DataParallel`` or ``DistributedDataParallel``, or be compiled:
-    the layers have the names of the model itself. A compiled model, or a compiled part, runs as it
-    was written at the steps that are recorded. Of the processes of a distributed training the one
-    of rank 0 logs what it sees, and the others need no run.
+    A compiled model, or a compiled part, runs as it was written at the steps that are recorded. Of
+    the processes of a distributed training the one of rank 0 logs what it sees, and the others need
+    no run.
     """
     wanted = Wanted.of(every, quantities, name)
     _check(model)
@@ -118,6 +120,8 @@ class Wanted:
     def of(cls, every: int, quantities: Iterable[str] | None, name: str | None) -> Wanted:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise SettingError(f"every must be a whole number of at least 1, not {every!r}")
+        if name is not None and not (isinstance(name, str) and name):
+            raise SettingError(f"name must be text to stand before layers' names, not {name!r}")
         return cls(every, _known(quantities), name)
 
 
