@@ -377,6 +377,12 @@ class Signals:
         return [values.get(quantity) for values in self.layers.values()]
 
 
+def is_of_a_layer(metric: str) -> bool:
+    """Whether the metric is of a quantity of a layer, measured or predicted."""
+    quantity, _, layer = metric.partition("/")
+    return bool(layer) and quantity.removeprefix("predicted_") in QUANTITIES
+
+
 def of_metrics(
     history: Mapping[str, Sequence[tuple[int, float]]],
 ) -> list[tuple[int, Signals]]:

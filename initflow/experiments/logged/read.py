@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from initflow.core.configurations import MLP
 from initflow.core.progress import quiet_libraries
 from initflow.diagnostics import reading
-from initflow.diagnostics.signals import QUANTITIES, of_metrics
+from initflow.diagnostics.signals import is_of_a_layer, of_metrics
 from initflow.errors import OutageError, TrackingError, first_line, naming_extras, unknown
 from initflow.experiments.logged.selection import existing, id_of
 from initflow.reporting import figures
@@ -90,7 +90,7 @@ class LoggedRun(Result):
         A metric with a single value is no curve, and one of a layer is among the signals.
         """
         several = [name for name, points in self.points.items() if len(points) > 1]
-        names = [name for name in several or self.points if not _is_of_a_layer(name)]
+        names = [name for name in several or self.points if not is_of_a_layer(name)]
         drawn: dict[str, Callable[[], Figure]] = {}
         if names:
             drawn["metrics"] = partial(self.figure_of, *sorted(names, key=comes_later))
@@ -138,12 +138,6 @@ def read(run_id: str | object, *, tracking_uri: str | None = None) -> LoggedRun:
             table=table,
             unread=unread,
         )
-
-
-def _is_of_a_layer(metric: str) -> bool:
-    """Whether it is of a quantity of a layer, measured or predicted."""
-    quantity, _, layer = metric.partition("/")
-    return bool(layer) and quantity.removeprefix("predicted_") in QUANTITIES
 
 
 def _table(found: Found) -> tuple[reading.Table | None, list[str]]:

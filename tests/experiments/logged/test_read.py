@@ -1,5 +1,7 @@
 """One run read back: of any script, of initflow with its signals, and of a watched training."""
 
+import re
+
 import mlflow
 import numpy as np
 import pytest
@@ -31,7 +33,11 @@ def test_a_training_is_read_back(tracked):
     assert list(read.drawings()) == ["metrics", "predicted_and_measured", "signals"]
     for name in ("predicted_and_measured", "signals"):
         assert str(drawn(read.figure(name))) == str(drawn(trained.figure(name)))
-    assert read._repr_html_().count("<img") == 3
+    page = read._repr_html_()
+    assert page.count("<img") == 3
+    assert "<th>accuracy/test</th>" in page  # and none of layers
+    assert not re.search(r"<th>[^<]*/fc1</th>", page)
+    assert f"{len(read.to_pandas().columns) - page.count('<th>')} metrics of layers" in page
     shown = [axes.get_title() for axes in read.figure("metrics").axes if axes.lines]
     assert shown[0].startswith("accuracy/")
     assert not [title for title in shown if title.endswith("/fc1")]
