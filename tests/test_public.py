@@ -373,9 +373,8 @@ def test_progress_is_an_element_in_a_notebook(monkeypatch):
     """Plain HTML, whose text is escaped; no widget is needed."""
     displayed = []
 
-    handle = SimpleNamespace(update=displayed.append)
+    handle = SimpleNamespace(update=lambda what, **how: displayed.append((what, how)))
     display = ModuleType("IPython.display")
-    display.HTML = str
     display.display = lambda *_, **__: handle
     ipython = ModuleType("IPython")
     shell = SimpleNamespace(kernel="there is one")
@@ -384,5 +383,10 @@ def test_progress_is_an_element_in_a_notebook(monkeypatch):
     assert progressing._in_notebook()
     with shown(progress=True) as told:
         told("he & <b>", 1, 4)
-        assert displayed == ['<progress value="1" max="4"></progress> he &amp; &lt;b&gt;']
-    assert displayed[-1] == ""  # it is gone at the end
+    (during, how), (after, _) = displayed
+    assert how == {"raw": True}
+    assert during["text/plain"] == "he & <b>"
+    assert re.fullmatch(
+        r'<progress value="1" max="4"[^>]*></progress> he &amp; &lt;b&gt;', during["text/html"]
+    )
+    assert after == {"text/plain": "", "text/html": ""}  # it is gone at the end

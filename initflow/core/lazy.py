@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         home = homes[name]
+        # In a notebook tqdm, which MLflow loads, advises an extension that no bar of ours needs.
+        warnings.filterwarnings("ignore", "IProgress not found")
         with naming_extras(f"{package}.{name}"):
             found = importlib.import_module(f"{package}.{home or name}")
         value = getattr(found, name) if home else found

@@ -27,6 +27,11 @@ def silent(_what: str, _done: int, _of: int) -> None:
     """Show nothing."""
 
 
+def part_of(progress: Progress, before: int, these: int, whole: int) -> Progress:
+    """What tells of ``these`` of a ``whole``, after those ``before``: how far the whole is."""
+    return lambda what, done, of: progress(what, before * of + these * done, whole * of)
+
+
 @contextlib.contextmanager
 def shown(progress: bool | Progress) -> Iterator[Progress]:
     """``progress`` itself or, where it is True, a bar in a notebook or a terminal, if in one.
@@ -76,18 +81,25 @@ def _in_notebook() -> bool:
 
 @contextlib.contextmanager
 def _notebook_bar() -> Iterator[Progress]:
-    """An element of HTML, which needs no extension of the notebook as widgets do."""
+    """An element of HTML, which needs no extension of the notebook as widgets do.
+
+    A front end that shows no HTML has the text; at the end nothing is left of either.
+    """
     display: Any = sys.modules["IPython"].display
-    handle = display.display(display.HTML(""), display_id=True)
+    nothing = {"text/plain": "", "text/html": ""}
+    handle = display.display(nothing, raw=True, display_id=True)
 
     def update(what: str, done: int, of: int) -> None:
-        element = f'<progress value="{done}" max="{of}"></progress> {html.escape(what)}'
-        handle.update(display.HTML(element))
+        element = (
+            f'<progress value="{done}" max="{of}" style="vertical-align: middle"></progress> '
+            f"{html.escape(what)}"
+        )
+        handle.update({"text/plain": what, "text/html": element}, raw=True)
 
     try:
         yield update
     finally:
-        handle.update(display.HTML(""))
+        handle.update(nothing, raw=True)
 
 
 def warn(text: str, *, error: bool = False) -> None:

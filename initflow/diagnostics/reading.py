@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -233,35 +234,6 @@ def as_json(reading: Reading, history: Sequence[tuple[int, Signals]]) -> dict[st
     }
 
 
-def untrained_signals(content: bytes) -> Signals:
-    """Those at the first step in a file of :func:`as_json`; a ValueError where it is none.
-
-    The sizes of the layers are not in it.
-    """
-    try:
-        first = json.loads(content)["measured"][0]
-        layers, nonfinite, by_time = (first.get(name, {}) for name in _TABLES)
-        for values in [*layers.values(), nonfinite]:
-            _check_numbers(values.values())
-        for series in by_time.values():
-            for its in series.values():
-                _check_numbers(value for value in its if value is not None)
-    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"no table of signals: {error!r}") from error
-    if not layers:
-        raise ValueError("no table of signals: it has no layers")
-    return Signals(layers, nonfinite, by_time=by_time)
-
-
-_TABLES = ("layers", "nonfinite", "by_time")
-
-
-def _check_numbers(values: Iterable[object]) -> None:
-    for value in values:
-        if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
-            raise ValueError(f"no table of signals: {value!r} is no finite number")
-
-
 def _by_time(
     name: str, by_time: Mapping[str, Mapping[str, Sequence[T]]], plain: Callable[[T], object]
 ) -> dict[str, Any]:
@@ -288,27 +260,92 @@ def _plain(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def table(content: bytes) -> list[dict[str, object]]:
-    """A file of :func:`as_json` as rows, one for each step, layer and quantity.
+@dataclass(frozen=True)
+class Table:
+    """What a file of :func:`as_json` says, or a run's metrics.
 
-    ``measured`` is a number; ``median``, ``low`` and ``high`` are what is predicted of it at the
-    first step, where that is known. A ValueError where the file is none.
+    ``history`` has what was measured, by step; ``predicted`` and ``by_time``, as in a
+    :class:`Reading`, are of the first of them.
     """
-    try:
-        values = json.loads(content)
-        first = values["measured"][0]["step"]
+
+    history: Sequence[tuple[int, Signals]]
+    predicted: Prediction = field(default_factory=dict)
+    by_time: PredictedByTime = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One for each step, layer and quantity.
+
+        ``measured`` is a number; ``median``, ``low`` and ``high`` are what is predicted of it at
+        the first step, where that is known.
+        """
         return [
-            {"step": step["step"], "layer": layer, "quantity": quantity, "measured": number}
-            | (_band(values, quantity, layer) if step["step"] == first else {})
-            for step in values["measured"]
-            for layer, quantities in step["layers"].items()
+            {"step": step, "layer": layer, "quantity": quantity, "measured": number}
+            | (self._band(quantity, at) if signals is self.history[0][1] else {})
+            for step, signals in self.history
+            for at, (layer, quantities) in enumerate(signals.layers.items())
             for quantity, number in quantities.items()
         ]
+
+    def _band(self, quantity: str, at: int) -> dict[str, float]:
+        intervals = self.predicted.get(quantity, [])
+        return {
+            name: getattr(interval, name)
+            for interval in intervals[at : at + 1]
+            for name in ("median", "low", "high")
+        }
+
+
+def table(content: bytes) -> Table:
+    """A file of :func:`as_json`; a ValueError where it is none."""
+    with _told():
+        values = json.loads(content)
+        history = [(step["step"], _signals(step)) for step in values["measured"]]
+        layers = history[0][1].layers
+        predicted = {
+            quantity: [_interval(its[layer]) for layer in layers if layer in its]
+            for quantity, its in values["predicted"].items()
+        }
+        by_time = {
+            layer: {quantity: [_interval(one) for one in of] for quantity, of in its.items()}
+            for layer, its in values.get("predicted_by_time", {}).items()
+        }
+    return Table(history, predicted, by_time)
+
+
+def untrained_signals(content: bytes) -> Signals:
+    """Those at the first step in a file of :func:`as_json`; a ValueError where it is none."""
+    with _told():
+        return _signals(json.loads(content)["measured"][0])
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What is not there, or is of another kind, as a ValueError."""
+    try:
+        yield
     except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"no table of signals: {error!r}") from error
 
 
-def _band(values: Mapping[str, Any], quantity: str, layer: str) -> dict[str, float]:
-    """Numbers that are not finite stand there as text."""
-    band = values["predicted"].get(quantity, {}).get(layer, {})
-    return {name: float(band[name]) for name in ("median", "low", "high") if name in band}
+def _signals(step: Mapping[str, Any]) -> Signals:
+    """Those at one step of a file; the sizes of the layers are not in it."""
+    layers, nonfinite, by_time = (step.get(name, {}) for name in ("layers", "nonfinite", "by_time"))
+    for values in [*layers.values(), nonfinite]:
+        _check_numbers(values.values())
+    for series in by_time.values():
+        for its in series.values():
+            _check_numbers(value for value in its if value is not None)
+    if not layers:
+        raise ValueError("no table of signals: it has no layers")
+    return Signals(layers, nonfinite, by_time=by_time)
+
+
+def _check_numbers(values: Iterable[object]) -> None:
+    for value in values:
+        if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+            raise ValueError(f"no table of signals: {value!r} is no finite number")
+
+
+def _interval(numbers: Mapping[str, float | str]) -> Interval:
+    """Numbers that are not finite stand in the file as text."""
+    return Interval(**{name: float(number) for name, number in numbers.items()})

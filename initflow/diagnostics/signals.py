@@ -8,6 +8,7 @@ hands on from time to time is measured by time step besides.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -374,6 +375,36 @@ class Signals:
     def by_layer(self, quantity: str) -> list[float | None]:
         """One quantity through the layers that have it measured; None where it is missing."""
         return [values.get(quantity) for values in self.layers.values()]
+
+
+def is_of_a_layer(metric: str) -> bool:
+    """Whether the metric is of a quantity of a layer, measured or predicted."""
+    quantity, _, layer = metric.partition("/")
+    return bool(layer) and quantity.removeprefix("predicted_") in QUANTITIES
+
+
+def of_metrics(
+    history: Mapping[str, Sequence[tuple[int, float]]],
+) -> list[tuple[int, Signals]]:
+    """What :meth:`Signals.metrics` made metrics of, step by step, from their (step, value) pairs.
+
+    Other metrics are left out. The order of the layers is in none of them: they stand by name, with
+    ``fc2`` before ``fc10``.
+    """
+    steps: dict[int, dict[str, dict[str, float]]] = {}
+    for key in sorted(history, key=_by_number):
+        quantity, _, layer = key.partition("/")
+        if quantity in QUANTITIES and layer:
+            for step, value in history[key]:
+                if math.isfinite(value):
+                    steps.setdefault(step, {}).setdefault(layer, {})[quantity] = value
+    return [(step, Signals(layers, {})) for step, layers in sorted(steps.items())]
+
+
+def _by_number(key: str) -> list[str | int]:
+    """To sort a metric's key by: its layer, in whose name numbers count as such."""
+    parts = re.split(r"([0-9]+)", key.partition("/")[2])
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)]
 
 
 def some_times(by_time: ByTime) -> dict[str, dict[str, float]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import initflow
 from initflow.core.configurations import MLP, TrainConfig
@@ -21,7 +22,7 @@ from initflow.experiments.command_run import log_settings
 from initflow.experiments.failures import Failures, noted
 from initflow.experiments.replay import provenance
 from initflow.initializers.scheme import Scheme
-from initflow.reporting import figures, model_figures
+from initflow.reporting import figures
 from initflow.reporting.formats import training_length
 from initflow.reporting.results import Drawings
 from initflow.tracking import runs
@@ -29,6 +30,9 @@ from initflow.tracking.outbox import NoModelError
 from initflow.training import datasets, model, modules, optimizers
 from initflow.training.modules import ModuleNetwork
 from initflow.training.splits import Splits
+
+if TYPE_CHECKING:
+    from initflow.reporting.drawing import Figure
 
 OPENED = {"test": "test", "validation": "validation", "train": "training"}  # the first is told
 # Tags by which what was trained is known again.
@@ -234,25 +238,21 @@ def title(record: Record) -> str:
 def drawings(record: Record) -> Drawings:
     """How each figure of one network's training is drawn, by its name."""
     head, reading = title(record), record.reading
-    drawn = {
+    drawn: dict[str, Callable[[], Figure]] = {
         "learning_curves": partial(figures.learning_curves, record.history, record.losses, head),
         "weight_histograms": partial(
             figures.weight_histograms, record.initial.state(), record.trained, head
         ),
     }
     if reading:
-        both = reading.predicted, reading.signals
-        drawn["predicted_and_measured"] = partial(figures.predicted_and_measured, *both, head)
-        if record.config.model != MLP:
-            drawn["predicted_and_measured"] = partial(
-                model_figures.schemes_by_layer, {record.scheme.spec: both}, head
-            )
-        if reading.signals.by_time:
-            drawn["through_time"] = partial(
-                model_figures.through_time,
-                {record.scheme.spec: (reading.by_time, reading.signals)},
-                head,
-            )
+        drawn |= figures.beside_theory(
+            record.scheme.spec,
+            reading.signals,
+            reading.predicted,
+            reading.by_time,
+            head,
+            is_mlp=record.config.model == MLP,
+        )
         drawn["signals"] = partial(figures.signals_over_training, record.signals, head)
         if record.received:
             before, after = reading.preactivations[:-1], record.received

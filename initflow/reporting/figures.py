@@ -7,7 +7,8 @@ with what was measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from initflow.diagnostics.signals import QUANTITIES, Signals
 from initflow.initializers.activations import Activation
-from initflow.reporting import drawing
+from initflow.reporting import drawing, model_figures
 from initflow.reporting.drawing import Values
 from initflow.reporting.seed_statistics import Cell
-from initflow.theory.prediction import Interval, Prediction
+from initflow.theory.prediction import Interval, PredictedByTime, Prediction
 
 if TYPE_CHECKING:
     from initflow.reporting.drawing import Axes, Figure
@@ -137,18 +138,16 @@ def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) ->
     Moments are coloured by their logarithm, from the least to the largest; fractions and cosines
     from 0 to 100 %. An empty cell is a moment of 0, or not a number.
     """
-    _, first = history[0]
-    quantities = [
-        quantity
-        for quantity in QUANTITIES
-        if any(value is not None for value in first.by_layer(quantity))
-    ]
+    at_layers = [item for _, signals in history for item in signals.layers.items()]
+    layers = list(dict.fromkeys(layer for layer, _ in at_layers))
+    measured = {quantity for _, values in at_layers for quantity in values}
+    quantities = [quantity for quantity in QUANTITIES if quantity in measured]
     columns = 4
     rows = -(-len(quantities) // columns)
     height = 1.0 + 2.0 * rows
     figure = drawing.empty_figure(12, height)  # laid out by hand: many axes are slow to fit
     figure.suptitle(title, fontsize=12, y=1 - 0.2 / height)
-    letters = max(map(len, first.layers))
+    letters = max(map(len, layers))
     figure.subplots_adjust(
         left=max(0.06, 0.02 + LETTER * letters / 12),
         right=0.98,
@@ -157,9 +156,13 @@ def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) ->
         hspace=0.55,
     )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    steps, layers = [step for step, _ in history], list(first.layers)
+    steps = [step for step, _ in history]
     for at, (axes, quantity) in enumerate(zip(grid, quantities, strict=False)):
-        values = np.array([signals.by_layer(quantity) for _, signals in history], dtype=float).T
+        by_layer = [
+            [signals.layers.get(layer, {}).get(quantity) for _, signals in history]
+            for layer in layers
+        ]
+        values = np.array(by_layer, dtype=float)
         if quantity.endswith(("fraction", "cosine")):
             low, high, shown = 0.0, 1.0, "0 to 100 %"
         else:
@@ -184,6 +187,32 @@ def signals_over_training(history: Sequence[tuple[int, Signals]], title: str) ->
 def _range(values: Values) -> tuple[float, float]:
     known = values[np.isfinite(values)]
     return (known.min(), known.max()) if len(known) else (0.0, 0.0)
+
+
+def beside_theory(
+    scheme: str,
+    measured: Signals,
+    predicted: Prediction,
+    by_time: PredictedByTime,
+    title: str,
+    *,
+    is_mlp: bool,
+) -> dict[str, Callable[[], Figure]]:
+    """How a network that was measured is drawn beside what is predicted of it, by figure's name.
+
+    ``scheme`` names its marks where it is no feed-forward network of ours. ``by_time`` is what is
+    predicted of its recurrent layers, if it has some.
+    """
+    drawn: dict[str, Callable[[], Figure]] = {
+        "predicted_and_measured": partial(predicted_and_measured, predicted, measured, title)
+        if is_mlp
+        else partial(model_figures.schemes_by_layer, {scheme: (predicted, measured)}, title)
+    }
+    if measured.by_time:
+        drawn["through_time"] = partial(
+            model_figures.through_time, {scheme: (by_time, measured)}, title
+        )
+    return drawn
 
 
 def predicted_and_measured(predicted: Prediction, measured: Signals, title: str) -> Figure:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from initflow.diagnostics.signals import is_of_a_layer
 from initflow.errors import cause, naming_extras, unknown
-from initflow.reporting.formats import NONE, short
+from initflow.reporting.formats import NONE, counted, short
 
 if TYPE_CHECKING:  # which take a second, and are not always asked for
     import pandas as pd
@@ -122,13 +123,20 @@ def by_step(history: Mapping[str, Sequence[tuple[int, float]]]) -> list[dict[str
 
 
 def as_html(table: pd.DataFrame) -> str:
-    """A ``table`` as a notebook shows it: numbers to four digits, of large ones the ends."""
+    """A ``table`` as a notebook shows it: numbers to four digits, of large ones the ends.
+
+    Metrics of layers are left out of many columns, as figures show them better.
+    """
+    note, few = "", [column for column in table.columns if not is_of_a_layer(column)]
+    if len(table.columns) > MOST_COLUMNS and 1 < len(few) < len(table.columns):
+        left_out = counted(len(table.columns) - len(few), "metric")
+        note = f"<p>{left_out} of layers: in the table of <code>to_pandas()</code>.</p>"
+        table = table[few]
     written = table.astype(object).where(table.notna(), NONE)
-    return str(
-        written.to_html(
-            max_rows=MOST_ROWS, max_cols=MOST_COLUMNS, border=0, index=False, float_format=short
-        )
+    shown = written.to_html(
+        max_rows=MOST_ROWS, max_cols=MOST_COLUMNS, border=0, index=False, float_format=short
     )
+    return f"{shown}{note}"
 
 
 def _folding(name: str, png: bytes, *, is_open: bool) -> str:

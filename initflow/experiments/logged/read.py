@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from initflow.core.configurations import MLP
 from initflow.core.progress import quiet_libraries
 from initflow.diagnostics import reading
+from initflow.diagnostics.signals import is_of_a_layer, of_metrics
 from initflow.errors import OutageError, TrackingError, first_line, naming_extras, unknown
 from initflow.experiments.logged.selection import existing, id_of
 from initflow.reporting import figures
@@ -32,7 +34,8 @@ class LoggedRun(Result):
 
     ``params`` and ``tags`` are text, ``metrics`` the last value of each, all by name. ``points``
     are the (step, value) pairs of each metric. ``signals`` has a row for each step, layer and
-    quantity that initflow measured, with what theory predicts; nothing of other runs.
+    quantity that initflow measured, by itself or by ``watch``, and what theory predicts of a
+    network of its own; nothing of other runs.
     """
 
     run_id: str
@@ -41,7 +44,7 @@ class LoggedRun(Result):
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     points: Mapping[str, Sequence[tuple[int, float]]]
-    signals: Sequence[Mapping[str, object]]
+    table: reading.Table
     unread: Sequence[str] = ()
 
     @property
@@ -71,6 +74,10 @@ class LoggedRun(Result):
         """A row for each step at which something was logged, with its metrics by key."""
         return by_step(self.points)
 
+    @property
+    def signals(self) -> Sequence[Mapping[str, object]]:
+        return self.table.rows()
+
     def signals_to_pandas(self) -> pd.DataFrame:
         """The ``signals``; ``low`` to ``high`` is the band of ``measured`` before training."""
         import pandas as pd  # noqa: PLC0415 - takes half a second
@@ -78,10 +85,28 @@ class LoggedRun(Result):
         return pd.DataFrame(self.signals)
 
     def drawings(self) -> Drawings:
-        """Accuracies and losses first; a metric with a single value is no curve."""
+        """Its metrics, accuracies and losses first, and its signals as a training draws them.
+
+        A metric with a single value is no curve, and one of a layer is among the signals.
+        """
         several = [name for name, points in self.points.items() if len(points) > 1]
-        names = sorted(several, key=comes_later) or list(self.points)
-        return {"metrics": partial(self.figure_of, *names)} if names else {}
+        names = [name for name in several or self.points if not is_of_a_layer(name)]
+        drawn: dict[str, Callable[[], Figure]] = {}
+        if names:
+            drawn["metrics"] = partial(self.figure_of, *sorted(names, key=comes_later))
+        history = self.table.history
+        if self.table.predicted:
+            drawn |= figures.beside_theory(
+                self.params.get("init", "measured"),
+                history[0][1],
+                self.table.predicted,
+                self.table.by_time,
+                self.title,
+                is_mlp=self.params.get("model", MLP) == MLP,
+            )
+        if len(history) > 1 or (history and not self.table.predicted):
+            drawn["signals"] = partial(figures.signals_over_training, history, self.title)
+        return drawn
 
     def figure_of(self, *metrics: str) -> Figure:
         """These metrics over their steps; a :class:`SettingError` of one that is not there."""
@@ -100,7 +125,9 @@ def read(run_id: str | object, *, tracking_uri: str | None = None) -> LoggedRun:
     with naming_extras("initflow.read"), quiet_libraries(), connection.at(tracking_uri):
         found = existing(id_of(run_id))
         points = runs.read_history(found.id, sorted(found.metrics))
-        signals, unread = _signals(found)
+        table, unread = _table(found)
+        if not table:
+            table = reading.Table(of_metrics(points))
         return LoggedRun(
             run_id=found.id,
             status=found.status,
@@ -108,17 +135,17 @@ def read(run_id: str | object, *, tracking_uri: str | None = None) -> LoggedRun:
             tags=found.tags,
             metrics=found.metrics,
             points=points,
-            signals=signals,
+            table=table,
             unread=unread,
         )
 
 
-def _signals(found: Found) -> tuple[list[dict[str, object]], list[str]]:
-    """Their rows, none where there are none; and why they cannot be read."""
+def _table(found: Found) -> tuple[reading.Table | None, list[str]]:
+    """That of the signals, None where it has none; and why it cannot be read."""
     try:
         content = runs.read_file(found, SIGNALS, LARGEST)
-        return (reading.table(content) if content else []), []
+        return (reading.table(content) if content else None), []
     except OutageError:
         raise
     except (TrackingError, ValueError) as error:
-        return [], [f"{SIGNALS} could not be read: {first_line(error)}"]
+        return None, [f"{SIGNALS} could not be read: {first_line(error)}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 import uuid
@@ -16,7 +15,7 @@ import torch
 
 from initflow.core import machine, workers
 from initflow.core.configurations import MLP, Many, TrainConfig
-from initflow.core.progress import Progress, silent
+from initflow.core.progress import Progress, part_of, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.diagnostics.signals import Signals
 from initflow.errors import InitflowError, OutageError, PluginError, WorkError, cause
@@ -300,15 +299,19 @@ def train_all(
     that were KILLED, with what was measured; what other processes were training is lost.
     """
     networks = sum(len(part.configs) for part in parts)
-    left, lost = deque(parts), Counter[int]()
+    left, lost, ended = deque(parts), Counter[int](), 0
     trained: dict[int, Trained] = {}
     place = {part.id: at for at, part in enumerate(parts)}
 
     def told(what: str, done: int, of: int) -> None:
-        before = sum(len(some.members) for some in trained.values())
-        progress(f"{what}, {before} of {networks} networks done", done, of)
+        progress(f"{what}, {ended} of {networks} networks done", done, of)
 
-    train = functools.partial(train_stack, progress=told) if pool.is_here else train_stack
+    # In this process it tells by itself how far it is.
+    train = (
+        (lambda part: train_stack(part, part_of(told, ended, len(part.configs), networks)))
+        if pool.is_here
+        else train_stack
+    )
     try:
         for part, result in unsent.results(pool, train, lambda: left.popleft() if left else None):
             at = place[part.id]
@@ -318,10 +321,11 @@ def train_all(
                 left.append(part)
                 continue
             trained[at] = result
+            ended += len(result.members)
             best_networks.take(population.best, result.best)
             on_result(part, result)
-            if not pool.is_here:  # else it tells by itself
-                told("training", sum(len(some.members) for some in trained.values()), networks)
+            if not pool.is_here:
+                told("training", ended, networks)
     except BaseException:
         if not pool.is_here:
             pool.stop()

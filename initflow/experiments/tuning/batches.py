@@ -10,7 +10,7 @@ import torch
 
 from initflow.core.configurations import TrainConfig
 from initflow.core.machine import Resolved
-from initflow.core.progress import Progress, silent
+from initflow.core.progress import Progress, part_of, silent
 from initflow.diagnostics.record import Record, start, train_together
 from initflow.errors import GivenUpError, InitflowError, cause
 from initflow.experiments import network_run
@@ -68,27 +68,27 @@ def try_batch(batch: Batch, progress: Progress = silent) -> Spent:
     splits = cache.splits(first).untested().to(torch.device(batch.device))
     widths = datasets.widths(splits.pixels, first.hidden, splits.classes)
     size = batch.stack or stacking.room(widths, first.batch_size, batch.device, first.optimizer)
-    worker = _Worker(batch, splits, RunningTrials(batch.search, batch.pending), progress)
+    worker = _Worker(batch, splits, RunningTrials(batch.search, batch.pending))
     pairs = list(zip(batch.pending, batch.configs, strict=True))
     for begin in range(0, len(pairs), size):
-        worker.carry_out(pairs[begin : begin + size])
+        some = pairs[begin : begin + size]
+        worker.carry_out(some, part_of(progress, begin, len(some), len(pairs)))
     return worker.spent
 
 
 class _Worker:
     """Carries out stacks of trials, and adds up the time."""
 
-    def __init__(
-        self, batch: Batch, splits: Splits, running: RunningTrials, progress: Progress
-    ) -> None:
+    def __init__(self, batch: Batch, splits: Splits, running: RunningTrials) -> None:
         self.spent = Spent()
         self._batch = batch
         self._splits = splits
         self._running = running
-        self._progress = progress
         self._resolved = Resolved(batch.device, torch.get_num_threads())
 
-    def carry_out(self, trials: Sequence[tuple[PendingTrial, TrainConfig]]) -> None:
+    def carry_out(
+        self, trials: Sequence[tuple[PendingTrial, TrainConfig]], progress: Progress
+    ) -> None:
         started = time.perf_counter()
         numbers: dict[int, int] = {}  # of each record, by its place in memory
         records = []
@@ -116,7 +116,7 @@ class _Worker:
                 self._splits,
                 on_measured=on_measured,
                 should_stop=should_stop,
-                progress=self._progress,
+                progress=progress,
             )
         studying = self._running.seconds - before
         self.spent += Spent(time.perf_counter() - started - studying, studying)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Mapping, Sequence
 
 from initflow.core import workers
 from initflow.core.configurations import TuneConfig
-from initflow.core.progress import Progress
+from initflow.core.progress import Progress, part_of
 from initflow.diagnostics.record import start
 from initflow.errors import InitflowError, SettingError, WorkError
 from initflow.experiments import command_run
@@ -281,8 +280,11 @@ def _try_all(
         return [trial for scheme in studied for trial in list(scheme.running.values())]
 
     # In this process it tells by itself how far it is.
-    try_batch = functools.partial(batches.try_batch, progress=in_all)
-    work = try_batch if pool.is_here else batches.try_batch
+    work = (
+        (lambda one: batches.try_batch(one, part_of(in_all, ended, len(one.pending), total)))
+        if pool.is_here
+        else batches.try_batch
+    )
     with running.heartbeats(plan.storage, all_running):
         for batch, result in unsent.results(pool, work, next_batch):
             scheme, numbers = of_run[batch.run.id], [trial.number for trial in batch.pending]

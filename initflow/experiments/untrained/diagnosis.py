@@ -195,13 +195,14 @@ def _log_network(
     run.log_metrics(0, {f"{kind}/{names[layer]}": value for (kind, _, layer), value in parts})
     run.log_json("signals", as_json(reading, [(0, reading.signals)]))
     of_network = Failures()
-    draw = partial(figures.predicted_and_measured, reading.predicted, reading.signals, title)
-    if result.config.model != MLP:
-        draw = partial(_of_model, {cell: (reading.predicted, reading.signals)}, title)
-    drawn: dict[str, Callable[[], Figure]] = {"predicted_and_measured": draw}
-    if reading.signals.by_time:
-        both = reading.by_time, reading.signals
-        drawn["through_time"] = partial(model_figures.through_time, {cell.init: both}, title)
+    drawn = figures.beside_theory(
+        cell.init,
+        reading.signals,
+        reading.predicted,
+        reading.by_time,
+        title,
+        is_mlp=result.config.model == MLP,
+    )
     failures.log_figures(run, drawn, of_network)
     result.failures.update(failures.of(title, of_network))
 

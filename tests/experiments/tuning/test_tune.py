@@ -324,12 +324,19 @@ def test_an_interruption_leaves_no_run_open_and_goes_on(peaceful, tracked):
     whole, _ = peaceful
     cut = config(tracked, "interrupted", **PEACEFUL)
 
-    def interrupt(what, done, _):
-        if "6 of 12 trials done" in what and done:
+    shares = []
+
+    def interrupt(what, done, of):
+        if "trials done" in what:
+            shares.append(done / of)
+        if "6 of 12 trials done" in what and done / of > 0.5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         tune.tune(cut, experiment="interrupted", progress=interrupt)
+    assert shares == sorted(shares)  # of all trials, not of each batch anew
+    assert shares[0] < 0.25
+    assert 0.5 < shares[-1] <= 0.75
     assert "RUNNING" not in {run.info.status for run in runs_of("interrupted")}
     assert len(kept(cut, HE)) == 6 + 3  # those that wait to be tried again
     result = tune.tune(cut, experiment="interrupted")
