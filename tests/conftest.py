@@ -5,7 +5,7 @@ import functools
 import gc
 import gzip
 import io
-import logging
+import logging.config
 import os
 import struct
 import subprocess
@@ -64,6 +64,26 @@ def _initflow_is_not_installed():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metadata.Distribution, "from_name", classmethod(from_name))
+        yield
+
+
+def _of_pytest():
+    """What hears the log for pytest, as caplog and in its report."""
+    return [one for one in logging.root.handlers if type(one).__module__.startswith("_pytest.")]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _pytest_hears_the_log():
+    """Older versions of MLflow take all that hears the log away when they open a database."""
+    configure = logging.config.fileConfig
+
+    def configure_beside(*args, **kwargs):
+        before = _of_pytest()
+        configure(*args, **kwargs)
+        logging.root.handlers += before
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("logging.config.fileConfig", configure_beside)
         yield
 
 
@@ -139,11 +159,15 @@ published = { 10 = 85.0 }
 
 @pytest.fixture(autouse=True)
 def _log_as_before():
-    """The command line quietens our log for its process, which here has more to do."""
+    """The command line quietens our log for its process, which here has more to do.
+
+    MLflow, in older versions, leaves what writes the log to a stream that the test alone has.
+    """
     logger = logging.getLogger("initflow")
     level = logger.level
     yield
     logger.setLevel(level)
+    logging.root.handlers[:] = _of_pytest()
 
 
 @pytest.fixture(autouse=True)
@@ -244,9 +268,10 @@ def store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     new_store(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     yield uri
-    mlflow.set_tracking_uri(None)
+    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture
@@ -271,6 +296,14 @@ def tracked(tmp_path_factory):
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         yield folder
         mlflow.set_tracking_uri(None)
+
+
+def models_of(run):
+    """The ids of the models that were logged for it: older versions find runs without them."""
+    import mlflow
+
+    outputs = mlflow.get_run(run.info.run_id).outputs
+    return [one.model_id for one in outputs.model_outputs] if outputs else []
 
 
 def python(program, cwd=ROOT, **environment):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from initflow.core.progress import LOUD, STEPS, Progress, bar, is_warning, silent
+from initflow.core.progress import LOUD, Progress, bar, is_warning, silent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -98,7 +98,8 @@ def quieten_libraries() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     ours = [] if asked("debug") else ["initflow"]
-    STEPS.addFilter(is_warning)
+    for name in LOUD:
+        logging.getLogger(name).addFilter(is_warning)
     for name in (*LOUD, "optuna", *ours):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

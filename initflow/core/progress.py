@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import logging
 import sys
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 
 # Called with what is being done and how much of it is done: (what, done, of).
 Progress = Callable[[str, int, int], None]
-# Which log each step of making MLflow's database. Older versions of MLflow put the levels of
-# alembic's back meanwhile, but not what filters the one that logs.
-LOUD = ("alembic", "mlflow.store.db.utils")
-STEPS = logging.getLogger("alembic.runtime.migration")
+# Which log each step of making MLflow's database. In older versions of MLflow alembic's levels are
+# put back meanwhile, and two steps set their own: only a filter holds.
+LOUD = (
+    "alembic.runtime.migration",
+    "mlflow.store.db.utils",
+    "2b4d017a5e9b_add_model_registry_tables_to_db_py",
+    "89d4b8295536_create_latest_metrics_table_py",
+)
 _logger = logging.getLogger("initflow")
 
 
@@ -120,14 +125,12 @@ def is_warning(record: logging.LogRecord) -> bool:
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Without what MLflow logs of each step of making its database."""
-    STEPS.addFilter(is_warning)
     loud = [logging.getLogger(name) for name in LOUD]
-    before = [logger.level for logger in loud]
+    filtering = functools.partial(is_warning)  # its own, or it would be gone where this is nested
     for logger in loud:
-        logger.setLevel(max(logger.level, logging.WARNING))
+        logger.addFilter(filtering)
     try:
         yield
     finally:
-        for logger, level in zip(loud, before, strict=True):
-            logger.setLevel(level)
-        STEPS.removeFilter(is_warning)
+        for logger in loud:
+            logger.removeFilter(filtering)

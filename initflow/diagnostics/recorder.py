@@ -228,10 +228,8 @@ class Recorder:
         self._functions.gave(call, output)
         if output.requires_grad:
             # A view that is changed in place gets another place in the graph; its base does not.
-            base = output._base  # noqa: SLF001
-            if base is None or base.squeeze().shape != output.squeeze().shape:
-                base = output
-            self._on_gradient(base, functools.partial(self._gave_back, [call]))
+            base = _reshaped(output)
+            self._on_gradient(base, functools.partial(self._gave_back, [call], output.shape))
 
     @harmless
     def _pauses(self) -> Callable[[object], object] | None:
@@ -283,7 +281,7 @@ class Recorder:
         if len(calls) == 1:
             self._functions.calls[output] = calls[0]
         if output.requires_grad:
-            self._on_gradient(output, functools.partial(self._gave_back, calls))
+            self._on_gradient(output, functools.partial(self._gave_back, calls, output.shape))
 
     @harmless
     def recurred(
@@ -349,8 +347,8 @@ class Recorder:
         self._gradient_hooks.enter_context(handle)
 
     @harmless
-    def _gave_back(self, calls: list[Call], gradient: Tensor) -> None:
-        _add_gradient(calls, self._unscaled(gradient))
+    def _gave_back(self, calls: list[Call], shape: torch.Size, gradient: Tensor) -> None:
+        _add_gradient(calls, self._unscaled(gradient).reshape(shape))
 
     @harmless
     def _gave_back_through_time(
@@ -400,6 +398,15 @@ class Recorder:
 def _is_fast(module: nn.Module) -> bool:
     """Whether it may take its fast path; unless what it is given has a gradient."""
     return not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+def _reshaped(view: Tensor) -> Tensor:
+    """What ``view`` is a view of, where that has the same numbers in their order; else itself."""
+    base = view._base  # noqa: SLF001
+    if base is None or base.numel() != view.numel():
+        return view
+    is_flat = base.is_contiguous() and view.is_contiguous()
+    return base if is_flat or base.squeeze().shape == view.squeeze().shape else view
 
 
 def _add_gradient(calls: list[Call], gradient: Tensor) -> None:

@@ -35,6 +35,7 @@ from initflow.training.model import BATCH, Normalize
 from initflow.training.splits import Scale, Split, Splits
 
 TRIED = 2  # images that a model is tried on: a batch of 1 is a special case to some
+LARGEST_BATCH = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ def program(module: nn.Module, pixels: int) -> bytes:
     It needs none of the code that built the module.
     """
     example = torch.zeros(TRIED, pixels)
-    batch = torch.export.Dim("batch", min=1)
+    # With a bound, as PyTorch 2.6 exports a recurrent layer without one for no batch.
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     with torch.no_grad(), exporting():
         exported = torch.export.export(
             module, (example,), dynamic_shapes=({0: batch},), strict=False

@@ -13,6 +13,7 @@ from initflow.experiments.populations import best_networks
 from initflow.experiments.populations.best_networks import Best
 from initflow.reporting.seed_statistics import Cell
 from initflow.training import model
+from tests.conftest import models_of
 
 pytestmark = pytest.mark.usefixtures("tracked")
 SETTINGS = {
@@ -42,11 +43,6 @@ def networks_of(name, parent):
     return [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent]
 
 
-def models_of(run):
-    outputs = mlflow.get_run(run.info.run_id).outputs  # older versions find runs without them
-    return [one.model_id for one in outputs.model_outputs] if outputs else []
-
-
 def assert_best_alone(runs, metric="accuracy/test"):
     """Those of each scheme with the highest accuracy have their own model, and no other has one."""
     schemes = {}
@@ -62,7 +58,7 @@ def assert_best_alone(runs, metric="accuracy/test"):
             assert run.data.params["log_model"] == "false"
         if best is not None:
             (model_id,) = models_of(best)
-            state = mlflow.pytorch.load_model(f"models:/{model_id}").state_dict()
+            state = mlflow.pyfunc.load_model(f"models:/{model_id}").get_raw_model().state_dict()
             assert model.weights_sha256(state) == best.data.tags["initflow.weights_sha256"]
             metrics = mlflow.get_logged_model(model_id).metrics
             assert {one.key: one.value for one in metrics}.items() <= best.data.metrics.items()

@@ -31,6 +31,7 @@ from initflow.initializers.plugins import find
 from initflow.tracking import mlflow_page, runs
 from initflow.tracking.delivery import KEY_TAG, OPENER
 from initflow.training import cache, datasets, model, propagation, trainer
+from tests.conftest import models_of
 
 QUICK = {
     "dataset": "digits",
@@ -404,16 +405,13 @@ def test_its_model_is_that_of_train(carried):
     _, runs, _, alone = carried
     run = runs["he:mode=fan_out tanh seed 5"]
     images = np.random.default_rng(0).random((7, 64), dtype=np.float32)
-    predicted = [
-        mlflow.pyfunc.load_model(f"runs:/{each.info.run_id}/model").predict(images)
-        for each in (run, alone)
-    ]
-    np.testing.assert_array_equal(*predicted)
-    state = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model").state_dict()
+    loaded = [mlflow.pyfunc.load_model(f"runs:/{each.info.run_id}/model") for each in (run, alone)]
+    np.testing.assert_array_equal(*(each.predict(images) for each in loaded))
+    state = loaded[0].get_raw_model().state_dict()
     weights = {k: v for k, v in state.items() if k.startswith("fc")}
     assert model.weights_sha256(weights) == run.data.tags["initflow.weights_sha256"]
-    (logged,) = run.outputs.model_outputs
-    logged = mlflow.get_logged_model(logged.model_id)
+    (model_id,) = models_of(run)
+    logged = mlflow.get_logged_model(model_id)
     assert {metric.key: metric.value for metric in logged.metrics} == run.data.metrics
     assert logged.source_run_id == run.info.run_id
 
@@ -421,8 +419,8 @@ def test_its_model_is_that_of_train(carried):
 def test_the_model_of_train_has_the_last_values_too(carried):
     """MLflow's page of models shows them."""
     *_, alone = carried
-    (logged,) = alone.outputs.model_outputs
-    metrics = mlflow.get_logged_model(logged.model_id).metrics
+    (model_id,) = models_of(alone)
+    metrics = mlflow.get_logged_model(model_id).metrics
     accuracies = [metric.value for metric in metrics if metric.key == "accuracy/test"]
     assert accuracies == [alone.data.metrics["accuracy/test"]]
 
@@ -495,7 +493,7 @@ def test_no_figure_and_no_model_unless_asked(tracked):
     (member,) = population.members
     run = mlflow.get_run(member.run_id)
     assert artifacts(run) == {"config.json", "replay.json", "signals.json", "trace.safetensors"}
-    assert run.outputs is None or not run.outputs.model_outputs
+    assert not models_of(run)
     found = {k: v for k, v in history(run).items() if not k.startswith(("by_layer", "predicted"))}
     assert sum(map(len, found.values())) > 2_000
     updates = trainer.iterations(TrainConfig(epochs=3), 1_437)
@@ -522,11 +520,11 @@ def test_one_that_diverges_is_a_result_and_leaves_the_others_alone(tracked):
     assert f"not finite at iteration {step}" in run.data.tags["mlflow.note.content"]
     assert all(math.isfinite(value) for points in history(run).values() for _, value in points)
     assert max(at for points in history(run).values() for at, _ in points) <= max(step, 5)
-    assert run.outputs is None or not run.outputs.model_outputs
+    assert not models_of(run)
     for name in without:
         assert runs[name].data.tags["initflow.outcome"] == "finished"
         assert "initflow.diverged_at_step" not in runs[name].data.tags
-        assert len(runs[name].outputs.model_outputs) == 1
+        assert len(models_of(runs[name])) == 1
     outcomes = [member.outcome.diverged_at for member in population.members]
     assert outcomes == [None, step, None]
     alone = record.start(configs(["normal"], ["linear"], **own)[0], find("normal"), load())

@@ -22,6 +22,7 @@ from initflow.experiments.replay import provenance
 from initflow.initializers.activations import ACTIVATIONS
 from initflow.tracking.delivery import KEY_TAG, OPENER
 from initflow.training import datasets, model, trainer
+from tests.conftest import models_of
 
 QUICK = {"dataset": "digits", "log_model": False, "eval_every": 20, "probe": 0}
 
@@ -122,7 +123,7 @@ def test_tags_name_version_scheme_outcome_and_weights(finished):
         "initflow.verdict.backward": "stable",
         "initflow.initial_weights_sha256": model.weights_sha256(initial.state()),
     }
-    logged = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
+    logged = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model").get_raw_model()
     weights = {k: v for k, v in logged.state_dict().items() if k.startswith("fc")}
     assert model.weights_sha256(weights) == final
 
@@ -233,12 +234,32 @@ def test_the_logged_model_takes_any_batch(finished, batch):
     predicted = loaded.predict(images)
     assert predicted.shape == (batch, 10)
     splits = datasets.load(result.config)
-    plain = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model").state_dict()
+    plain = loaded.get_raw_model().state_dict()
     weights = {k: v for k, v in plain.items() if k.startswith("fc")}
     module = model.to_module(weights, ACTIVATIONS["tanh"], mean=splits.mean, std=splits.std)
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.needs("mlflow>=3.9")
+def test_pytorchs_flavor_loads_the_same_module(finished, served):
+    """With the names and numbers of its weights."""
+    _, run, _ = finished
+    state = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model").state_dict()
+    expected = served.get_raw_model().state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+@pytest.mark.needs("mlflow<3.9")
+def test_pytorchs_flavor_says_what_loads_the_module(finished):
+    """In the one line that this MLflow has for it."""
+    _, run, _ = finished
+    told = r"mlflow\.pyfunc\.load_model\(model_uri\)\.get_raw_model\(\) is the module"
+    with pytest.raises(mlflow.exceptions.MlflowException, match=told) as caught:
+        mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
+    assert str(caught.value).count("\n") == 0
 
 
 FORMS = {
@@ -456,8 +477,7 @@ def test_a_diverging_run_keeps_what_was_measured_and_says_when(store):
     assert all(math.isfinite(v) for points in result.history.values() for _, v in points)
     assert result.history["accuracy/test"][0][0] == 0
     assert f"not finite at iteration {result.diverged_at}" in run.data.tags["mlflow.note.content"]
-    with pytest.raises(mlflow.exceptions.MlflowException):
-        mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
+    assert not models_of(run)
 
 
 def test_a_run_that_fails_is_closed_as_failed(store, monkeypatch):

@@ -66,7 +66,14 @@ def is_traced() -> bool:
         or IS_WRITTEN_DOWN()
         or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
         or torch._guards.active_fake_mode() is not None  # noqa: SLF001
+        or _is_exported()
     )
+
+
+def _is_exported() -> bool:
+    """Whether ``torch.export`` is at work; in older versions it also runs what it writes down."""
+    exporting = sys.modules.get("torch.export._trace")
+    return getattr(exporting, "_EXPORT_FLAGS", None) is not None
 
 
 @contextlib.contextmanager

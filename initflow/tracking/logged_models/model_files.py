@@ -10,11 +10,12 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from mlflow.utils.environment import (
     _PythonEnv,
 )
 from mlflow.utils.file_utils import get_total_file_size
+from packaging.version import Version
 from torch import Tensor, nn
 
 from initflow.core import paths
@@ -55,6 +57,13 @@ OWN = ("artifact_path", "model_id", "model_uuid", "run_id", "utc_time_created")
 CLOSING = (".data/version", "version", "byteorder", ".data/serialization_id")
 CONFIG = "data/weights/model_weights_config.json"
 LARGEST = 1 << 24  # bytes of an archive without weights
+# What mlflow.pytorch.load_model takes for the name of a module where it knows pickled models alone,
+# and says in its error, as there is none.
+EXPORTED_FROM = Version("3.9")
+NOT_PICKLED = (
+    "none, because this model is exported, which mlflow.pytorch reads from MLflow 3.9 on. In older "
+    "versions, mlflow.pyfunc.load_model(model_uri).get_raw_model() is the module"
+)
 
 
 @dataclass(frozen=True)
@@ -273,6 +282,8 @@ def _with(module: nn.Module, takes: str, pixels: int, archive: bytes) -> Files:
         shutil.copyfile(served_model.__file__, folder / CODE / f"{LOADER}.py")
         (folder / DATA).mkdir()
         (folder / ARCHIVE).write_bytes(archive)
+        if Version(mlflow.__version__) < EXPORTED_FROM:
+            (folder / DATA / "pickle_module_info.txt").write_text(NOT_PICKLED)
         _add_flavors(saved)
         saved.model_size_bytes = get_total_file_size(name)
         _write_environment(folder)
@@ -302,11 +313,23 @@ def _add_flavors(saved: Model) -> None:
 def _write_environment(folder: Path) -> None:
     # Without a local part (+cpu), which no package index holds.
     needed = [f"{lib.__name__}=={lib.__version__.partition('+')[0]}" for lib in (mlflow, torch)]
-    conda, requirements, _ = _process_pip_requirements(None, needed)  # type: ignore[no-untyped-call]
+    with _unheard("mlflow.utils.environment"):  # that an environment which uv made has no pip
+        conda, requirements, _ = _process_pip_requirements(None, needed)  # type: ignore[no-untyped-call]
     with (folder / _CONDA_ENV_FILE_NAME).open("w") as file:
         yaml.safe_dump(conda, stream=file, default_flow_style=False)
     (folder / _REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     _PythonEnv.current().to_yaml(os.fspath(folder / _PYTHON_ENV_FILE_NAME))  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _unheard(name: str) -> Iterator[None]:
+    """Without what is logged under this name."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _line(key: str, value: Any) -> str:

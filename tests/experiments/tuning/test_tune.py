@@ -18,6 +18,7 @@ from initflow.experiments import network_run, train
 from initflow.experiments.tuning import evaluation, plan, searches, storages, studies, tune
 from initflow.reporting.seed_statistics import Cell
 from tests import test_end_to_end
+from tests.conftest import models_of
 
 QUICK = {
     "dataset": "digits",
@@ -221,7 +222,7 @@ def test_what_a_tuning_leaves(tuned):
 
 def test_the_model_is_of_the_best_setting_and_of_the_first_seed(tuned):
     """Not of the seed that did best on the test images."""
-    with_model = [run for run in runs_of("whole") if run.outputs and run.outputs.model_outputs]
+    with_model = [run for run in runs_of("whole") if models_of(run)]
     assert len(with_model) == 2
     for run in with_model:
         assert run.data.tags["initflow.tuning"] == "tuned"
