@@ -16,8 +16,14 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def _inline(found: re.Match[str]) -> str:
-    return str(convert(unescape(found[1])))
+    return _mathml(found[1], "inline")
 
 
 def _block(found: re.Match[str]) -> str:
-    return str(convert(unescape(found[1]), display="block"))
+    return _mathml(found[1], "block")
+
+
+def _mathml(formula: str, display: str) -> str:
+    """A prime at its full size: as an exponent it could not be seen, and φ′ would be read as φ."""
+    made = convert(unescape(formula), display=display)
+    return re.sub(r"<msup>(<mi>[^<]*</mi>)<mi>(&#x02032;)</mi></msup>", r"\1<mo>\2</mo>", made)
