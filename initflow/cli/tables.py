@@ -394,7 +394,8 @@ def further_differences(differences: Sequence[Change]) -> list[str]:
     """How many the table leaves out, most of them packages."""
     more = len(differences) - len(_told(differences))
     of_packages = all(one.what.startswith(PACKAGE) for one in differences[FACTS:])
-    return [f"And {more} more{' packages' if of_packages else ''}."] if more else []
+    unit = f" package{'s' if more > 1 else ''}" if of_packages else ""
+    return [f"And {more} more{unit}."] if more else []
 
 
 def replay_table(found: Replay, columns: int = WIDE) -> Table:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from initflow.cli import tables
 from initflow.core.configurations import ACTIVATION_NAMES, SCHEME_NAMES
+from initflow.core.environment import Change
 from initflow.reporting import webpage
 from initflow.reporting.published import PublishedRow, checks
 from initflow.reporting.seed_statistics import Cell, Outcome, Row, rows
@@ -232,3 +233,17 @@ def test_what_is_no_activation_function_is_not_called_one():
         heading = next(line for line in shown(tables.comparison_table(found)) if "scheme" in line)
         assert heading.split()[1] == word
         assert f"scheme {word}" in " ".join(c.name for c in webpage.accuracy_table(found).columns)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("abcde", []),
+        ("abcdef", ["And 1 more package."]),
+        ("abcdefg", ["And 2 more packages."]),
+    ],
+)
+def test_a_replay_counts_the_packages_that_its_table_leaves_out(names, said):
+    """Of those with another version."""
+    differences = [Change(f"package {name}", "1", "2") for name in names]
+    assert tables.further_differences(differences) == said
