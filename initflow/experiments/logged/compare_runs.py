@@ -120,9 +120,9 @@ def compare_runs(
 
     What is compared is the last value of ``metric``, of runs that finished. A run diverged whose
     last value is no finite number. Groups with the same seeds, by the parameter or tag ``seed``,
-    are compared seed by seed (paired t), others as independent runs (Welch). By default less is
-    better of what is called a loss or an error. ``tracking_uri`` is where the runs are, by
-    default where MLflow has them.
+    are compared seed by seed (paired t), others as independent runs (Welch). Less is better if
+    ``lower_is_better``; by default, None, of what is called a loss or an error. ``tracking_uri``
+    is where the runs are, by default where MLflow has them.
 
     A run, parameter or metric that there is none of is a :class:`SettingError`, before anything
     else.
