@@ -130,7 +130,7 @@ def as_html(table: pd.DataFrame) -> str:
     note, few = "", [column for column in table.columns if not is_of_a_layer(column)]
     if len(table.columns) > MOST_COLUMNS and 1 < len(few) < len(table.columns):
         left_out = counted(len(table.columns) - len(few), "metric")
-        note = f"<p>{left_out} of layers: in the table of <code>to_pandas()</code>.</p>"
+        note = f"<div>{left_out} of layers: in the table of <code>to_pandas()</code>.</div>"
         table = table[few]
     written = table.astype(object).where(table.notna(), NONE)
     shown = written.to_html(
