@@ -71,7 +71,9 @@ def is_traced() -> bool:
 
 
 def _is_exported() -> bool:
-    """Whether ``torch.export`` is at work; in older versions it also runs what it writes down."""
+    """Whether ``torch.export`` is at work: PyTorch 2.6 also runs what it writes down."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
     exporting = sys.modules.get("torch.export._trace")
     return getattr(exporting, "_EXPORT_FLAGS", None) is not None
 
