@@ -381,7 +381,8 @@ def test_a_strange_thing_where_a_journal_should_be(tmp_path, kind):
     STRANGE[kind](tmp_path / "a.journal")
     if kind == "dangling":
         return  # it is made where the link leads
-    with pytest.raises(StudyError), storages.locked(str(tmp_path / "a.journal"), "one"):
+    told = SettingError if kind == "folder" else StudyError
+    with pytest.raises(told), storages.locked(str(tmp_path / "a.journal"), "one"):
         storages.open_storage(str(tmp_path / "a.journal"))
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from initflow.diagnostics.signals import is_of_a_layer
 from initflow.errors import cause, naming_extras, unknown
 from initflow.reporting.formats import NONE, counted, short
 
@@ -127,6 +126,8 @@ def as_html(table: pd.DataFrame) -> str:
 
     Metrics of layers are left out of many columns, as figures show them better.
     """
+    from initflow.diagnostics.signals import is_of_a_layer  # noqa: PLC0415 - loads torch
+
     note, few = "", [column for column in table.columns if not is_of_a_layer(column)]
     if len(table.columns) > MOST_COLUMNS and 1 < len(few) < len(table.columns):
         left_out = counted(len(table.columns) - len(few), "metric")
