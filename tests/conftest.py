@@ -221,6 +221,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_a_module_leaves_stays():
+    """As what is imported does: full collections take a tenth of the suite's time otherwise."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def _has_gpu():
     import torch
 

@@ -315,7 +315,7 @@ def keys():
     st.sampled_from([torch.optim.SGD, torch.optim.Adam]),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_watched_training_is_the_same(keys, plan, number, optimizer, scale):
     """To the bit, and to its end; no hook is left, and its layers have valid keys."""
     keys.clear()

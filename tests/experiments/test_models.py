@@ -178,6 +178,7 @@ def test_what_a_builder_draws_is_told(store, net):
 
 def test_a_comparison_with_a_model_of_a_notebook_needs_no_workers(store, monkeypatch):
     """Which could not find it."""
+    monkeypatch.delattr("__main__.__file__", raising=False)  # which a script has
     monkeypatch.setattr("__main__.build_it", build_it, raising=False)
     monkeypatch.setattr(build_it, "__module__", "__main__")
     with pytest.raises(SettingError, match="model '__main__:build_it' is defined where its work"):
